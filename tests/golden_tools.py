@@ -32,9 +32,9 @@ def rule_tensor(prefix: str, name: str, shape, gain: float = 1.0) -> np.ndarray:
   return z  # biases and running means
 
 
-def rule_state_dict(params, prefix: str, gain: float = 1.0) -> dict[str, np.ndarray]:
-  """State dict of the rule for json's list of [name, shape]."""
-  return {name: rule_tensor(prefix, name, shape, gain) for name, shape in params}
+def rule_state_dict(params, prefix: str, gain: float = 1.0, kept=()) -> dict[str, np.ndarray]:
+  """State dict of the rule for json's list of [name, shape], without the `kept` buffers."""
+  return {name: rule_tensor(prefix, name, shape, gain) for name, shape in params if name not in kept}
 
 
 def assert_close(actual, reference, tolerance: float, what: str = ''):
