@@ -63,18 +63,20 @@ class Pickler(pickle._Pickler):
   """Python's pickler with names of modules that are not here.
 
   `inline`: storages are written as bytes inside (plain pickle.dump), not referred to by key.
+  `references_end`: what the older format adds to a reference to a storage.
   """
 
-  def __init__(self, file, protocol=2, inline=False):
+  def __init__(self, file, protocol=2, inline=False, references_end=()):
     super().__init__(file, protocol)
-    self.inline, self.storages = inline, {}
+    self.inline, self.references_end, self.storages = inline, references_end, {}
 
   def persistent_id(self, obj):
     if not isinstance(obj, _StorageOf) or self.inline:
       return None
     key = str(list(self.storages).index(id(obj.array)) if id(obj.array) in self.storages else len(self.storages))
     self.storages[id(obj.array)] = obj.array
-    return 'storage', Global('torch', STORAGE_CLASSES[obj.array.dtype.name]), key, 'cpu', obj.array.size
+    cls = Global('torch', STORAGE_CLASSES[obj.array.dtype.name])
+    return ('storage', cls, key, 'cpu', obj.array.size, *self.references_end)
 
   def save(self, obj, save_persistent_id=True):
     if isinstance(obj, Global):
@@ -118,7 +120,7 @@ def save_legacy(file, content):
   system = {'protocol_version': 1001, 'little_endian': True, 'type_sizes': {'short': 2, 'int': 4, 'long': 4}}
   for header in (0x1950A86A20F9469CFC6C, 1001, system):
     pickle.dump(header, file, protocol=2)
-  pickler = Pickler(file)
+  pickler = Pickler(file, references_end=(None,))
   pickler.dump(content)
   pickle.dump([str(key) for key in range(len(pickler.storages))], file, protocol=2)
   for array in pickler.storages.values():
