@@ -36,20 +36,24 @@ def broadcast(sigma, x: jax.Array) -> jax.Array:
   return jnp.broadcast_to(jnp.asarray(sigma, jnp.float32), x.shape[:1]).reshape(-1, *(1,) * (x.ndim - 1))
 
 
+def coefficients(sigma: jax.Array, sigma_data: float = 0.5) -> tuple[jax.Array, ...]:
+  """(c_skip, c_out, c_in, c_noise) at noise levels of any shape (Karras et al. 2022, table 1, last column)."""
+  variance = sigma**2 + sigma_data**2
+  deviation = jnp.sqrt(variance)
+  return sigma_data**2 / variance, sigma * sigma_data / deviation, 1 / deviation, jnp.log(sigma) / 4
+
+
 def precondition(network_apply: Callable, sigma_data: float = 0.5) -> Callable:
-  """Makes a denoiser of a raw network (Karras et al. 2022, table 1, last column).
+  """Makes a denoiser of a raw network (Karras et al. 2022, equation 7).
 
   Returns:
     denoise(params, x, sigma, cond, **kwargs) -> D: x [B, H, W, C] the noisy state, sigma a scalar or
-    [B]; D the estimate of the clean image, float32. kwargs go to the network.
+    [B]; D the estimate of the clean image, float32 whatever the network's type. kwargs go to the network.
   """
   def denoise(params, x, sigma, cond, **kwargs):
-    sigma = broadcast(sigma, x)
-    variance = sigma**2 + sigma_data**2
-    c_skip = sigma_data**2 / variance
-    c_out = sigma * sigma_data / jnp.sqrt(variance)
     x = x.astype(jnp.float32)
-    output = network_apply(params, x / jnp.sqrt(variance), jnp.log(sigma.reshape(-1)) / 4, cond, **kwargs)
+    c_skip, c_out, c_in, c_noise = coefficients(broadcast(sigma, x), sigma_data)
+    output = network_apply(params, c_in * x, c_noise.reshape(-1), cond, **kwargs)
     return c_skip * x + c_out * output.astype(jnp.float32)
 
   return denoise
@@ -215,7 +219,8 @@ def heun_sample(
   jumps = np.where((starts >= churn_min) & (starts <= churn_max), starts * (1 + gamma), starts)
 
   def jump_noise(i):
-    draws = jax.random.normal(jax.random.fold_in(rng, i), noise.shape) if churn_noise is None else churn_noise[i]
-    return churn_scale * draws
+    if churn_noise is None:
+      return churn_scale * jax.random.normal(jax.random.fold_in(rng, i), noise.shape)
+    return churn_scale * jnp.asarray(churn_noise)[i]
 
   return heun(denoise, noise, levels, cond, clip=clip, jumps=jumps, jump_noise=jump_noise)

@@ -108,8 +108,8 @@ class ResBlock(nn.Module):
   resample: str = ''  # 'up' (nearest), 'down' (mean) or ''
   heads: int = 0
   scale_shift: bool = True
-  skip_scale: float = 1.0
-  resample_conv: bool = False  # a 1x1 convolution in the skip connection whenever there is resampling
+  skip_conv: bool = False  # a 1x1 convolution in the skip connection; needed where the width changes
+  skip_scale: float = 1.0  # factor after each residual sum
   dropout: float = 0.0
   min_group_channels: int = 4
   norm_eps: float = 1e-5
@@ -126,7 +126,7 @@ class ResBlock(nn.Module):
 
     resampled = {'': lambda y: y, 'up': upsampled, 'down': downsampled}[self.resample]
     skip = resampled(x)
-    if x.shape[-1] != self.channels or (self.resample and self.resample_conv):
+    if self.skip_conv:
       skip = conv(skip, 'skip', size=1)
 
     y = conv(resampled(nn.silu(norm(x, 'norm_0'))), 'conv_0')

@@ -44,10 +44,12 @@ class Block(NamedTuple):
   resolution: int  # of its output
   in_channels: int  # with those of the encoder's skip connection
   channels: int
-  resample: str = ''
-  attention: bool = False
+  resample: str = ''  # 'up', 'down' or ''
+  heads: int = 0  # 0: no attention
+  scale_shift: bool = True
+  skip_conv: bool = False
+  skip_scale: float = 1.0
   takes_skip: bool = False
-  grown: GrownLevel | None = None
 
 
 class UNet(nn.Module):
@@ -66,7 +68,7 @@ class UNet(nn.Module):
     skip_scale          - (1)     -                          sqrt(1/2)    after every residual sum
     resample_conv       - (False) -                          True         1x1 convolution in up/down skip connections
     attend_last         - (False) -                          True         decoder attention: only a level's last block
-    num_heads           - (0)     -                          1            0: by channels_per_head
+    num_heads           - (0)     -                          1
     ddpmpp_embedding    - (False) -                          True         sines first, labels before the MLP
     stem_channels       - (0)     channels                   channels     of in_conv; 0: the first level's width
 
@@ -84,7 +86,8 @@ class UNet(nn.Module):
   embed_channels: int = 0  # 0: 4 * channels
   num_blocks: int = 3
   attention_resolutions: Sequence[int] = (32, 16, 8)
-  num_heads: int = 0
+  mid_attention: bool = True
+  num_heads: int = 0  # 0: channels // channels_per_head, at least 1
   channels_per_head: int = 64
   num_classes: int = 0  # 0: no labels
   augment_dim: int = 0
@@ -168,10 +171,6 @@ class UNet(nn.Module):
   def embed_width(self) -> int:
     return self.embed_channels or 4 * self.channels
 
-  def heads(self, channels: int) -> int:
-    """Attention heads at a width."""
-    return self.num_heads or max(1, channels // self.channels_per_head)
-
   def blocks(self) -> tuple[list[Block], list[Block], list[Block]]:
     """(encoder, middle, decoder): every residual block in the order of its call.
 
@@ -190,48 +189,63 @@ class UNet(nn.Module):
     encoder = []
     for level, resolution in enumerate(resolutions):
       if level:
-        encoder.append(Block(f'enc_{resolution}_down', resolution, width, width, 'down'))
+        encoder.append(self._block(f'enc_{resolution}_down', resolution, width, width, resample='down'))
       for i in range(self.num_blocks):
         channels = int(self.channels * self.channel_mult[level])
         attention = resolution in self.attention_resolutions
-        encoder.append(Block(f'enc_{resolution}_block{i}', resolution, width, channels, attention=attention))
+        encoder.append(self._block(f'enc_{resolution}_block{i}', resolution, width, channels, attention))
         width = channels
     skip_widths = [self.stem_width] + [block.channels for block in encoder]
 
     lowest = resolutions[-1]
-    middle = [Block(f'mid_block{i}', lowest, width, width, attention=i == 0) for i in range(2)]
+    middle = [self._block(f'mid_block{i}', lowest, width, width, i == 0 and self.mid_attention) for i in range(2)]
 
     decoder = []
     for level, resolution in reversed(list(enumerate(resolutions))):
       if resolution != lowest:
-        decoder.append(Block(f'dec_{resolution}_up', resolution, width, width, 'up'))
+        decoder.append(self._block(f'dec_{resolution}_up', resolution, width, width, resample='up'))
       for i in range(self.num_blocks + 1):
         channels = int(self.channels * decoder_mult[level])
         attention = resolution in self.attention_resolutions and (i == self.num_blocks or not self.attend_last)
-        decoder.append(Block(f'dec_{resolution}_block{i}', resolution, width + skip_widths.pop(), channels,
-                             attention=attention, takes_skip=True))
+        in_channels = width + skip_widths.pop()
+        block = self._block(f'dec_{resolution}_block{i}', resolution, in_channels, channels, attention)
+        decoder.append(block._replace(takes_skip=True))
         width = channels
+    return encoder, middle, decoder + self._grown_blocks(width)
+
+  def _block(self, name, resolution, in_channels, channels, attention=False, resample='') -> Block:
+    return Block(
+        name, resolution, in_channels, channels, resample,
+        heads=(self.num_heads or max(1, channels // self.channels_per_head)) if attention else 0,
+        scale_shift=self.scale_shift,
+        skip_conv=in_channels != channels or (bool(resample) and self.resample_conv),
+        skip_scale=self.skip_scale,
+    )
+
+  def _grown_blocks(self, width: int) -> list[Block]:
+    """The added levels. They are ADM's whatever the base is: with no scaled or convolved skip
+    connection, the grown network begins as the old features, up-sampled."""
+    blocks = []
     for exponent, level in enumerate(self.grown, 1):
       resolution = self.resolution << exponent
-      decoder.append(Block(f'dec_{resolution}_up', resolution, width, level.channels, 'up', grown=level))
-      width = level.channels
-      decoder += [Block(f'dec_{resolution}_block{i}', resolution, width, width, grown=level)
-                  for i in range(level.num_blocks)]
-    return encoder, middle, decoder
+      names = [f'dec_{resolution}_up'] + [f'dec_{resolution}_block{i}' for i in range(level.num_blocks)]
+      for name in names:
+        blocks.append(Block(name, resolution, width, level.channels, 'up' if name == names[0] else '',
+                            scale_shift=level.scale_shift, skip_conv=width != level.channels))
+        width = level.channels
+    return blocks
 
   def _module(self, block: Block) -> nn.Module:
     kind = layers.ResBlock
     if block.resolution in self.remat:
       kind = nn.remat(kind, static_argnums=(3,))  # `train`, counting self
-    # Grown blocks are ADM's whatever the base is: with no scaled or convolved skip connection the
-    # grown network begins as the old features, up-sampled.
     return kind(
         channels=block.channels,
         resample=block.resample,
-        heads=self.heads(block.channels) if block.attention else 0,
-        scale_shift=block.grown.scale_shift if block.grown else self.scale_shift,
-        skip_scale=1.0 if block.grown else self.skip_scale,
-        resample_conv=self.resample_conv and not block.grown,
+        heads=block.heads,
+        scale_shift=block.scale_shift,
+        skip_conv=block.skip_conv,
+        skip_scale=block.skip_scale,
         dropout=self.dropout,
         min_group_channels=self.min_group_channels,
         norm_eps=self.norm_eps,
