@@ -1,0 +1,1 @@
+"""Numbers for sets of generated images, in float64 NumPy from features and probabilities."""
