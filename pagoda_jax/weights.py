@@ -100,7 +100,7 @@ def verify(wanted: Published, path: epath.Path, again: bool = False) -> str:
   record = _read_record(record_path)
   stamp = {'bytes': stat.length, 'changed': stat.mtime}
   fresh = {key: record.get(key) for key in stamp} == stamp
-  digest = record['sha256'] if fresh and not again else _sha256(path)
+  digest = record['sha256'] if fresh and not again else sha256_of(path)
   if not digest.startswith(wanted.sha256):
     _raise_wrong(wanted, path, f'its SHA-256 is {digest}, published is {wanted.sha256}')
   if not wanted.sha256 and record.get('sha256', digest) != digest:
@@ -132,7 +132,8 @@ def _write_record(path: epath.Path, record: dict) -> None:
     logging.info('%s: not written (%s); the digest will be computed again', path, error)
 
 
-def _sha256(path: epath.Path) -> str:
+def sha256_of(path: epath.Path) -> str:
+  """SHA-256 of a file, local or remote, as hex digits."""
   sha = hashlib.sha256()
   with path.open('rb') as file:
     while chunk := file.read(_CHUNK):

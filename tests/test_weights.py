@@ -123,7 +123,7 @@ def test_digest_is_computed_once_and_a_broken_record_is_ignored(folder, register
   (folder / 'small.pt').write_bytes(CONTENT)
   (folder / 'small.pt.sha256.json').write_text('{"sha2')
   weights.find('small', folder)
-  monkeypatch.setattr(weights, '_sha256', lambda path: pytest.fail('computed again'))
+  monkeypatch.setattr(weights, 'sha256_of', lambda path: pytest.fail('computed again'))
   weights.find('small', folder)
 
 
