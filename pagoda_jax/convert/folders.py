@@ -47,7 +47,8 @@ def write_converted(folder, converted: Converted, source: dict) -> None:
   target = folder if remote else folder.parent / f'.{folder.name}.{os.getpid()}.tmp'
   try:
     target.mkdir(parents=True)
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    # Random-looking numbers do not compress, and trying takes their size again in memory.
+    with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
       checkpointer.save(target / 'variables', converted.variables)
     if converted.carried:
       torch_files.write_safetensors(target / 'carried.safetensors', converted.carried)

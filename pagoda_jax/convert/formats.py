@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -121,10 +122,12 @@ def read_converted(path, format: str = '', key: str = '', prefix: str = '', line
   state_dict, changed = state_dicts.as_float32(state_dict)
   notes += [f'{len(names)} tensors of {dtype} made float32' for dtype, names in changed.items()]
   converted = from_state_dict(state_dict, format, **asked)
+  # Copies of what still are views, so that nothing depends on the file any more.
+  own = jax.tree.map(lambda x: x if x.flags.writeable else x.copy(), (converted.variables, converted.carried))
   _warn_of_non_finite(state_dict, path)
   for note in (notes := (*notes, *converted.notes)):
     logging.info('%s: %s', path, note)
-  return dataclasses.replace(converted, notes=notes)
+  return dataclasses.replace(converted, variables=own[0], carried=own[1], notes=notes)
 
 
 def from_state_dict(state_dict: StateDict, format: str, **asked) -> Converted:
