@@ -6,7 +6,8 @@ import pathlib
 import jax
 import pytest
 
-MODULES = [importlib.import_module(path.stem) for path in sorted(pathlib.Path(__file__).parent.glob('golden_checks_*.py'))]
+FILES = sorted(pathlib.Path(__file__).parent.glob('golden_checks_*.py'))
+MODULES = [importlib.import_module(path.stem) for path in FILES]
 CASES = [pytest.param(check, id=name) for module in MODULES for name, check in module.cases()]
 
 

@@ -47,9 +47,8 @@ def options(state_dict: StateDict) -> dict[str, Any]:
       # Presence decides: below 64 channels EDM's ADM has 0 heads, that is, no attention.
       'attention_resolutions': tuple(r for r in resolutions if f'model.enc.{r}x{r}_block0.qkv.weight' in state_dict),
       'mid_attention': f'model.dec.{lowest}_in0.qkv.weight' in state_dict,
-      'num_classes': unets.shape(state_dict, 'model.map_label.weight')[1] if 'model.map_label.weight' in state_dict else 0,
-      'augment_dim': (
-          unets.shape(state_dict, 'model.map_augment.weight')[1] if 'model.map_augment.weight' in state_dict else 0),
+      'num_classes': unets.width_if_present(state_dict, 'model.map_label.weight', axis=1),
+      'augment_dim': unets.width_if_present(state_dict, 'model.map_augment.weight', axis=1),
   }
 
 
@@ -92,7 +91,8 @@ def _embedding_leaves(net):
       *unets.linear('model.map_layer1', 'time_embed_1', width, width),
   ]
   if net.augment_dim:
-    found.append(Leaf('model.map_augment.weight', 'augment_embed/kernel', (net.channels, net.augment_dim), mapping.LINEAR))
+    shape = (net.channels, net.augment_dim)
+    found.append(Leaf('model.map_augment.weight', 'augment_embed/kernel', shape, mapping.LINEAR))
   if net.num_classes and net.ddpmpp_embedding:
     found += unets.linear('model.map_label', 'label_embed', net.num_classes, net.channels)
   elif net.num_classes:

@@ -82,7 +82,7 @@ def options(
           resolution >> level for level, i in enumerate(first) if f'input_blocks.{i}.1.qkv.weight' in state_dict),
       'num_heads': 1 if attention_order == 'xformers' else num_heads,
       'channels_per_head': channels_per_head,
-      'num_classes': unets.shape(state_dict, 'label_emb.weight')[0] if 'label_emb.weight' in state_dict else 0,
+      'num_classes': unets.width_if_present(state_dict, 'label_emb.weight', axis=0),
       'scale_shift': scale_shift('input_blocks.1'),
       'grown': tuple(GrownLevel(width(block), grown_num_blocks, scale_shift(block)) for block in added),
   }
