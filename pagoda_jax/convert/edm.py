@@ -1,5 +1,6 @@
 """EDM's published networks (github NVlabs/edm: state dict of `EDMPrecond`, `DhariwalUNet` or `SongUNet`)."""
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -63,7 +64,7 @@ def block_names(net: UNet) -> dict[str, str]:
   encoder, middle, decoder = net.blocks()
   side = {block.name: 'enc' for block in encoder} | {block.name: 'dec' for block in middle + decoder}
   names = {}
-  for block in [*encoder, *middle, *decoder]:
+  for block in itertools.chain(encoder, middle, decoder):
     if block.resolution <= net.resolution:
       place = block.name.split('_')[-1]
       if block in middle:
@@ -77,7 +78,7 @@ def _residual_leaves(net):
             'skip': 'skip', 'attention/norm': 'norm2', 'attention/qkv': 'qkv', 'attention/out': 'proj'}
   names = block_names(net)
   found = []
-  for block in sum(net.blocks(), []):
+  for block in itertools.chain(*net.blocks()):
     if block.name in names:
       theirs = {ours: f'{names[block.name]}.{layer}' for ours, layer in layers.items()}
       found += unets.block_leaves(net, block, theirs, QKV_AXES)

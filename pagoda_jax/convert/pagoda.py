@@ -4,6 +4,7 @@ State dict of `cm.unet.UNetModel` (github sony/pagoda, openai/consistency_models
 resblock_updown=True. Not everything is in the names and shapes; `options` asks for the rest.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -139,7 +140,7 @@ def _residual_leaves(net, axes):
   attention = {'attention/norm': 'norm', 'attention/qkv': 'qkv', 'attention/out': 'proj_out'}
   names = block_names(net)
   found = []
-  for block in sum(net.blocks(), []):
+  for block in itertools.chain(*net.blocks()):
     sequence, index = names[block.name]
     theirs = {ours: f'{sequence}.{index}.{layer}' for ours, layer in layers.items()}
     theirs |= {ours: f'{sequence}.{index + 1}.{layer}' for ours, layer in attention.items()}
