@@ -68,10 +68,11 @@ class Checkpoints:
     try:
       action()
     except Exception as error:  # tensorstore raises many kinds for a full or failing disk
+      latest = max(finished_steps(self.folder.parent), default=None)
       raise CheckpointError(
-        f'{self.folder}: saving failed: {error}\n'
-        f'The checkpoints before it are intact (latest: {max(finished_steps(self.folder.parent), default=None)}). Free some disk space '
-        'and start the same command again; it goes on from there.'
+        f'{self.folder}: saving failed: {first_lines(error)}\n'
+        f'The checkpoints before it are intact (latest: {latest}). Free some disk space and start the same '
+        'command again; it goes on from there.'
       ) from error
 
   def restore(self, step: int, abstract_state):

@@ -95,7 +95,7 @@ def edm_loss(denoise, params, images, cond, rng, p_mean=-1.2, p_std=1.2, sigma_d
 
 
 def one_step(network_apply, params, z, cond, sigma_max: float = 80.0, sigma_data: float = 0.5, **kwargs) -> jax.Array:
-  """The one-step generator: the raw network output is the image (PaGoDA, section 3.1).
+  """The one-step generator: the raw network output is the image (PaGoDA, stage 2).
 
   Args:
     z: [B, H, W, C] noise with a standard deviation near sigma_max.
@@ -164,7 +164,7 @@ def heun(denoise: Callable, x: jax.Array, levels: np.ndarray, cond: Cond, *, cli
 
 
 def invert(denoise: Callable, images: jax.Array, levels: np.ndarray, cond: Cond, clip: bool = True) -> jax.Array:
-  """Data to noise: the clean image is taken as the state at the lowest level (PaGoDA, section 3.1).
+  """Data to noise: the clean image is taken as the state at the lowest level (PaGoDA).
 
   Args:
     denoise: denoise(x, sigma, cond), of the images' own labels.

@@ -61,7 +61,8 @@ class Progress:
 
   def restart_clock(self, done: int) -> None:
     """Leaves the time so far (compilation) out of the rate."""
-    self._start, self._first, self._images = time.monotonic(), done, 0
+    self._start = self._shown = time.monotonic()
+    self._first, self._images = done, 0
 
   def images_per_second(self) -> float:
     return self._images / max(time.monotonic() - self._start, 1e-9)

@@ -84,5 +84,10 @@ def set_up_jax() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
-if __name__ == '__main__':
+def console() -> None:
+  """Entry point of the installed `pagoda`."""
   sys.exit(main())
+
+
+if __name__ == '__main__':
+  console()

@@ -64,11 +64,9 @@ def place_batch(batch, mesh: Mesh):
 
 
 def place_global(batch, mesh: Mesh):
-  """Shards a batch that every host holds whole over all devices."""
+  """Shards a batch (NumPy) that every host holds whole over all devices."""
   sharding = batch_sharding(mesh)
-  return jax.tree.map(
-    lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda index, x=np.asarray(x): x[index]), batch
-  )
+  return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)
 
 
 def is_primary() -> bool:

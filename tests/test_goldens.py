@@ -1,16 +1,17 @@
-"""Every golden check: each module golden_checks_*.py yields (id, check) from its `cases()`."""
+"""Every check against the golden files; the checks are in golden_checks_*.py, one `cases()` each.
+
+PAGODA_GOLDENS=folder runs them on other golden files of the same array names.
+"""
 
 import importlib
 import pathlib
 
-import jax
 import pytest
 
-MODULES = [importlib.import_module(path.stem) for path in sorted(pathlib.Path(__file__).parent.glob('golden_checks_*.py'))]
-CASES = [pytest.param(check, id=name) for module in MODULES for name, check in module.cases()]
+MODULES = sorted(path.stem for path in pathlib.Path(__file__).parent.glob('golden_checks_*.py'))
+CASES = [case for module in MODULES for case in importlib.import_module(module).cases()]
 
 
-@pytest.mark.parametrize('check', CASES)
+@pytest.mark.parametrize('check', [pytest.param(check, id=name) for name, check in CASES])
 def test_golden(check):
-  with jax.default_matmul_precision('highest'):
-    check()
+  check()

@@ -1,5 +1,6 @@
 """EDM's published networks (github NVlabs/edm: state dict of `EDMPrecond`, `DhariwalUNet` or `SongUNet`)."""
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -47,9 +48,8 @@ def options(state_dict: StateDict) -> dict[str, Any]:
       # Presence decides: below 64 channels EDM's ADM has 0 heads, that is, no attention.
       'attention_resolutions': tuple(r for r in resolutions if f'model.enc.{r}x{r}_block0.qkv.weight' in state_dict),
       'mid_attention': f'model.dec.{lowest}_in0.qkv.weight' in state_dict,
-      'num_classes': unets.shape(state_dict, 'model.map_label.weight')[1] if 'model.map_label.weight' in state_dict else 0,
-      'augment_dim': (
-          unets.shape(state_dict, 'model.map_augment.weight')[1] if 'model.map_augment.weight' in state_dict else 0),
+      'num_classes': unets.width_if_present(state_dict, 'model.map_label.weight', axis=1),
+      'augment_dim': unets.width_if_present(state_dict, 'model.map_augment.weight', axis=1),
   }
 
 
@@ -64,7 +64,7 @@ def block_names(net: UNet) -> dict[str, str]:
   encoder, middle, decoder = net.blocks()
   side = {block.name: 'enc' for block in encoder} | {block.name: 'dec' for block in middle + decoder}
   names = {}
-  for block in [*encoder, *middle, *decoder]:
+  for block in itertools.chain(encoder, middle, decoder):
     if block.resolution <= net.resolution:
       place = block.name.split('_')[-1]
       if block in middle:
@@ -78,7 +78,7 @@ def _residual_leaves(net):
             'skip': 'skip', 'attention/norm': 'norm2', 'attention/qkv': 'qkv', 'attention/out': 'proj'}
   names = block_names(net)
   found = []
-  for block in sum(net.blocks(), []):
+  for block in itertools.chain(*net.blocks()):
     if block.name in names:
       theirs = {ours: f'{names[block.name]}.{layer}' for ours, layer in layers.items()}
       found += unets.block_leaves(net, block, theirs, QKV_AXES)
@@ -92,7 +92,8 @@ def _embedding_leaves(net):
       *unets.linear('model.map_layer1', 'time_embed_1', width, width),
   ]
   if net.augment_dim:
-    found.append(Leaf('model.map_augment.weight', 'augment_embed/kernel', (net.channels, net.augment_dim), mapping.LINEAR))
+    shape = (net.channels, net.augment_dim)
+    found.append(Leaf('model.map_augment.weight', 'augment_embed/kernel', shape, mapping.LINEAR))
   if net.num_classes and net.ddpmpp_embedding:
     found += unets.linear('model.map_label', 'label_embed', net.num_classes, net.channels)
   elif net.num_classes:

@@ -4,6 +4,7 @@ State dict of `cm.unet.UNetModel` (github sony/pagoda, openai/consistency_models
 resblock_updown=True. Not everything is in the names and shapes; `options` asks for the rest.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -82,7 +83,7 @@ def options(
           resolution >> level for level, i in enumerate(first) if f'input_blocks.{i}.1.qkv.weight' in state_dict),
       'num_heads': 1 if attention_order == 'xformers' else num_heads,
       'channels_per_head': channels_per_head,
-      'num_classes': unets.shape(state_dict, 'label_emb.weight')[0] if 'label_emb.weight' in state_dict else 0,
+      'num_classes': unets.width_if_present(state_dict, 'label_emb.weight', axis=0),
       'scale_shift': scale_shift('input_blocks.1'),
       'grown': tuple(GrownLevel(width(block), grown_num_blocks, scale_shift(block)) for block in added),
   }
@@ -139,7 +140,7 @@ def _residual_leaves(net, axes):
   attention = {'attention/norm': 'norm', 'attention/qkv': 'qkv', 'attention/out': 'proj_out'}
   names = block_names(net)
   found = []
-  for block in sum(net.blocks(), []):
+  for block in itertools.chain(*net.blocks()):
     sequence, index = names[block.name]
     theirs = {ours: f'{sequence}.{index}.{layer}' for ours, layer in layers.items()}
     theirs |= {ours: f'{sequence}.{index + 1}.{layer}' for ours, layer in attention.items()}

@@ -18,6 +18,11 @@ def shape(state_dict: mapping.StateDict, name: str) -> tuple[int, ...]:
   return tuple(np.shape(state_dict[name]))
 
 
+def width_if_present(state_dict: mapping.StateDict, name: str, axis: int) -> int:
+  """The size of an optional tensor along `axis`; 0 if there is none."""
+  return shape(state_dict, name)[axis] if name in state_dict else 0
+
+
 def multiplier(width: int, channels: int) -> float:
   """width / channels, an int where it is one."""
   return width // channels if width % channels == 0 else width / channels
@@ -42,11 +47,13 @@ def conv(theirs: str, ours: str, inputs: int, outputs: int, size: int) -> list[L
 
 
 def pointwise(theirs: str, ours: str, inputs: int, outputs: int, order: np.ndarray | None = None) -> list[Leaf]:
-  """A 1x1 convolution that is a Dense layer here; ours[i] is their output channel order[i]."""
-  order = np.arange(outputs) if order is None else order
+  """A 1x1 convolution that is a Dense layer here; with `order`, ours[i] is their output channel order[i]."""
+  kernel, bias = mapping.POINTWISE_2D, mapping.SAME
+  if order is not None:
+    kernel, bias = mapping.permuted(kernel, order), mapping.permuted(bias, order)
   return [
-      Leaf(f'{theirs}.weight', f'{ours}/kernel', (outputs, inputs, 1, 1), mapping.permuted(mapping.POINTWISE_2D, order)),
-      Leaf(f'{theirs}.bias', f'{ours}/bias', (outputs,), mapping.permuted(mapping.SAME, order)),
+      Leaf(f'{theirs}.weight', f'{ours}/kernel', (outputs, inputs, 1, 1), kernel),
+      Leaf(f'{theirs}.bias', f'{ours}/bias', (outputs,), bias),
   ]
 
 

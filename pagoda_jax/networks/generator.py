@@ -25,7 +25,7 @@ class GrowthReport(NamedTuple):
 
 
 def grow_params(new_params: Mapping, old_params: Mapping) -> tuple[dict, GrowthReport]:
-  """Copies the old network into a freshly initialised larger one (PaGoDA, section 3.3).
+  """Copies the old network into a freshly initialised larger one (PaGoDA, stage 3).
 
   Args:
     new_params: parameters of the grown network, freshly initialised.

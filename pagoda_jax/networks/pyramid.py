@@ -64,7 +64,8 @@ class PyramidDiscriminator(nn.Module):
       ValueError: a map smaller than 4x4.
     """
     if min(x.shape[1] for x in features) < 4:
-      raise ValueError(f'maps of {[x.shape[1] for x in features]} px: the discriminator needs at least 4; use fewer scales')
+      sides = [x.shape[1] for x in features]
+      raise ValueError(f'maps of {sides} px: the discriminator needs at least 4; use fewer scales')
     logits = [
       ScaleDiscriminator(self.channels, self.num_classes, self.dtype, name=f'scale_{i}')(x, cond, train=train)
       for i, x in enumerate(features)

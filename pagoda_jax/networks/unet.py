@@ -73,7 +73,7 @@ class UNet(nn.Module):
     stem_channels       - (0)     channels                   channels     of in_conv; 0: the first level's width
 
   Source: Dhariwal & Nichol 2021 (ADM); Song et al. 2021 (DDPM++); Karras et al. 2022, appendix F;
-  growth: Kim et al. 2024 (PaGoDA), section 3.3.
+  growth: Kim et al. 2024 (PaGoDA), stage 3.
   """
 
   resolution: int = 64  # of the input

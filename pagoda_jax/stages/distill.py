@@ -11,8 +11,8 @@ import optax
 from pagoda_jax import losses
 from pagoda_jax.augment import diff_augment
 from pagoda_jax.data import normalize
-from pagoda_jax.networks import generator
 from pagoda_jax.models import Networks
+from pagoda_jax.networks import generator
 from pagoda_jax.state import GeneratorState, all_finite, guarded, make_optimizer, mix, step_keys
 
 
@@ -69,7 +69,7 @@ def make_train_step(networks: Networks, config):
 
     rec, rec_grads = jax.value_and_grad(reconstruction_loss)(state.params)
     adv, adv_grads = jax.value_and_grad(adversarial_loss)(state.params)
-    weight = adversarial_weight(config.adversarial, networks, rec_grads, adv_grads)
+    weight = adversarial_weight(config.adversarial, rec_grads, adv_grads)
     grads = jax.tree.map(lambda r, a: config.reconstruction.weight * r + weight * a, rec_grads, adv_grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -107,7 +107,7 @@ def make_train_step(networks: Networks, config):
   return step
 
 
-def adversarial_weight(config, networks: Networks, rec_grads, adv_grads) -> jax.Array:
+def adversarial_weight(config, rec_grads, adv_grads) -> jax.Array:
   """lambda: the configured weight, times the ratio of last-layer gradient norms where adaptive."""
   if not config.adaptive:
     return jnp.float32(config.weight)
