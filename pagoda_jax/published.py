@@ -44,7 +44,7 @@ def _openai_reference(resolution: int, file_name: str, note: str = '') -> Publis
     page='https://github.com/openai/guided-diffusion/tree/main/evaluations',
     url=f'https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/{resolution}/{file_name}',
     file_name=file_name,
-    licence='MIT (the repository); the images are ImageNet\'s, for non-commercial research',
+    licence="MIT (the repository); the images are ImageNet's, for non-commercial research",
     non_commercial=True,
   )
 
@@ -65,7 +65,7 @@ def _edm(data: str, what: str) -> Published:
 def _pagoda(name: str, what: str) -> Published:
   return Published(
     name=f'pagoda_{name}',
-    what=f'{what}; in the authors\' shared folder, save it under the name given here',
+    what=f"{what}; in the authors' shared folder, save it under the name given here",
     page='https://drive.google.com/drive/folders/1tlm_DwPWcIIfF3s9qm_fHOeUjENTSOKx',
     file_name=f'pagoda_{name}.pt',
     licence='MIT (github.com/sony/pagoda)',
@@ -76,7 +76,7 @@ def _pagoda(name: str, what: str) -> Published:
 REGISTRY: tuple[Published, ...] = (
   Published(
     name='edm_imagenet64_ema',
-    what='EDM teacher, ImageNet 64 px, 296 M parameters, of the Consistency Models release: the paper\'s 64 px teacher',
+    what="EDM teacher, ImageNet 64 px, 296 M parameters, of the Consistency Models release: the paper's 64 px teacher",
     page='https://github.com/openai/consistency_models#pre-trained-models',
     url='https://openaipublic.blob.core.windows.net/consistency/edm_imagenet64_ema.pt',
     file_name='edm_imagenet64_ema.pt',

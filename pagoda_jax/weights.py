@@ -182,7 +182,7 @@ def _check(wanted: Published, weights_dir, asked_for: bool) -> bool:
   except WrongDigestError as error:
     print(f'WRONG  {wanted.name}: {error}')
     return False
-  known = 'as published' if len(wanted.sha256) == 64 else ('leading digits as published' if wanted.sha256 else 'recorded')
+  known = {0: 'recorded', 64: 'as published'}.get(len(wanted.sha256), 'leading digits as published')
   print(f'ok     {wanted.name}  {path}  {digest} ({known})')
   return True
 

@@ -166,7 +166,8 @@ def test_wrappers_prefixes_do_not_matter(wrapper, format, tmp_path):
 
 def test_one_network_out_of_several(tmp_path):
   theirs = state_dict_of('stylegan_xl')
-  content = {f'discriminators.deit.{name}': value for name, value in theirs.items()} | {'other.w': np.ones(1, np.float32)}
+  content = {f'discriminators.deit.{name}': value for name, value in theirs.items()}
+  content['other.w'] = np.ones(1, np.float32)
   writers.save_zip(tmp_path / 'd.pt', content)
   converted = formats.read_converted(tmp_path / 'd.pt', prefix='discriminators.deit.')
   assert_equal(formats.to_state_dict(converted), theirs)
@@ -183,7 +184,7 @@ def test_half_precision_is_made_float32_and_said(tmp_path, capsys):
   out = capsys.readouterr().out
   assert '1 tensors of float16 made float32' in out and '1 tensors of bfloat16 made float32' in out
   back = formats.to_state_dict(folders.read_folder(tmp_path / 'd'))
-  assert_equal(back, {name: value.astype(np.float32) if name in (first, second) else value for name, value in half.items()})
+  assert_equal(back, half | {name: half[name].astype(np.float32) for name in (first, second)})
 
 
 def test_nan_in_weights_is_a_warning_that_names_them(tmp_path, caplog):
@@ -271,7 +272,7 @@ def test_source_is_recorded(tmp_path):
 
 
 def test_published_file_by_its_name(tmp_path, monkeypatch, caplog):
-  entry = published.Published('small_lpips', 'x', 'https://x', 'w.pt', 'CC BY-NC 4.0', format='lpips', non_commercial=True)
+  entry = published.Published('small_lpips', 'x', 'https://x', 'w.pt', 'CC BY-NC 4.0', non_commercial=True)
   monkeypatch.setattr(published, 'REGISTRY', (entry,))
   writers.save_zip(tmp_path / 'w.pt', state_dict_of('lpips'))
   with caplog.at_level('WARNING'):

@@ -7,7 +7,8 @@ from pagoda_jax import published, weights
 from pagoda_jax.convert import exports, folders, formats, torch_files
 from pagoda_jax.convert.mapping import ConversionError
 
-_ASKED = ('resolution', 'attention_order', 'num_heads', 'channels_per_head', 'grown_num_blocks', 'head_channels', 'groups')
+_ASKED = ('resolution', 'attention_order', 'num_heads', 'channels_per_head', 'grown_num_blocks')
+_ASKED += ('head_channels', 'groups')
 
 
 def define_flags(fv: flags.FlagValues) -> None:
@@ -19,17 +20,27 @@ def define_flags(fv: flags.FlagValues) -> None:
   def number(name, help):
     flags.DEFINE_integer(name, None, help, lower_bound=0, flag_values=fv)
 
-  text('input', None, 'Weights file, local or gs://, or a name of `pagoda weights list`; with --to=torch, a folder that '
-       'was converted, or a phase in a work directory.')
+  text(
+    'input',
+    None,
+    'Weights file, local or gs://, or a name of `pagoda weights list`; with --to=torch, a converted '
+    'folder, or a phase in a work directory.',
+  )
   text('output', None, 'Folder to make; with --to=torch, a .safetensors file.')
   flags.DEFINE_enum('to', 'jax', ['jax', 'torch'], 'Which way.', flag_values=fv)
   text('format', '', f'One of {", ".join(formats.FORMATS)}; default: by the names of the tensors.')
   text('key', '', 'Entry of a checkpoint to take, such as ema or state/model; default: an average before raw weights.')
-  text('prefix', '', "Convert only the tensors whose names begin so: one of several networks, such as "
-       "'discriminators.tf_efficientnet_lite0.'")
+  text(
+    'prefix',
+    '',
+    'Convert only the tensors whose names begin so: one of several networks, such as '
+    "'discriminators.tf_efficientnet_lite0.'",
+  )
   text('linear', '', "lpips: the file of linear weights, where --input is torchvision's VGG16.")
   text('weights_dir', None, f'Folder of published files, looked in before ${weights.ENVIRONMENT} and the user cache.')
-  text('attention_order', None, "pagoda: order of attention channels, 'flash' (the released files), 'legacy' or 'xformers'.")
+  text(
+    'attention_order', None, "pagoda: order of attention channels: 'flash' (the released files), 'legacy', 'xformers'."
+  )
   number('resolution', 'pagoda: pixels of the input; default 64.')
   number('num_heads', 'pagoda: attention heads; default 0, by --channels_per_head.')
   number('channels_per_head', 'pagoda: default 64.')
@@ -76,7 +87,7 @@ def _to_torch(fv):
     raise ConversionError(f'--output={fv.output}: --to=torch writes a .safetensors file')
   folder = epath.Path(fv.input)
   if not folder.is_dir():
-    raise FileNotFoundError(f'{folder}: no such folder; --to=torch reads a converted folder or a phase of a work directory')
+    raise FileNotFoundError(f'{folder}: no such folder; --to=torch reads a converted folder or WORKDIR/PHASE')
   if folders.is_converted(folder):
     converted = folders.read_folder(folder)
   else:

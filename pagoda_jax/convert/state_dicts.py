@@ -15,7 +15,7 @@ from pagoda_jax.convert.unpickle import DAMAGE, NumpyArray, Record, Tensor, Weig
 # Best first. Averages come before raw weights: the published figures are the averages'.
 EMA_KEYS = ('ema', 'ema_params', 'state_dict_ema', 'model_ema', 'ema_model', 'ema_state_dict', 'params_ema', 'G_ema')
 EMA_KEYS += ('net_ema', 'generator_ema', 'g_ema', 'ema_generator')
-RAW_KEYS = ('state_dict', 'model_state_dict', 'model', 'params', 'net', 'network', 'generator', 'G', 'module', 'weights')
+RAW_KEYS = ('state_dict', 'model_state_dict', 'model', 'params', 'net', 'network', 'generator', 'G', 'module')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,7 @@ def without_wrappers(tensors: Mapping[str, np.ndarray], strip: tuple[str, ...] =
         names = {theirs: name.removeprefix(prefix) for theirs, name in names.items()}
         shrinking = True
   if len(set(names.values())) < len(names):
-    raise WeightsFileError('two tensors have the same name once wrappers\' prefixes are taken off')
+    raise WeightsFileError("two tensors have the same name once wrappers' prefixes are taken off")
   return {names[theirs]: value for theirs, value in tensors.items()}
 
 

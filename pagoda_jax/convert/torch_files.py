@@ -169,7 +169,8 @@ class _Reader(io.RawIOBase):
 
 
 # What Python's zip reader raises on damaged bytes; RuntimeError is for what looks encrypted.
-_ZIP_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, ValueError, OSError, EOFError, RuntimeError, lzma.LZMAError)
+_ZIP_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
+_ZIP_DAMAGE += (ValueError, OSError, EOFError, RuntimeError)
 
 
 def _zip_content(data: memoryview) -> tuple[str, object]:

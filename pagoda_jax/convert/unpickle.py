@@ -218,9 +218,10 @@ _FUNCTIONS = {
   'copyreg._reconstructor': _reconstructed,
 } | {f'numpy.{core}.{name}': function for core in ('core', '_core') for name, function in _NUMPY_FUNCTIONS.items()}
 
-_TYPES = {
-  f'builtins.{cls.__name__}': cls for cls in (set, frozenset, complex, slice, int, float, bool, str)
-} | {'collections.OrderedDict': Mapping, 'dnnlib.util.EasyDict': Mapping}
+_TYPES = {f'builtins.{cls.__name__}': cls for cls in (set, frozenset, complex, slice, int, float, bool, str)} | {
+  'collections.OrderedDict': Mapping,
+  'dnnlib.util.EasyDict': Mapping,
+}
 
 # Classes that are only named, and settings of a training run that often lie beside the weights.
 _INERT = ('argparse.Namespace', 'pathlib.PosixPath', 'pathlib.Path', 'torch.Tensor', 'torch.nn.parameter.Parameter')
