@@ -94,6 +94,14 @@ def test_strided_and_shared_tensors(tmp_path):
   np.testing.assert_array_equal(tensors['part'], [[5, 6], [9, 10]])
 
 
+def test_parameters_of_the_oldest_files(tmp_path):
+  """torchvision's VGG16 is of 2017."""
+  expected = {'w': np.arange(6, dtype=np.float32).reshape(2, 3)}
+  with open(tmp_path / 'old.pth', 'wb') as file:
+    writers.save_legacy(file, {name: writers.OldParameter(value) for name, value in expected.items()})
+  assert_same(torch_files.read(tmp_path / 'old.pth').tensors, expected)
+
+
 def test_files_that_are_not_from_torch_save(tmp_path):
   (tmp_path / 'pointer.pt').write_bytes(b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n')
   (tmp_path / 'page.pt').write_bytes(b'<!DOCTYPE html><html>quota exceeded</html>')
@@ -144,12 +152,10 @@ def test_network_object_becomes_its_state_dict(tmp_path):
 def test_nvidia_persistence_is_read_without_its_source_code(tmp_path):
   """Its module_src here is `raise SystemExit`, which running it would do."""
   inner = writers.persistent_module({'w': np.ones(2, np.float32)}, cls='DhariwalUNet')
-  kwargs = {'img_resolution': 16, 'channel_mult': [1, 2], 'sigma_max': float('inf'), 'object': writers.module()}
-  network = writers.persistent_module(children={'model': inner}, cls='EDMPrecond', init_kwargs=kwargs)
+  network = writers.persistent_module(children={'model': inner}, cls='EDMPrecond')
   writers.save_pickle(tmp_path / 'n.pkl', {'ema': network, 'dataset_kwargs': {'path': 'x'}})
   file = torch_files.read(tmp_path / 'n.pkl')
   assert_same(file.tensors, {'model.w': np.ones(2, np.float32)})
-  assert file.recorded == {'img_resolution': 16, 'channel_mult': [1, 2], 'sigma_max': float('inf')}
 
 
 # Which state dict of a checkpoint
