@@ -105,7 +105,7 @@ def reconstruction(**overrides) -> ConfigDict:
   return _locked(
     {
       'distance': 'pixels',
-      'scales': 3,  # pixels: resolutions compared, each half the one before
+      'scale_weights': (1.0, 1.0, 1.0),  # pixels: of the resolutions compared, each half the one before
       'weight': 1.0,
     },
     overrides,
@@ -119,6 +119,7 @@ def discriminator(**overrides) -> ConfigDict:
       'features': 'pixels',
       'scales': 2,  # pixels: resolutions seen, each half the one before
       'channels': 64,
+      'spectral_norm': True,
       'conditional': True,
       'augment': AUGMENTATIONS,
     },

@@ -69,10 +69,10 @@ def build(config, phase_name: str) -> Networks:
     return Networks(**shared)
   d, r = phase.discriminator, phase.reconstruction
   classes = config.data.num_classes if d.conditional else 0
-  scales = [2**i for i in range(r.scales)]
+  scales = {2**i: weight for i, weight in enumerate(r.scale_weights) if weight}
   return Networks(
     **shared,
-    discriminator=PyramidDiscriminator(d.channels, classes, unet.dtype),
+    discriminator=PyramidDiscriminator(d.channels, classes, d.spectral_norm, unet.dtype),
     features=lambda frozen, images: pixel_pyramid(images, d.scales),
     distance=lambda frozen, images, others, rng: losses.pixel_distance(images, others, scales),
   )
