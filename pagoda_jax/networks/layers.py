@@ -1,0 +1,145 @@
+"""Layers that the U-Nets share: group normalisation, embeddings, residual and attention blocks."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+# Uniform in +-1/sqrt(fan_in), as the published networks begin.
+kernel_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+zeros_init = nn.initializers.zeros_init()
+
+
+def group_norm(channels: int, min_group_channels: int, eps: float, dtype, name: str) -> nn.GroupNorm:
+  """GroupNorm of min(32, channels // min_group_channels) groups; statistics are taken in float32.
+
+  Where the published networks cannot exist, because the channels do not split into that many
+  groups, the next smaller number that divides them is taken.
+  """
+  most = max(1, min(32, channels // min_group_channels))
+  groups = max(n for n in range(1, most + 1) if channels % n == 0)
+  return nn.GroupNorm(groups, epsilon=eps, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def sinusoid(x: jax.Array, channels: int, sine_first: bool = False, endpoint: bool = False) -> jax.Array:
+  """Sinusoidal features of a scalar.
+
+  Args:
+    x: [B], any range.
+    channels: number of features, even.
+    sine_first: sines in the first half and cosines in the second, instead of the other way round.
+    endpoint: the lowest frequency is exactly 1/10000 (DDPM++), not one step above it (ADM).
+
+  Returns:
+    [B, channels] float32.
+  """
+  half = channels // 2
+  # float64 on the host: at arguments of about 1000, errors of float32 frequencies would be seen.
+  steps = np.arange(half) / max(half - 1 if endpoint else half, 1)
+  angles = x.astype(jnp.float32)[:, None] * np.exp(-math.log(10000) * steps).astype(np.float32)
+  cosine, sine = jnp.cos(angles), jnp.sin(angles)
+  return jnp.concatenate([sine, cosine] if sine_first else [cosine, sine], axis=-1)
+
+
+def embedding_dense(features: int, name: str, use_bias: bool = True) -> nn.Dense:
+  """A layer of the embedding networks: float32 whatever the compute type, as a one-step generator
+  depends on it at its largest arguments."""
+  return nn.Dense(features, use_bias, kernel_init=kernel_init, precision=jax.lax.Precision.HIGHEST, name=name)
+
+
+class LabelEmbedding(nn.Module):
+  """A learned vector for each label in 0..num_classes-1; zeros for -1 (no label); NaN from num_classes on."""
+
+  num_classes: int
+  features: int
+
+  @nn.compact
+  def __call__(self, label: jax.Array) -> jax.Array:
+    table = self.param('embedding', nn.initializers.normal(1.0), (self.num_classes, self.features))
+    vectors = jnp.take(table, jnp.maximum(label, 0), axis=0, mode='fill')
+    return jnp.where((label < 0)[:, None], 0.0, vectors)
+
+
+def upsampled(x: jax.Array) -> jax.Array:
+  """[B, H, W, C] -> [B, 2H, 2W, C], nearest."""
+  return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def downsampled(x: jax.Array) -> jax.Array:
+  """[B, H, W, C] -> [B, H/2, W/2, C], the mean of each 2x2 square."""
+  b, h, w, c = x.shape
+  return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+class Attention(nn.Module):
+  """Self-attention over all positions, without the residual sum. Channels of qkv: (qkv, head, channel)."""
+
+  heads: int
+  min_group_channels: int = 4
+  norm_eps: float = 1e-5
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    b, h, w, c = x.shape
+    if c % self.heads:
+      raise ValueError(f'{self.name}: {c} channels do not split into {self.heads} attention heads')
+    x = group_norm(c, self.min_group_channels, self.norm_eps, self.dtype, 'norm')(x).reshape(b, h * w, c)
+    qkv = nn.Dense(3 * c, kernel_init=kernel_init, dtype=self.dtype, name='qkv')(x)
+    q, k, v = jnp.moveaxis(qkv.reshape(b, h * w, 3, self.heads, c // self.heads), 2, 0)
+    logits = jnp.einsum('bqhc,bkhc->bhqk', q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits / math.sqrt(c // self.heads)).astype(self.dtype)
+    x = jnp.einsum('bhqk,bkhc->bqhc', weights, v).reshape(b, h, w, c)
+    return nn.Dense(c, kernel_init=zeros_init, dtype=self.dtype, name='out')(x)
+
+
+class ResBlock(nn.Module):
+  """Residual block of the ADM and DDPM++ networks, with attention after it if `heads` > 0.
+
+  The embedding acts at the second normalisation: as scale and shift after it, or as a sum before
+  it. Resampling comes before the convolutions of both branches. The residual branch ends in a
+  zero-initialised convolution, so a new block begins as its (resampled) skip connection.
+  """
+
+  channels: int
+  resample: str = ''  # 'up' (nearest), 'down' (mean) or ''
+  heads: int = 0
+  scale_shift: bool = True
+  skip_conv: bool = False  # a 1x1 convolution in the skip connection; needed where the width changes
+  skip_scale: float = 1.0  # factor after each residual sum
+  dropout: float = 0.0
+  min_group_channels: int = 4
+  norm_eps: float = 1e-5
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, embedding: jax.Array, train: bool) -> jax.Array:
+    """x [B, H, W, C], embedding [B, E] (after its last SiLU) -> [B, H', W', channels]."""
+    def norm(y, name):
+      return group_norm(y.shape[-1], self.min_group_channels, self.norm_eps, self.dtype, name)(y)
+
+    def conv(y, name, size=3, init=kernel_init):
+      return nn.Conv(self.channels, (size, size), kernel_init=init, dtype=self.dtype, name=name)(y)
+
+    resampled = {'': lambda y: y, 'up': upsampled, 'down': downsampled}[self.resample]
+    skip = resampled(x)
+    if self.skip_conv:
+      skip = conv(skip, 'skip', size=1)
+
+    y = conv(resampled(nn.silu(norm(x, 'norm_0'))), 'conv_0')
+    width = self.channels * (2 if self.scale_shift else 1)
+    condition = nn.Dense(width, kernel_init=kernel_init, name='embed')(embedding)[:, None, None, :].astype(self.dtype)
+    if self.scale_shift:
+      scale, shift = jnp.split(condition, 2, axis=-1)
+      y = nn.silu(norm(y, 'norm_1') * (1 + scale) + shift)
+    else:
+      y = nn.silu(norm(y + condition, 'norm_1'))
+    y = nn.Dropout(self.dropout, deterministic=not train)(y)
+    x = (skip + conv(y, 'conv_1', init=zeros_init)) * self.skip_scale
+    if self.heads:
+      attention = Attention(self.heads, self.min_group_channels, self.norm_eps, self.dtype, name='attention')
+      x = (x + attention(x)) * self.skip_scale
+    return x

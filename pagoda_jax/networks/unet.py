@@ -1,0 +1,278 @@
+"""The U-Net: teacher, one-step generator and grown generator are all this one module."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pagoda_jax.networks import layers
+
+# Options of the published networks that are not sizes; see the table in `UNet`.
+EDM_ADM = {}
+GUIDED_ADM = {'time_scale': 1000.0, 'min_group_channels': 1}
+EDM_DDPMPP = {
+    'norm_eps': 1e-6,
+    'scale_shift': False,
+    'skip_scale': math.sqrt(0.5),
+    'resample_conv': True,
+    'attend_last': True,
+    'num_heads': 1,
+    'ddpmpp_embedding': True,
+}
+
+
+class GrownLevel(NamedTuple):
+  """A decoder level above the input resolution: an up-sampling block, then `num_blocks` blocks."""
+
+  channels: int
+  num_blocks: int = 2
+  scale_shift: bool = False
+
+
+def grown_level(level: Any) -> GrownLevel:
+  """A GrownLevel from a mapping or a sequence of its fields."""
+  return GrownLevel(**level) if hasattr(level, 'keys') else GrownLevel(*level)
+
+
+class Block(NamedTuple):
+  """A residual block's place and sizes, known before any parameter exists."""
+
+  name: str
+  resolution: int  # of its output
+  in_channels: int  # with those of the encoder's skip connection
+  channels: int
+  resample: str = ''  # 'up', 'down' or ''
+  heads: int = 0  # 0: no attention
+  scale_shift: bool = True
+  skip_conv: bool = False
+  skip_scale: float = 1.0
+  takes_skip: bool = False
+
+
+class UNet(nn.Module):
+  """ADM and DDPM++ U-Nets, with a decoder that can grow beyond the input's resolution.
+
+  Parameters are named by resolution and place (`enc_16_block0`, `enc_8_down`, `mid_block1`,
+  `dec_16_up`, `dec_32_block1`, `out_conv`), so a grown network keeps every name of the old one.
+
+  What makes which published network (`EDM_ADM`, `GUIDED_ADM`, `EDM_DDPMPP` above); `-` is the default:
+
+    option              EDM ADM   guided-diffusion, PaGoDA   EDM DDPM++   meaning
+    time_scale          - (1)     1000                       -            factor on c_noise
+    min_group_channels  - (4)     1                          -            GroupNorm: min(32, C // this) groups
+    norm_eps            - (1e-5)  -                          1e-6
+    scale_shift         - (True)  -                          False        embedding scales and shifts, or is added
+    skip_scale          - (1)     -                          sqrt(1/2)    after every residual sum
+    resample_conv       - (False) -                          True         1x1 convolution in up/down skip connections
+    attend_last         - (False) -                          True         decoder attention: only a level's last block
+    num_heads           - (0)     -                          1
+    ddpmpp_embedding    - (False) -                          True         sines first, labels before the MLP
+    stem_channels       - (0)     channels                   channels     of in_conv; 0: the first level's width
+
+  Source: Dhariwal & Nichol 2021 (ADM); Song et al. 2021 (DDPM++); Karras et al. 2022, appendix F;
+  growth: Kim et al. 2024 (PaGoDA), stage 3.
+  """
+
+  resolution: int = 64  # of the input
+  image_channels: int = 3
+  in_channels: int = 0  # 0: image_channels
+  channels: int = 192
+  channel_mult: Sequence[float] = (1, 2, 3, 4)  # highest resolution first
+  decoder_channel_mult: Sequence[float] = ()  # (): channel_mult
+  stem_channels: int = 0
+  embed_channels: int = 0  # 0: 4 * channels
+  num_blocks: int = 3
+  attention_resolutions: Sequence[int] = (32, 16, 8)
+  mid_attention: bool = True
+  num_heads: int = 0  # 0: channels // channels_per_head, at least 1
+  channels_per_head: int = 64
+  num_classes: int = 0  # 0: no labels
+  augment_dim: int = 0
+  omega_embedding: bool = False  # conditioned on the guidance strength
+  grown: Sequence[Any] = ()  # a GrownLevel (or dict or tuple of its fields) for each added level, lowest first
+  dropout: float = 0.0
+  time_scale: float = 1.0
+  min_group_channels: int = 4
+  norm_eps: float = 1e-5
+  scale_shift: bool = True
+  skip_scale: float = 1.0
+  resample_conv: bool = False
+  attend_last: bool = False
+  ddpmpp_embedding: bool = False
+  remat: Sequence[int] = ()  # resolutions whose activations are computed again in the backward pass
+  dtype: Any = jnp.float32  # of convolutions and attention; parameters, embeddings and output are float32
+
+  def __post_init__(self):
+    # Configs bring lists and dicts; a module must be hashable.
+    for name in ('channel_mult', 'decoder_channel_mult', 'attention_resolutions', 'remat'):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    object.__setattr__(self, 'grown', tuple(grown_level(level) for level in self.grown))
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(
+      self,
+      x: jax.Array,
+      c_noise: jax.Array,
+      cond: Mapping[str, jax.Array],
+      *,
+      augment: jax.Array | None = None,
+      train: bool = False,
+      features_only: bool = False,
+  ) -> jax.Array:
+    """The raw network F of Karras et al. 2022, equation 7.
+
+    Args:
+      x: [B, R, R, in_channels], scaled to unit variance (c_in applied).
+      c_noise: [B], ln(sigma) / 4.
+      cond: 'label' int [B] in 0..num_classes-1, or -1 for no label (also if absent; not read if
+        num_classes is 0); 'omega' [B], guidance strength, needed if omega_embedding.
+      augment: [B, augment_dim] augmentation labels; absent means zeros.
+      train: whether dropout is active (needs the 'dropout' rng).
+      features_only: return the decoder's features, before the output head.
+
+    Returns:
+      [B, S, S, image_channels] float32, S = R * 2**len(grown); or [B, S, S, C] features.
+
+    Raises:
+      ValueError: an input of another resolution, widths that do not split into heads, sizes that do
+        not fit each other, or a missing 'omega'.
+    """
+    if x.shape[1:3] != (self.resolution, self.resolution):
+      raise ValueError(f'input is {x.shape[1]}x{x.shape[2]}, the network is for {self.resolution}x{self.resolution}')
+    embedding = self._embedding(c_noise, cond, augment)
+    encoder, middle, decoder = self.blocks()
+    stem = nn.Conv(self.stem_width, (3, 3), kernel_init=layers.kernel_init, dtype=self.dtype, name='in_conv')
+    x = stem(x)
+    skips = [x]
+    for block in encoder:
+      x = self._module(block)(x, embedding, train)
+      skips.append(x)
+    for block in middle:
+      x = self._module(block)(x, embedding, train)
+    for block in decoder:
+      if block.takes_skip:
+        x = jnp.concatenate([x, skips.pop()], axis=-1)
+      x = self._module(block)(x, embedding, train)
+    if features_only:
+      return x
+    # The head stays in float32: a generator's output is the image itself, and bfloat16 would band it.
+    x = nn.silu(layers.group_norm(x.shape[-1], self.min_group_channels, self.norm_eps, jnp.float32, 'out_norm')(x))
+    return nn.Conv(self.image_channels, (3, 3), kernel_init=layers.zeros_init, name='out_conv')(x)
+
+  @property
+  def stem_width(self) -> int:
+    return self.stem_channels or int(self.channels * self.channel_mult[0])
+
+  @property
+  def embed_width(self) -> int:
+    return self.embed_channels or 4 * self.channels
+
+  def blocks(self) -> tuple[list[Block], list[Block], list[Block]]:
+    """(encoder, middle, decoder): every residual block in the order of its call.
+
+    Raises:
+      ValueError: the resolution cannot be halved often enough, or the multipliers do not match.
+    """
+    levels = len(self.channel_mult)
+    if self.resolution % 2 ** (levels - 1):
+      raise ValueError(f'resolution {self.resolution} cannot be halved {levels - 1} times')
+    decoder_mult = self.decoder_channel_mult or self.channel_mult
+    if len(decoder_mult) != levels:
+      raise ValueError(f'decoder_channel_mult has {len(decoder_mult)} levels, channel_mult {levels}')
+    resolutions = [self.resolution >> level for level in range(levels)]
+    width = self.stem_width
+
+    encoder = []
+    for level, resolution in enumerate(resolutions):
+      if level:
+        encoder.append(self._block(f'enc_{resolution}_down', resolution, width, width, resample='down'))
+      for i in range(self.num_blocks):
+        channels = int(self.channels * self.channel_mult[level])
+        attention = resolution in self.attention_resolutions
+        encoder.append(self._block(f'enc_{resolution}_block{i}', resolution, width, channels, attention))
+        width = channels
+    skip_widths = [self.stem_width] + [block.channels for block in encoder]
+
+    lowest = resolutions[-1]
+    middle = [self._block(f'mid_block{i}', lowest, width, width, i == 0 and self.mid_attention) for i in range(2)]
+
+    decoder = []
+    for level, resolution in reversed(list(enumerate(resolutions))):
+      if resolution != lowest:
+        decoder.append(self._block(f'dec_{resolution}_up', resolution, width, width, resample='up'))
+      for i in range(self.num_blocks + 1):
+        channels = int(self.channels * decoder_mult[level])
+        attention = resolution in self.attention_resolutions and (i == self.num_blocks or not self.attend_last)
+        in_channels = width + skip_widths.pop()
+        block = self._block(f'dec_{resolution}_block{i}', resolution, in_channels, channels, attention)
+        decoder.append(block._replace(takes_skip=True))
+        width = channels
+    return encoder, middle, decoder + self._grown_blocks(width)
+
+  def _block(self, name, resolution, in_channels, channels, attention=False, resample='') -> Block:
+    return Block(
+        name, resolution, in_channels, channels, resample,
+        heads=(self.num_heads or max(1, channels // self.channels_per_head)) if attention else 0,
+        scale_shift=self.scale_shift,
+        skip_conv=in_channels != channels or (bool(resample) and self.resample_conv),
+        skip_scale=self.skip_scale,
+    )
+
+  def _grown_blocks(self, width: int) -> list[Block]:
+    """The added levels. They are ADM's whatever the base is: with no scaled or convolved skip
+    connection, the grown network begins as the old features, up-sampled."""
+    blocks = []
+    for exponent, level in enumerate(self.grown, 1):
+      resolution = self.resolution << exponent
+      names = [f'dec_{resolution}_up'] + [f'dec_{resolution}_block{i}' for i in range(level.num_blocks)]
+      for name in names:
+        blocks.append(Block(name, resolution, width, level.channels, 'up' if name == names[0] else '',
+                            scale_shift=level.scale_shift, skip_conv=width != level.channels))
+        width = level.channels
+    return blocks
+
+  def _module(self, block: Block) -> nn.Module:
+    kind = layers.ResBlock
+    if block.resolution in self.remat:
+      kind = nn.remat(kind, static_argnums=(3,))  # `train`, counting self
+    return kind(
+        channels=block.channels,
+        resample=block.resample,
+        heads=block.heads,
+        scale_shift=block.scale_shift,
+        skip_conv=block.skip_conv,
+        skip_scale=block.skip_scale,
+        dropout=self.dropout,
+        min_group_channels=self.min_group_channels,
+        norm_eps=self.norm_eps,
+        dtype=self.dtype,
+        name=block.name,
+    )
+
+  def _embedding(self, c_noise, cond, augment) -> jax.Array:
+    """[B, embed_width]: noise level, label, augmentation and guidance strength in one vector, after SiLU."""
+    dense = layers.embedding_dense
+    label = None
+    if self.num_classes:
+      label = cond.get('label', jnp.full(c_noise.shape, -1))
+
+    x = layers.sinusoid(c_noise * self.time_scale, self.channels, self.ddpmpp_embedding, self.ddpmpp_embedding)
+    if label is not None and self.ddpmpp_embedding:
+      one_hot = jax.nn.one_hot(label, self.num_classes) * math.sqrt(self.num_classes)  # all zeros for -1
+      x += dense(self.channels, 'label_embed')(one_hot)
+    if self.augment_dim:
+      augment = jnp.zeros((c_noise.shape[0], self.augment_dim)) if augment is None else augment
+      x += dense(self.channels, 'augment_embed', use_bias=False)(augment)
+    x = dense(self.embed_width, 'time_embed_1')(nn.silu(dense(self.embed_width, 'time_embed_0')(x)))
+    if label is not None and not self.ddpmpp_embedding:
+      x += layers.LabelEmbedding(self.num_classes, self.embed_width, name='label_embed')(label)
+    if self.omega_embedding:
+      if 'omega' not in cond:
+        raise ValueError("the network is conditioned on the guidance strength: cond needs 'omega', [B]")
+      y = layers.sinusoid(100.0 * cond['omega'], self.channels)
+      x += dense(self.embed_width, 'omega_embed_1')(nn.silu(dense(self.embed_width, 'omega_embed_0')(y)))
+    return nn.silu(x)
