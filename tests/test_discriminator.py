@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import network_tools
 import numpy as np
 import pytest
 
-import network_tools
 from pagoda_jax.convert import mapping, stylegan_xl
 from pagoda_jax.networks import discriminator
 
@@ -55,7 +55,8 @@ def test_power_iteration_finds_the_spectral_norm():
     variables = variables | step(variables)
   kernel = variables['params']['kernel']
   sigma = np.linalg.svd(kernel.reshape(-1, 5), compute_uv=False)[0]
-  expected = jax.lax.conv_general_dilated(x, kernel / sigma, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  layout = ('NHWC', 'HWIO', 'NHWC')
+  expected = jax.lax.conv_general_dilated(x, kernel / sigma, (1, 1), 'VALID', dimension_numbers=layout)
   np.testing.assert_allclose(net.apply(variables, x, False), expected, atol=1e-4)
 
 

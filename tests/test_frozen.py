@@ -4,10 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import network_tools
 import numpy as np
 import pytest
 
-import network_tools
 from pagoda_jax.convert import diffusers, inception, lpips, mapping, random_projections, stylegan_xl, timm
 from pagoda_jax.networks import autoencoder, discriminator
 from pagoda_jax.networks.frozen.deit import DeiT
@@ -151,6 +151,31 @@ def test_autoencoder_attention_of_all_versions(naming, convolutions):
   assert inferred == options
   shapes = jax.eval_shape(diffusers.network(options).init, jax.random.key(0), images(16, channels=1))
   assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, shapes)
+
+
+@pytest.mark.parametrize('options', [
+    {'architecture': 'efficientnet_lite', **SMALL_LITE, 'expansions': (1, *(6,) * 6), 'kernels': (3,) * 7},
+    {'architecture': 'deit', **SMALL_DEIT, 'distilled': True},
+])
+def test_a_published_backbone_under_freshly_drawn_projections(options):
+  published = timm.network(options)
+  backbone = network_tools.random_variables(published, images(32))
+  net = random_projections.network(random_projections.options_of_backbone(options, width=4), input_size=None)
+  drawn = network_tools.random_variables(net, images(32), seed=1)
+  variables = random_projections.with_backbone(drawn, backbone)
+  maps = net.apply(variables, images(32), method='stages_of_features')
+  if options['architecture'] == 'efficientnet_lite':
+    raw = published.apply(backbone, images(32))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), maps['raw'], raw)
+  # Twice the size of raw maps, which are a quarter of the image, or 4 times the grid of patches of 4 pixels.
+  side = 16 if options['architecture'] == 'efficientnet_lite' else 64
+  assert [x.shape[1::2] for x in maps['mixed']] == [(side, 4), (side // 2, 4), (side // 4, 8), (side // 8, 16)]
+  # What the projections are is written and read back by the names of StyleGAN-XL.
+  leaves = random_projections.leaves(random_projections.options_of_backbone(options, width=4))
+  state_dict = mapping.to_theirs(variables, leaves)
+  assert_lossless(random_projections, state_dict, head_channels=16)
+  with pytest.raises(mapping.ConversionError, match='missing'):
+    random_projections.with_backbone(drawn, {})
 
 
 def test_lpips_from_its_two_published_files():
