@@ -1,0 +1,56 @@
+"""Sample grids drawn while training: the prior above, held-out images beside their reconstructions below."""
+
+import numpy as np
+from etils import epath
+
+from pagoda_jax import inversions, logs, sample, sharding
+from pagoda_jax.networks import generator
+
+HOLDOUT_FILE = 'holdout.npz'  # left by the invert phase: image, label, noise of a few held-out pictures
+SEED = 0  # the same noise in every grid of a run: how one picture changes is what the eye follows
+
+
+def columns(config) -> int:
+  """Images a row: one of each class where there are few."""
+  return config.data.num_classes if 4 <= config.data.num_classes <= 16 else 8
+
+
+def make(config, folder, name: str, mesh):
+  """draw(path, state) -> None, which writes a phase's grid; every host takes part, the first one writes."""
+  wide = columns(config)
+  count = -(-config.log.samples // wide) * wide
+  labels = sample.parse_labels('cycle', count, config.data.num_classes, SEED)
+  sampler = sample.Sampler(config, name, mesh, count)
+  phase = config.phases[name]
+  pairs = None
+  if 'noise' in phase:
+    store = epath.Path(folder) / phase.noise
+    pairs = dict(np.load(store / HOLDOUT_FILE))
+    opened = inversions.open_store(store, config.diffusion.sigma_max, phase.standardize_noise)
+    pairs['noise'] = opened.standardized(pairs['noise'])
+
+  def draw(path, state):
+    params = generator.merge(state.ema, getattr(state, 'fixed', {}))
+    image = logs.image_grid(sampler.draw(params, SEED, labels), wide)
+    if pairs is not None:
+      image = np.concatenate([image, reconstructions(params, image)])
+    if sharding.is_primary():
+      logs.write_png(path, image)
+
+  def reconstructions(params, above):
+    made = sampler(params, pairs['noise'], pairs['label'])
+    real = sample_resolution(pairs['image'], made.shape[1])
+    rows = [part[i : i + wide] for i in range(0, len(made), wide) for part in (real, made)]
+    grid = logs.image_grid(np.concatenate(rows), wide)
+    gap = np.full((4, *above.shape[1:]), 128, np.uint8)
+    return np.concatenate([gap, grid])
+
+  return draw
+
+
+def sample_resolution(images: np.ndarray, resolution: int) -> np.ndarray:
+  """uint8 [N, R, R, C] averaged down to a resolution that divides R."""
+  count, side, _, channels = images.shape
+  factor = side // resolution
+  blocks = images.reshape(count, resolution, factor, resolution, factor, channels)
+  return np.round(blocks.mean((2, 4))).astype(np.uint8)

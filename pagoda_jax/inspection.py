@@ -1,0 +1,62 @@
+"""`pagoda inspect`: what a work directory holds, and one digest over everything in a checkpoint."""
+
+from absl import flags
+from etils import epath
+
+from pagoda_jax import checkpoints, inversions, workdir
+
+
+def define_flags(fv) -> None:
+  flags.DEFINE_string('workdir', None, 'Work directory of a run.', flag_values=fv)
+  flags.DEFINE_string('phase', '', 'One phase, with its parameter tree; default: all, a line each.', flag_values=fv)
+  flags.DEFINE_integer('step', None, 'Step of the checkpoint; default: the newest.', flag_values=fv)
+  flags.mark_flags_as_required(['workdir'], flag_values=fv)
+
+
+def run(fv, args) -> int:
+  """`pagoda inspect`."""
+  del args
+  config = workdir.read_config(fv.workdir)
+  if fv.phase and fv.phase not in config.phases:
+    raise ValueError(f'--phase={fv.phase}: must be one of {", ".join(config.order)}')
+  for name in [fv.phase] if fv.phase else config.order:
+    print('\n'.join(describe(epath.Path(fv.workdir) / name, config.phases[name].stage, fv.step, bool(fv.phase))))
+  return 0
+
+
+def describe(folder: epath.Path, stage: str, step: int | None, whole: bool) -> list[str]:
+  """Lines about a phase: its checkpoints and digest; with `whole`, every leaf."""
+  if stage == 'invert':
+    return describe_store(folder)
+  steps = checkpoints.finished_steps(folder)
+  if not steps:
+    return [f'{folder.name} ({stage}): no checkpoint']
+  state, step = checkpoints.read_state(folder, step)
+  sha = checkpoints.digest(state, checkpoints.read_data_position(folder, step))
+  lines = [f'{folder.name} ({stage}): checkpoints at steps {", ".join(map(str, steps))}; step {step}: sha256 {sha}']
+  return lines + (leaf_table(state) if whole else [])
+
+
+def leaf_table(state) -> list[str]:
+  """One line a leaf (path, shape, dtype), then the counts of each part of the state."""
+  leaves = checkpoints.flat_leaves(state)
+  width = max(map(len, leaves))
+  lines = [f'  {path:<{width}}  {str(leaf.shape):<20} {leaf.dtype}' for path, leaf in leaves.items()]
+  for part in state:
+    count = sum(leaf.size for path, leaf in leaves.items() if path.split('/')[0] == part)
+    lines.append(f'  {part}: {count:,} numbers')
+  return lines
+
+
+def describe_store(folder: epath.Path) -> list[str]:
+  """The manifest of a noise store and the state of its shards."""
+  if not (folder / 'manifest.json').exists():
+    return [f'{folder.name} (invert): not finished']
+  manifest = inversions.read_manifest(folder)
+  damaged = inversions.damaged_shards(folder)
+  state = 'all shards whole' if not damaged else f'damaged: {", ".join(damaged)}'
+  return [
+    f'{folder.name} (invert): {manifest["count"]} pairs of {tuple(manifest["shape"])} {manifest["dtype"]}, '
+    f'mean {manifest["mean"]:.3f}, standard deviation {manifest["std"]:.3f}; {state}',
+    *(f'  {key}: {value}' for key, value in manifest['origin'].items()),
+  ]

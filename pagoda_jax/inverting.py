@@ -1,0 +1,156 @@
+"""The loop of the `invert` phase: each host inverts its share of the shards on its own devices.
+
+Hosts do not talk to each other: a shard is a fixed range of keys, so any number of hosts, restarted at
+any time, go on at the first shard that is not there.
+"""
+
+import io
+import time
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from pagoda_jax import checkpoints, data, diffusion, grids, inversions, logs, models, sample, sharding, workdir
+from pagoda_jax.interrupts import Interrupted, StopRequest
+from pagoda_jax.stages import invert
+
+# Below this the noise is far from the prior N(0, sigma_max^2) that the generator will be asked with.
+SMALLEST_RELATIVE_STD = 0.9
+
+
+def origin(config, name: str, params) -> dict:
+  """What a store was made from: a generator phase refuses a store whose origin differs from its own config's."""
+  phase, d = config.phases[name], config.data
+  return {
+    'teacher_sha256': checkpoints.digest(params),
+    'source': d.source,
+    'path': d.path,
+    'holdout': d.holdout,
+    'mirror': d.mirror,
+    'resolution': config.base_resolution,
+    'channels': d.channels,
+    'solver': 'heun, clipped' if phase.clip_denoised else 'heun',
+    'levels': [phase.num_levels, *sample.schedule(config).values()],
+  }
+
+
+def check_store(config, folder, noise_phase: str) -> None:
+  """Refuses a store that another teacher, data set or resolution made.
+
+  Raises:
+    NoiseStoreError: names what differs.
+  """
+  store = epath.Path(folder) / noise_phase
+  params, _ = checkpoints.read_generator(epath.Path(folder) / config.phases[noise_phase].teacher)
+  inversions.check_origin(inversions.read_manifest(store), origin(config, noise_phase, params), store)
+
+
+def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
+  """Inverts every training picture (and mirror image) and the held-out ones of the sample grids.
+
+  Args:
+    config, folder, name: experiment, work directory, phase.
+    max_steps: for smoke runs: inverts the first max_steps batches of pictures only.
+
+  Raises:
+    Interrupted: asked to stop; finished shards stay.
+  """
+  folder = epath.Path(folder)
+  phase, store = config.phases[name], folder / name
+  mesh = sharding.make_mesh(devices=jax.local_devices())
+  params, _ = checkpoints.read_generator(folder / phase.teacher)
+  source, keys = data.source_keys(config.data)
+  layout = inversions.Layout(workdir.target(config, name, max_steps), phase.shard_size)
+  with jax.set_mesh(mesh), StopRequest() as stop:
+    solve = _Solver(config, name, params, mesh)
+    if sharding.is_primary():
+      _write_holdout(config, store, solve)
+    load = data.LoadPicture(source, keys, config.base_resolution, config.data.channels)
+    done = set(inversions.finished_shards(store, layout))
+    mine = [s for s in range(layout.num_shards) if s % jax.process_count() == jax.process_index()]
+    pairs = sum(len(layout.keys(shard)) for shard in mine)
+    count = sum(len(layout.keys(shard)) for shard in mine if shard in done)
+    progress = logs.Progress(name, pairs, count, unit='pair')
+    for shard in mine:
+      if shard in done:
+        continue
+      noise = []
+      for start in range(0, len(layout.keys(shard)), solve.batch_size):
+        if stop.wanted(start):
+          raise Interrupted(
+            f'{name}: stopped with {len(done)} of {layout.num_shards} shards written; start the same command '
+            'again to go on', stop.exit_code)
+        records = [load(key) for key in layout.keys(shard)[start : start + solve.batch_size]]
+        noise.append(solve(np.stack([r['image'] for r in records]), np.array([r['label'] for r in records])))
+        count += len(records)
+        progress.update(count, len(records), {'std': float(noise[-1].std())}, force=count == pairs)
+      inversions.write_shard(store, layout, shard, np.concatenate(noise).astype(phase.dtype))
+      done.add(shard)
+  if sharding.is_primary():
+    _close(config, store, layout, solve, params, name)
+
+
+class _Solver:
+  """Inverts [N, R, R, C] uint8 images of any N in batches of one size: one compilation."""
+
+  def __init__(self, config, name, params, mesh):
+    phase = config.phases[name]
+    networks = models.build(config, name)
+    levels = diffusion.sigmas(phase.num_levels, **sample.schedule(config))
+    self.batch_size = -(-phase.batch_size // mesh.size) * mesh.size
+    self._mesh = mesh
+    self._params = sharding.place(params, mesh)
+    self._step = jax.jit(
+      invert.make_invert_step(networks, levels, phase.clip_denoised), out_shardings=sharding.replicated(mesh)
+    )
+
+  def __call__(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    out = []
+    for start in range(0, len(images), self.batch_size):
+      part = slice(start, start + self.batch_size)
+      missing = self.batch_size - len(images[part])
+      batch = {
+        'image': np.pad(images[part], [(0, missing), (0, 0), (0, 0), (0, 0)]),
+        'label': np.pad(labels[part], (0, missing)).astype(np.int32),
+      }
+      noise = np.asarray(self._step(self._params, sharding.place_batch(batch, self._mesh)))
+      out.append(noise[: self.batch_size - missing])
+    return np.concatenate(out)
+
+
+def _write_holdout(config, store, solve):
+  """A few held-out pictures (training ones where nothing is held out) with their noise, for the sample grids."""
+  path = store / grids.HOLDOUT_FILE
+  if path.exists():
+    return
+  split = 'holdout' if config.data.holdout else 'train'
+  total = len(data.open_source(config.data, split))
+  wide = grids.columns(config)
+  chosen = np.linspace(0, total - 1, min(2 * wide, total)).astype(int)  # spread over the classes of a sorted source
+  images, labels = data.epoch_pictures(config.data, config.data.resolution, split, chosen)
+  small, _ = data.epoch_pictures(config.data, config.base_resolution, split, chosen)
+  buffer = io.BytesIO()
+  np.savez(buffer, image=images, label=labels, noise=solve(small, labels))
+  store.mkdir(parents=True, exist_ok=True)
+  partial = store / 'holdout.partial'
+  partial.write_bytes(buffer.getvalue())
+  partial.replace(path)
+
+
+def _close(config, store, layout, solve, params, name):
+  """Waits for the other hosts' shards and writes the manifest."""
+  while len(inversions.finished_shards(store, layout)) < layout.num_shards:
+    time.sleep(1)
+  shape = (config.base_resolution, config.base_resolution, config.data.channels)
+  manifest = inversions.write_manifest(
+    store, layout, shape, config.phases[name].dtype, origin(config, name, params)
+  )
+  sigma_max = config.diffusion.sigma_max
+  print(f'{name}: {layout.count} pairs, noise of mean {manifest["mean"]:.2f} and standard deviation '
+        f'{manifest["std"]:.2f} (the prior: 0 and {sigma_max:g})', flush=True)
+  if manifest['std'] < SMALLEST_RELATIVE_STD * sigma_max:
+    logging.warning(
+      '%s: the inverted noise is narrower than the prior: the teacher is under-trained. Train it longer, or set '
+      'standardize_noise = True in the phases that read this noise.', name)

@@ -1,0 +1,93 @@
+"""The command line: `pagoda COMMAND --flag=value`. `pagoda COMMAND --help` lists a command's flags."""
+
+import importlib
+import os
+import sys
+
+from absl import flags, logging
+
+# command -> (module, its function that defines flags, its function that runs, what it does)
+COMMANDS = {
+  'run': ('pipeline', 'define_flags', 'run', 'all phases of an experiment in order; goes on where it stopped'),
+  'train': ('pipeline', 'define_train_flags', 'run_train', 'one phase of an experiment'),
+  'sample': ('sample', 'define_flags', 'run', 'images from a trained phase, to .png or .npz'),
+  'inspect': ('inspection', 'define_flags', 'run', "a work directory's checkpoints, parameters and digests"),
+}
+
+
+def usage() -> str:
+  """The list of commands."""
+  lines = [f'  {name:<9} {entry[3]}' for name, entry in COMMANDS.items()]
+  return '\n'.join(['usage: pagoda COMMAND [--flag=value ...]', '', 'commands:', *lines, '',
+                    '`pagoda COMMAND --help` lists the flags of a command with their defaults.'])
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs one command; returns the exit code: 0, 1 for bad input, 2 for a bad command line, 75 preempted, 130 Ctrl-C."""
+  argv = sys.argv[1:] if argv is None else argv
+  if not argv or argv[0] in ('--help', '-h', 'help'):
+    print(usage())
+    return 0 if argv else 2
+  if argv[0] not in COMMANDS:
+    print(f'pagoda: no command {argv[0]!r}\n\n{usage()}', file=sys.stderr)
+    return 2
+  return _run_command(argv[0], argv[1:])
+
+
+def _run_command(name: str, args: list[str]) -> int:
+  module_name, define, run, purpose = COMMANDS[name]
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  logging.set_verbosity(logging.WARNING)
+  module = importlib.import_module(f'pagoda_jax.{module_name}')
+  fv = flags.FlagValues()
+  getattr(module, define)(fv)
+  if any(arg in ('--help', '-h', '--helpfull') for arg in args):
+    print(f'usage: pagoda {name} [--flag=value ...]\n{purpose}\n\n{fv.get_help()}')
+    return 0
+  from pagoda_jax.interrupts import Interrupted
+
+  try:
+    rest = fv([f'pagoda {name}', *args])[1:]
+  except (flags.Error, ValueError, AttributeError, KeyError, TypeError, FileNotFoundError) as error:
+    print(f'pagoda {name}: {_text(error)}\n`pagoda {name} --help` lists the flags.', file=sys.stderr)
+    return 2
+  flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's global flags
+  set_up_jax()
+  try:
+    return getattr(module, run)(fv, rest) or 0
+  except Interrupted as stop:
+    print(stop, file=sys.stderr)
+    return stop.exit_code
+  except (ValueError, RuntimeError, OSError) as error:
+    if os.environ.get('PAGODA_DEBUG') or not _is_ours(error):
+      raise
+    print(f'pagoda {name}: {_text(error)}', file=sys.stderr)
+    return 1
+
+
+def _is_ours(error) -> bool:
+  """Whether the message was written for the user; anything else keeps its traceback."""
+  return type(error).__module__.startswith('pagoda_jax') or type(error) in (ValueError, FileNotFoundError)
+
+
+def _text(error) -> str:
+  return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+
+
+def set_up_jax() -> None:
+  """A cache of compiled programs that later runs share ($JAX_COMPILATION_CACHE_DIR, or the user's cache folder)."""
+  import jax
+
+  if not jax.config.jax_compilation_cache_dir:
+    cache = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
+    jax.config.update('jax_compilation_cache_dir', os.path.join(cache, 'pagoda_jax', 'compiled'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+
+def console() -> None:
+  """Entry point of the installed `pagoda`."""
+  sys.exit(main())
+
+
+if __name__ == '__main__':
+  console()

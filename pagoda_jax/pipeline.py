@@ -1,0 +1,94 @@
+"""An experiment's phases in order; what is finished is skipped. `pagoda run` and `pagoda train`."""
+
+import time
+
+import jax
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from pagoda_jax import config as configs
+from pagoda_jax import evaluate, inverting, logs, sharding, train, workdir
+
+
+def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> None:
+  """Runs phases in their order, each from where it stands; a finished one is skipped.
+
+  Args:
+    config: an experiment.
+    folder: the work directory.
+    phases: names of the phases to run; () runs all.
+    max_steps: caps every phase, for smoke runs.
+
+  Raises:
+    ConfigError: the config cannot be run, or names no such phase.
+    WorkdirError: the work directory belongs to another experiment, or lacks what a phase starts from.
+    Interrupted: a phase was asked to stop, and has saved.
+  """
+  configs.validate(config, jax.device_count())
+  for name in phases:
+    if name not in config.order:
+      raise configs.ConfigError(f'phase {name!r}: must be one of {", ".join(config.order)}')
+  chosen = [name for name in config.order if not phases or name in phases]
+  for name in config.order:  # before anything is written: one folder of another experiment stops the run
+    if name in chosen or (epath.Path(folder) / name / 'config.json').exists():
+      workdir.check_claim(folder, config, name)
+  for name in chosen:
+    workdir.claim(folder, config, name)
+    run_phase(config, folder, name, max_steps)
+
+
+def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
+  """Runs one phase to its end, unless it is there already."""
+  workdir.check_inputs(folder, config, name)
+  done, target = workdir.progress(folder, config, name), workdir.target(config, name, max_steps)
+  if done >= target:
+    print(f'{name}: finished already ({done} of {target})', flush=True)
+    return
+  start = time.monotonic()
+  module = inverting if config.phases[name].stage == 'invert' else train
+  module.run_phase(config, folder, name, max_steps)
+  print(f'{name}: finished in {logs.duration(time.monotonic() - start)}', flush=True)
+
+
+def _define_shared(fv):
+  config_flags.DEFINE_config_file('config', None, 'Experiment file, such as experiments/mnist.py or '
+                                  'experiments/mnist.py:long; --config.KEY=VALUE overrides a key.',
+                                  lock_config=True, flag_values=fv)
+  flags.DEFINE_string('workdir', None, 'Work directory: made if need be, gone on from if it is there.', flag_values=fv)
+  flags.DEFINE_integer('max_steps', None, 'Cap on the steps of every phase, for smoke runs.', lower_bound=1,
+                       flag_values=fv)
+  flags.mark_flags_as_required(['config', 'workdir'], flag_values=fv)
+
+
+def define_flags(fv) -> None:
+  """Flags of `pagoda run`."""
+  _define_shared(fv)
+  flags.DEFINE_list('phases', [], 'Phases to run, such as distill,grow_16; default: all.', flag_values=fv)
+
+
+def define_train_flags(fv) -> None:
+  """Flags of `pagoda train`."""
+  _define_shared(fv)
+  flags.DEFINE_string('phase', None, 'The phase to run.', flag_values=fv)
+  flags.mark_flag_as_required('phase', flag_values=fv)
+
+
+def run_train(fv, args) -> int:
+  """`pagoda train`: one phase."""
+  del args
+  run_experiment(fv.config, fv.workdir, (fv.phase,), fv.max_steps)
+  return 0
+
+
+def run(fv, args) -> int:
+  """`pagoda run`: all phases, then the summary."""
+  del args
+  start = time.monotonic()
+  run_experiment(fv.config, fv.workdir, tuple(fv.phases), fv.max_steps)
+  if sharding.is_primary():
+    evaluate.write_ladder(fv.config, fv.workdir, epath.Path(fv.workdir) / 'ladder.png')
+  if fv.config.evaluation.samples:
+    print(evaluate.summary(fv.config, fv.workdir))
+  print(f'finished in {logs.duration(time.monotonic() - start)}; sample grids: {fv.workdir}/*/samples/*.png')
+  return 0

@@ -1,0 +1,116 @@
+"""Stage 2: the one-step generator at the base resolution (PaGoDA, section 3.1).
+
+L = L_rec + lambda * L_adv. L_rec compares a real image with the generator's answer to its inverted
+noise; L_adv compares other real images with what the generator makes of noise from the prior.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pagoda_jax import losses
+from pagoda_jax.augment import diff_augment
+from pagoda_jax.data import normalize
+from pagoda_jax.models import Networks
+from pagoda_jax.networks import generator
+from pagoda_jax.state import GeneratorState, all_finite, guarded, make_optimizer, mix, step_keys
+
+
+def make_train_step(networks: Networks, config):
+  """The train step of a generator: one update of the generator and one of the discriminator.
+
+  Both players' gradients are taken at the state's parameters, each on its own half of the step's
+  data: the generator's on the pairs, the discriminator's on the other real images.
+
+  Args:
+    networks: networks.unet is the generator; networks.discriminator its opponent.
+    config: a phase made by config.distill() or config.grow().
+
+  Returns:
+    step(state: GeneratorState, batch, frozen, rng) -> (state, metrics). batch: 'image' [B, H, W, C] with
+    'noise' [B, h, w, C] (standard deviation near sigma_max, h x w the base resolution) and 'label' int32
+    [B]; 'real_image' [B, H, W, C] with 'real_label' [B]. Images are uint8 or floats in [-1, 1]. frozen:
+    {'features': parameters of the frozen feature networks}. rng: one typed key for the whole run.
+    metrics: float32 scalars. A step with a number that is not finite leaves the state as it was, but
+    for its counters.
+  """
+  optimizer = make_optimizer(config.optimizer, config.steps)
+  discriminator_optimizer = make_optimizer(config.discriminator_optimizer, config.steps)
+
+  def step(state: GeneratorState, batch, frozen, rng):
+    keys = step_keys(rng, state.step, 6)
+    images, reals = normalize(batch['image']), normalize(batch['real_image'])
+    cond, real_cond = {'label': batch['label']}, {'label': batch['real_label']}
+
+    def generate(trained, noise, cond):
+      return networks.generate(generator.merge(trained, state.fixed), noise, cond)
+
+    def judge(params, images, cond, key):
+      variables = {**state.discriminator, 'params': params}
+      return networks.judge(variables, frozen, diff_augment(key, images, config.discriminator.augment), cond)
+
+    def prior(key):
+      return networks.sigma_max * jax.random.normal(key, batch['noise'].shape)
+
+    def reconstruction_loss(trained):
+      return jnp.mean(networks.distance(frozen, images, generate(trained, batch['noise'], cond), keys[0]))
+
+    def adversarial_loss(trained):
+      logits, _ = judge(state.discriminator['params'], generate(trained, prior(keys[1]), cond), cond, keys[2])
+      return losses.hinge_generator(logits)
+
+    def discriminator_loss(params):
+      # One draw of the augmentation for real and fake; the running statistics of both passes are kept.
+      real_logits, after_real = judge(params, reals, real_cond, keys[4])
+      variables = {**state.discriminator, **after_real, 'params': params}
+      fakes_seen = diff_augment(keys[4], fakes, config.discriminator.augment)
+      fake_logits, after_both = networks.judge(variables, frozen, fakes_seen, real_cond)
+      return losses.hinge_discriminator(real_logits, fake_logits), (real_logits, fake_logits, after_both)
+
+    rec, rec_grads = jax.value_and_grad(reconstruction_loss)(state.params)
+    adv, adv_grads = jax.value_and_grad(adversarial_loss)(state.params)
+    weight = adversarial_weight(config.adversarial, rec_grads, adv_grads)
+    grads = jax.tree.map(lambda r, a: config.reconstruction.weight * r + weight * a, rec_grads, adv_grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    fakes = generate(state.params, prior(keys[3]), real_cond)
+    (d_loss, (real_logits, fake_logits, statistics)), d_grads = jax.value_and_grad(
+      discriminator_loss, has_aux=True
+    )(state.discriminator['params'])
+    updates, d_opt_state = discriminator_optimizer.update(
+      d_grads, state.discriminator_opt_state, state.discriminator['params']
+    )
+    d_params = optax.apply_updates(state.discriminator['params'], updates)
+
+    norm, d_norm = optax.global_norm(grads), optax.global_norm(d_grads)
+    new = state.replace(
+      params=params,
+      opt_state=opt_state,
+      ema=mix(state.ema, params, config.ema),
+      discriminator={**statistics, 'params': d_params},
+      discriminator_opt_state=d_opt_state,
+    )
+    state = guarded(all_finite(rec, adv, d_loss, norm, d_norm), new, state)
+    return state, {
+      'loss': rec,
+      'adversarial': adv,
+      'weight': weight,
+      'discriminator': d_loss,
+      'logit_real': jnp.mean(real_logits),
+      'logit_fake': jnp.mean(fake_logits),
+      'grad_norm': norm,
+      'discriminator_grad_norm': d_norm,
+      'skipped_in_a_row': state.skipped,
+    }
+
+  return step
+
+
+def adversarial_weight(config, rec_grads, adv_grads) -> jax.Array:
+  """lambda: the configured weight, times the ratio of last-layer gradient norms where adaptive."""
+  if not config.adaptive:
+    return jnp.float32(config.weight)
+  block, layer, kernel = generator.last_layer(rec_grads)
+  rec_norm, adv_norm = (jnp.linalg.norm(grads[block][layer][kernel]) for grads in (rec_grads, adv_grads))
+  return losses.adaptive_weight(rec_norm, adv_norm, config.weight, config.low, config.high)

@@ -1,0 +1,111 @@
+"""What a phase trains and must survive a crash: pytrees, their optimisers, one guarded update.
+
+`step` counts train steps, skipped ones included; `skipped` counts consecutive steps whose loss or
+gradient was not finite. `fixed` holds the generator's leaves that a growth phase does not train.
+"""
+
+import inspect
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+Tree = Any
+
+
+@flax.struct.dataclass
+class TeacherState:
+  """State of stage 1: `params` and `ema` are trees of equal structure."""
+
+  step: jax.Array
+  skipped: jax.Array
+  params: Tree
+  ema: Tree
+  opt_state: Tree
+
+
+@flax.struct.dataclass
+class GeneratorState:
+  """State of stages 2 and 3: two players. `fixed` is {} where the whole generator trains.
+
+  `discriminator` holds all its variables: {'params': trained, other collections (spectral norm
+  vectors, batch statistics): updated by its forward passes}.
+  """
+
+  step: jax.Array
+  skipped: jax.Array
+  params: Tree
+  fixed: Tree
+  ema: Tree
+  opt_state: Tree
+  discriminator: Tree
+  discriminator_opt_state: Tree
+
+
+def make_optimizer(config, steps: int) -> optax.GradientTransformation:
+  """The optimiser of optax that a config's `optimizer` group names (config.optimizer explains its keys)."""
+  if config.schedule == 'cosine':
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, steps)
+  else:
+    schedule = optax.join_schedules(
+      [optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1)),
+       optax.constant_schedule(config.learning_rate)],
+      [config.warmup_steps],
+    )
+  make = getattr(optax, config.name)
+  accepted = inspect.signature(make).parameters
+  moments = {key: config[key] for key in ('b1', 'b2') if key in accepted}
+  transform = make(schedule, **moments)
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), transform) if config.clip_norm else transform
+
+
+def init_teacher(params: Tree, config) -> TeacherState:
+  """State at step 0. `ema` is a copy: the state is donated, and one buffer cannot be donated twice."""
+  optimizer = make_optimizer(config.optimizer, config.steps)
+  zero = jnp.zeros((), jnp.int32)
+  return TeacherState(zero, jnp.zeros((), jnp.int32), params, copy(params), optimizer.init(params))
+
+
+def init_generator(params: Tree, fixed: Tree, discriminator: Tree, config) -> GeneratorState:
+  """State at step 0 of a generator whose trained leaves are `params` and whose other leaves are `fixed`."""
+  zero = jnp.zeros((), jnp.int32)
+  return GeneratorState(
+    step=zero,
+    skipped=jnp.zeros((), jnp.int32),
+    params=params,
+    fixed=fixed,
+    ema=copy(params),
+    opt_state=make_optimizer(config.optimizer, config.steps).init(params),
+    discriminator=discriminator,
+    discriminator_opt_state=make_optimizer(config.discriminator_optimizer, config.steps).init(
+      discriminator['params']
+    ),
+  )
+
+
+def copy(tree: Tree) -> Tree:
+  """The tree in buffers of its own."""
+  return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
+def mix(ema: Tree, params: Tree, decay: float) -> Tree:
+  """Exponential moving average: decay * ema + (1 - decay) * params."""
+  return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p.astype(e.dtype), ema, params)
+
+
+def all_finite(*trees: Tree) -> jax.Array:
+  """Whether every number in the trees is finite."""
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trees)]))
+
+
+def guarded(finite: jax.Array, new, old):
+  """`new`, or where `finite` is false `old` with its step counted and the skip recorded."""
+  kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+  return kept.replace(step=old.step + 1, skipped=jnp.where(finite, 0, old.skipped + 1))
+
+
+def step_keys(rng: jax.Array, step: jax.Array, count: int) -> jax.Array:
+  """`count` independent keys for one train step: the same for every host, sharding and restart."""
+  return jax.random.split(jax.random.fold_in(rng, step), count)

@@ -1,0 +1,203 @@
+"""The one training loop: teacher, distill and grow differ only in state and train step."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from pagoda_jax import checkpoints, data, grids, inversions, inverting, logs, models, sharding, state, workdir
+from pagoda_jax import config as configs
+from pagoda_jax.interrupts import Interrupted, StopRequest
+from pagoda_jax.stages import distill, grow, teacher
+
+MAX_SKIPPED_IN_A_ROW = 3
+
+
+class Diverged(RuntimeError):
+  """Loss or gradients stayed non-finite; the last checkpoint is good."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """What the loop needs of one phase.
+
+  Attributes:
+    step: step(state, batch, frozen, rng) -> (state, metrics).
+    init: init() -> state at step 0, host or device arrays.
+    stream: what it trains on.
+  """
+
+  networks: models.Networks
+  step: Callable[..., Any]
+  init: Callable[[], Any]
+  stream: data.Stream
+
+
+def key_of(seed: int, name: str) -> jax.Array:
+  """The phase's random key: of the experiment's seed and the phase's name alone."""
+  return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) % 2**31)
+
+
+def make_phase(config, folder, name: str) -> Phase:
+  """Networks, step, initial state and data of a phase of stage teacher, distill or grow."""
+  phase = config.phases[name]
+  networks = models.build(config, name)
+  seed = int(zlib.crc32(name.encode()) + config.seed) % 2**31
+  init_key = key_of(config.seed, f'{name}/init')
+  resolution = configs.phase_resolution(config, name)
+  if phase.stage == 'teacher':
+    stream = data.Stream(config.data, resolution, seed)
+    init = lambda: state.init_teacher(models.init_unet(networks.unet, init_key), phase)
+    return Phase(networks, teacher.make_train_step(networks, phase), init, stream)
+  inverting.check_store(config, folder, phase.noise)
+  store = inversions.open_store(epath.Path(folder) / phase.noise, networks.sigma_max, phase.standardize_noise)
+  stream = data.Stream(config.data, resolution, seed, store, phase.pairs_fraction)
+  init = functools.partial(init_generator, config, folder, name, networks, init_key)
+  make_step = distill.make_train_step if phase.stage == 'distill' else grow.make_train_step
+  return Phase(networks, make_step(networks, phase), init, stream)
+
+
+def init_generator(config, folder, name: str, networks, key) -> state.GeneratorState:
+  """The generator's state at step 0: a copy of the teacher, or the generator before it, grown."""
+  phase = config.phases[name]
+  resolution = configs.phase_resolution(config, name)
+  generator_key, discriminator_key = jax.random.split(key)
+  source = phase.teacher if phase.stage == 'distill' else phase.start
+  params, step = checkpoints.read_generator(epath.Path(folder) / source)
+  fixed = {}
+  fresh = functools.partial(models.init_unet, networks.unet, generator_key)
+  if phase.stage == 'grow':
+    start = configs.phase_resolution(config, phase.start)
+    params, fixed, report = grow.grown_params(fresh(), params, start, resolution)
+    logging.info('%s: grown from %s at step %d: %s', name, source, step, report)
+  else:
+    check_same_tree(jax.eval_shape(fresh), params, f'{epath.Path(folder) / source}, step {step}')
+  discriminator = models.init_discriminator(networks, {}, resolution, discriminator_key)
+  return state.init_generator(state.copy(params), state.copy(fixed), discriminator, phase)
+
+
+def check_same_tree(expected, found, where: str) -> None:
+  """Refuses parameters of another network.
+
+  Raises:
+    CheckpointError: names the leaves that are missing, unexpected or of another shape.
+  """
+  expected = {path: tuple(leaf.shape) for path, leaf in checkpoints.flat_leaves(expected).items()}
+  found = {path: tuple(leaf.shape) for path, leaf in checkpoints.flat_leaves(found).items()}
+  rows = [
+    f'  {path}: there {found.get(path, "absent")}, needed {expected.get(path, "absent")}'
+    for path in sorted({*expected, *found})
+    if expected.get(path) != found.get(path)
+  ]
+  if rows:
+    more = [f'  ... and {len(rows) - 20} more'] if len(rows) > 20 else []
+    raise checkpoints.CheckpointError(f'{where}: of another network:\n' + '\n'.join(rows[:20] + more))
+
+
+def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
+  """Trains a phase to its end, from its newest checkpoint if it has one.
+
+  Raises:
+    Interrupted: it was asked to stop, and has saved.
+    Diverged: three steps in a row were not finite.
+    CheckpointError, NoiseStoreError: what it starts from cannot be used.
+  """
+  mesh = sharding.make_mesh(**config.mesh)
+  with jax.set_mesh(mesh), StopRequest() as stop:
+    _Loop(config, epath.Path(folder), name, workdir.target(config, name, max_steps), mesh).run(stop)
+
+
+class _Loop:
+  """One run of one phase."""
+
+  def __init__(self, config, folder, name, steps, mesh):
+    self.config, self.folder, self.name, self.steps, self.mesh = config, folder, name, steps, mesh
+    self.phase_folder = folder / name
+    self.phase = config.phases[name]
+    self.saved = checkpoints.Checkpoints(self.phase_folder, config.checkpoint.keep, config.checkpoint.keep_every)
+    self.parts = make_phase(config, folder, name)
+    self.batches = self.parts.stream.batches(self.phase.batch_size, jax.process_index(), jax.process_count())
+    self.rng = key_of(config.seed, name)
+
+  def restored_or_fresh(self):
+    """(state on the mesh, step)."""
+    step = self.saved.latest_step()
+    if step is None:
+      return sharding.place(self.parts.init(), self.mesh), 0
+    target = sharding.abstract(jax.eval_shape(self.parts.init), self.mesh)
+    restored, position = self.saved.restore(step, target)
+    self.batches.set_state(position)
+    print(f'{self.name}: goes on from step {step}', flush=True)
+    return restored, step
+
+  def run(self, stop):
+    train_state, step = self.restored_or_fresh()
+    shardings = sharding.tree_shardings(train_state, self.mesh)
+    train_step = jax.jit(
+      self.parts.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(self.mesh))
+    )
+    log = logs.MetricLog(self.phase_folder, step, jax.process_index() == 0)
+    progress = logs.Progress(self.name, self.steps, step)
+    grid = grids.make(self.config, self.folder, self.name, self.mesh)
+    pending = None  # the last step's metrics: read a step late, so that the device never waits for the host
+    if step < self.steps:
+      print(f'{self.name}: {models.count(train_state.params):,} trained parameters; compiling', flush=True)
+    while step < self.steps:
+      batch = sharding.place_batch(drop_keys(next(self.batches)), self.mesh)
+      train_state, metrics = train_step(train_state, batch, {}, self.rng)
+      step += 1
+      if pending is None:
+        jax.block_until_ready(metrics)
+        progress.restart_clock(step)
+      else:
+        self.report(step - 1, pending, log, progress)
+      pending = metrics
+      stopping = stop.wanted(step)
+      if stopping or step == self.steps or step % self.config.checkpoint.every_steps == 0:
+        self.check(step, metrics)
+        self.saved.save(step, train_state, self.batches.get_state())
+      if grid and not stopping and (step == self.steps or step % self.config.log.samples_every == 0):
+        grid(self.phase_folder / 'samples' / f'step_{step:08d}.png', train_state)
+      if stopping:
+        break
+    if pending is not None:
+      self.report(step, pending, log, progress, force=True)
+    self.saved.wait()
+    self.saved.close()
+    if step < self.steps:
+      raise Interrupted(
+        f'{self.name}: stopped after step {step} of {self.steps} and saved; start the same command again to go on',
+        stop.exit_code,
+      )
+
+  def report(self, step, metrics, log, progress, force=False):
+    """Progress at every step, numbers to the log every log.every_steps and at the end."""
+    self.check(step, metrics)
+    due = force or step % self.config.log.every_steps == 0
+    values = {key: float(value) for key, value in metrics.items()} if due else {'loss': float(metrics['loss'])}
+    progress.update(step, self.phase.batch_size, {'loss': values['loss']}, force=force)
+    if due:
+      log.write(step, values | {'images_per_second': round(progress.images_per_second(), 2)})
+
+  def check(self, step, metrics):
+    skipped = int(metrics['skipped_in_a_row'])
+    if skipped:
+      logging.warning('%s: step %d was not finite and was skipped (%d in a row)', self.name, step, skipped)
+    if skipped >= MAX_SKIPPED_IN_A_ROW:
+      self.saved.wait()
+      raise Diverged(
+        f'{self.name}: loss or gradients were not finite in steps {step - skipped + 1} to {step}; stopped. '
+        f'The last checkpoint is good (step {self.saved.latest_step()}). A lower learning rate or '
+        'float32 precision may help.'
+      )
+
+
+def drop_keys(batch: dict) -> dict[str, np.ndarray]:
+  """The batch without what is only there to be logged."""
+  return {key: value for key, value in batch.items() if key != 'key'}

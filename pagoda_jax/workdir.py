@@ -1,0 +1,135 @@
+"""The work directory: <phase>/{checkpoints/, metrics.jsonl, samples/, config.json}, and whose it is."""
+
+import json
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from pagoda_jax import checkpoints, data, inversions
+
+# What may differ between two runs of one phase: how long, on what, and how much is written down.
+FREE_KEYS = ('steps', 'workers', 'path')
+SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')
+
+
+class WorkdirError(ValueError):
+  """The work directory belongs to another experiment, or lacks what a phase starts from."""
+
+
+def upstream(config, name: str) -> list[str]:
+  """The phases that `name` reads from, directly."""
+  phase = config.phases[name]
+  return [phase[key] for key in ('teacher', 'noise', 'start') if key in phase]
+
+
+def identity(config, name: str) -> dict:
+  """Flat key -> value of everything that decides what a phase computes."""
+  names, queue = [], [name]
+  while queue:
+    names.append(queue.pop())
+    queue += upstream(config, names[-1])
+  values = {key: config[key] for key in SHARED_GROUPS} | {'phases': {n: config.phases[n] for n in names}}
+  return {
+    key: value
+    for key, value in _flat(json.loads(as_json(values)), 'config').items()
+    if key.rsplit('.', 1)[-1] not in FREE_KEYS
+  }
+
+
+def as_json(values) -> str:
+  """JSON of nested dicts and ConfigDicts."""
+  return json.dumps(values, default=lambda x: x.to_dict() if isinstance(x, ConfigDict) else list(x))
+
+
+def _flat(value, path):
+  if isinstance(value, dict):
+    return {k: v for key, child in value.items() for k, v in _flat(child, f'{path}.{key}').items()}
+  return {path: value}
+
+
+def check_claim(folder, config, name: str) -> None:
+  """Refuses a folder that holds a phase of another experiment.
+
+  Raises:
+    WorkdirError: lists each key that differs.
+  """
+  path = epath.Path(folder) / name / 'config.json'
+  if not path.exists():
+    return
+  found, wanted = json.loads(path.read_text())['identity'], identity(config, name)
+  keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+  if keys:
+    rows = [f'  {key}: there {found.get(key, "absent")!r}, here {wanted.get(key, "absent")!r}' for key in keys]
+    raise WorkdirError(
+      f'{path.parent}: holds phase {name} of another experiment; what differs:\n' + '\n'.join(rows)
+      + '\nUse another --workdir, or the config that the phase was made with.'
+    )
+
+
+def claim(folder, config, name: str) -> None:
+  """Writes a phase's config.json, after `check_claim`."""
+  check_claim(folder, config, name)
+  if jax.process_index() == 0:
+    path = epath.Path(folder) / name / 'config.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = {'phase': name, 'identity': identity(config, name), 'config': json.loads(as_json(config))}
+    inversions.write_json(path, values)
+
+
+def read_config(folder) -> ConfigDict:
+  """The experiment whose phases a work directory holds, as its newest config.json has it.
+
+  Raises:
+    WorkdirError: there is none.
+  """
+  paths = list(epath.Path(folder).glob('*/config.json'))
+  if not paths:
+    raise WorkdirError(f'{folder}: no phase of any experiment there; start one with `pagoda run`')
+  newest = max(paths, key=lambda path: path.stat().mtime)
+  return ConfigDict(json.loads(newest.read_text())['config'], sort_keys=False)
+
+
+def progress(folder, config, name: str) -> int:
+  """How far a phase has come: steps of its newest checkpoint, or pairs of a finished noise store; 0 for nothing."""
+  phase_folder = epath.Path(folder) / name
+  if config.phases[name].stage != 'invert':
+    return max(checkpoints.finished_steps(phase_folder), default=0)
+  return inversions.read_manifest(phase_folder)['count'] if (phase_folder / 'manifest.json').exists() else 0
+
+
+def target(config, name: str, max_steps: int | None = None) -> int:
+  """What `progress` reaches when the phase is finished; `max_steps` caps it for smoke runs."""
+  phase = config.phases[name]
+  if phase.stage != 'invert':
+    return min(phase.steps, max_steps or phase.steps)
+  pairs = len(data.source_keys(config.data)[1])
+  return min(pairs, max_steps * phase.batch_size) if max_steps else pairs
+
+
+def check_inputs(folder, config, name: str) -> dict[str, int]:
+  """Progress of each phase that `name` reads from.
+
+  Raises:
+    WorkdirError: one has nothing to read yet; or it went on after `name` had started from it.
+  """
+  inputs = {}
+  for other in upstream(config, name):
+    inputs[other] = progress(folder, config, other)
+    if not inputs[other]:
+      raise WorkdirError(
+        f'{epath.Path(folder) / other}: nothing finished there, and phase {name} starts from it; run {other} first'
+      )
+  path = epath.Path(folder) / name / 'inputs.json'
+  if path.exists() and progress(folder, config, name):
+    before = json.loads(path.read_text())
+    for other, step in inputs.items():
+      if before.get(other, step) != step:
+        raise WorkdirError(
+          f'{path.parent}: was made from {other} at step {before[other]}, which has gone on to step {step}; '
+          f'delete {path.parent} to make {name} again'
+        )
+  elif jax.process_index() == 0:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    inversions.write_json(path, inputs)
+  return inputs

@@ -1,0 +1,14 @@
+"""Eight virtual CPU devices, one compilation cache for all tests."""
+
+import os
+import pathlib
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+CACHE = pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'compiled'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+
+from absl import flags  # noqa: E402
+
+flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags

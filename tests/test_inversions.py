@@ -1,0 +1,71 @@
+"""The noise store: what is written is read, a kill leaves whole shards, damage and mismatch are named."""
+
+import numpy as np
+import pytest
+from etils import epath
+
+from pagoda_jax import inversions
+
+LAYOUT = inversions.Layout(count=10, shard_size=4)
+NOISE = (80 * np.random.default_rng(0).standard_normal((10, 4, 4, 3))).astype(np.float32)
+ORIGIN = {'teacher_sha256': 'ab', 'resolution': 4}
+
+
+def write(folder, dtype='float32', shards=range(3)):
+  folder = epath.Path(folder)
+  for shard in shards:
+    inversions.write_shard(folder, LAYOUT, shard, NOISE[list(LAYOUT.keys(shard))].astype(dtype))
+  return folder
+
+
+@pytest.mark.parametrize('dtype, tolerance', [('float32', 0), ('float16', 2**-10)])
+def test_every_record_is_read_back_by_its_key(tmp_path, dtype, tolerance):
+  folder = write(tmp_path, dtype)
+  manifest = inversions.write_manifest(folder, LAYOUT, (4, 4, 3), dtype, ORIGIN)
+  store = inversions.open_store(folder, 80.0, standardize=False)
+  assert len(store) == 10
+  for key in (9, 0, 4, 3):
+    np.testing.assert_allclose(store[key], NOISE[key], rtol=tolerance)
+  assert manifest['std'] == pytest.approx(NOISE.std(), rel=1e-3)
+
+
+def test_standardized_noise_has_the_priors_moments(tmp_path):
+  folder = write(tmp_path)
+  inversions.write_manifest(folder, LAYOUT, (4, 4, 3), 'float32', ORIGIN)
+  store = inversions.open_store(folder, 80.0, standardize=True)
+  values = np.stack([store[key] for key in range(10)])
+  assert values.mean() == pytest.approx(0, abs=1e-4)
+  assert values.std() == pytest.approx(80, rel=1e-5)
+
+
+def test_only_whole_shards_count_as_finished(tmp_path):
+  folder = write(tmp_path, shards=[0, 2])
+  (folder / (LAYOUT.name(1) + '.partial')).write_bytes(b'half a shard')
+  assert inversions.finished_shards(folder, LAYOUT) == [0, 2]
+  with pytest.raises(inversions.NoiseStoreError, match='no finished noise store'):
+    inversions.open_store(folder, 80.0, standardize=False)
+
+
+@pytest.mark.parametrize('damage', ['flip', 'truncate', 'remove'])
+def test_a_damaged_shard_is_named(tmp_path, damage):
+  folder = write(tmp_path)
+  inversions.write_manifest(folder, LAYOUT, (4, 4, 3), 'float32', ORIGIN)
+  assert inversions.damaged_shards(folder) == []
+  path = folder / (LAYOUT.name(1) + '.array_record')
+  content = bytearray(path.read_bytes())
+  if damage == 'remove':
+    path.unlink()
+  elif damage == 'truncate':
+    path.write_bytes(content[:-100])
+  else:
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+  assert inversions.damaged_shards(folder) == [LAYOUT.name(1)]
+
+
+def test_a_store_made_for_something_else_is_refused_field_by_field(tmp_path):
+  folder = write(tmp_path)
+  manifest = inversions.write_manifest(folder, LAYOUT, (4, 4, 3), 'float32', ORIGIN)
+  inversions.check_origin(manifest, ORIGIN, folder)
+  with pytest.raises(inversions.NoiseStoreError, match="teacher_sha256: the store has 'ab', this run needs 'cd'"):
+    inversions.check_origin(manifest, {**ORIGIN, 'teacher_sha256': 'cd'}, folder)
