@@ -2,11 +2,11 @@
 
 import re
 
+import golden_tools
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-import golden_tools
 from pagoda_jax import augment, losses, resize
 from pagoda_jax.metrics import frechet, inception_score, precision_recall
 from pagoda_jax.networks.frozen.projections import NORMALIZATION, ProjectedFeatures
@@ -14,7 +14,12 @@ from pagoda_jax.networks.frozen.projections import NORMALIZATION, ProjectedFeatu
 
 def cases():
   """Yields (id, check)."""
-  arrays, meta = golden_tools.load('pagoda_losses')
+  for file, checks in (('pagoda_losses', loss_checks), ('resize', resize_checks), ('inception_fid', metric_checks)):
+    if golden_tools.exists(file):
+      yield from ((name, golden_tools.in_float32(check)) for name, check in checks(*golden_tools.load(file)))
+
+
+def loss_checks(arrays, meta):
   for name in meta:
     if name.startswith('diffaug'):
       yield f'losses-{name}', lambda name=name: check_diff_augment(name)
@@ -24,11 +29,17 @@ def cases():
   yield 'losses-projected-distance', check_projected_distance
   yield 'losses-adaptive-weight-values', check_adaptive_weight_values
   yield 'losses-weightings', check_weightings
-  for name in golden_tools.load('resize')[0].files:
+
+
+def resize_checks(arrays, meta):
+  for name in arrays.files:
     if name.startswith('torch/'):
       yield f'resize-{name}', lambda name=name: check_torch_resize(name)
     elif name.startswith('pil'):
       yield f'resize-{name}', lambda name=name: check_pil_resize(name)
+
+
+def metric_checks(arrays, meta):
   yield 'metrics-frechet', check_frechet
   yield 'metrics-inception-score', check_inception_score
   yield 'metrics-precision-recall', check_precision_recall

@@ -7,7 +7,7 @@ import golden_tools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from golden_tools import assert_close, nchw, nhwc
+from golden_tools import assert_close, in_float32, nchw, nhwc
 
 from pagoda_jax import diffusion
 from pagoda_jax.convert import edm, mapping, pagoda
@@ -23,15 +23,6 @@ def cases():
   }.items():
     if (golden_tools.FOLDER / f'{file}.npz').exists():
       yield from ((f'{file}/{name}', in_float32(check)) for name, check in checks(file))
-
-
-def in_float32(check):
-  """The check without the reduced-precision products that accelerators use by default."""
-  def checked():
-    with jax.default_matmul_precision('highest'):
-      check()
-
-  return checked
 
 
 class Network:
@@ -238,10 +229,13 @@ def pagoda_config(file, config):
 
 @functools.cache
 def network_of_pagoda(file, config=None):
-  entry = pagoda_config(file, config)
-  kwargs = entry['kwargs']
   # One config reads legacy weights in the order of flash attention; only its name and note say so.
-  flash = 'flash_order' in (config or '')
+  return pagoda_network(pagoda_config(file, config), flash='flash_order' in (config or ''))
+
+
+def pagoda_network(entry, flash=False):
+  """The network of a json entry with constructor kwargs, prefix, gain and params."""
+  kwargs = entry['kwargs']
   order = {'attention_order': 'flash' if flash else kwargs['attention_type'].removeprefix('vanilla_')}
   by_width = kwargs['num_head_channels'] != -1
   asked = {

@@ -6,9 +6,15 @@ import os
 import pathlib
 import zlib
 
+import jax
 import numpy as np
 
 FOLDER = pathlib.Path(os.environ.get('PAGODA_GOLDENS', pathlib.Path(__file__).parent / 'goldens'))
+
+
+def exists(name: str) -> bool:
+  """Whether the folder holds the golden file: another one may hold some of them only."""
+  return (FOLDER / f'{name}.npz').exists()
 
 
 @functools.cache
@@ -53,3 +59,12 @@ def nhwc(x) -> np.ndarray:
 def nchw(x) -> np.ndarray:
   """NHWC -> NCHW over the last three axes."""
   return np.moveaxis(np.asarray(x), -1, -3)
+
+
+def in_float32(check):
+  """The check without the reduced-precision products that accelerators use by default."""
+  def checked():
+    with jax.default_matmul_precision('highest'):
+      check()
+
+  return checked

@@ -6,10 +6,14 @@ be loaded under the projections of a checkpoint.
 
 import dataclasses
 import re
+from collections.abc import Mapping
+
+import numpy as np
+from flax import traverse_util
 
 from pagoda_jax.convert import timm
 from pagoda_jax.convert.layers import layer_leaves
-from pagoda_jax.convert.mapping import CONV, ConversionError, Layout, Leaf, StateDict
+from pagoda_jax.convert.mapping import CONV, ConversionError, Layout, Leaf, StateDict, misfit_table
 from pagoda_jax.networks.frozen.projections import NORMALIZATION, ProjectedFeatures
 
 # torch ConvTranspose2d [in, out, h, w] <-> Linen ConvTranspose [h, w, in, out], which does not flip.
@@ -57,6 +61,45 @@ def carried(name: str) -> bool:
   """Whether `name` is a counter of batches, or a weight after the last feature map."""
   backbone = backbone_name(name)
   return name.endswith('num_batches_tracked') or (backbone is not None and timm.carried(backbone))
+
+
+def options_of_backbone(backbone: dict, width: int = 64) -> dict:
+  """`network`'s arguments for StyleGAN-XL's projections of a backbone.
+
+  The published files hold backbones only: the projections are drawn by `network(...).init`, and the
+  backbone then put in by `with_backbone`.
+
+  Args:
+    backbone: what timm.options returns.
+    width: channels of the finest map; the others have 2, 4 and 8 times as many before mixing scales.
+  """
+  reassembly = None
+  if backbone['architecture'] == 'deit':
+    reassembly = tuple(backbone['width'] // n for n in (8, 4, 2, 1))
+  return {
+      'backbone': backbone,
+      'reassembly_widths': reassembly,
+      'widths': (width, 2 * width, 4 * width, 8 * width),
+      'mixed_widths': (width, width, 2 * width, 4 * width),
+  }
+
+
+def with_backbone(variables: Mapping, backbone: Mapping) -> dict:
+  """The variables of ProjectedFeatures with those of a backbone, as timm's leaves make them, put in.
+
+  Raises:
+    ConversionError: the backbone is of another architecture; every difference is listed.
+  """
+  ours = {collection: tree.get('backbone', {}) for collection, tree in variables.items()}
+  flat, given = (traverse_util.flatten_dict(tree, sep='/') for tree in (ours, backbone))
+  rows = [('missing', path, '-', str(np.shape(flat[path]))) for path in flat if path not in given]
+  rows += [('unexpected', path, str(np.shape(given[path])), '-') for path in given if path not in flat]
+  for path in flat.keys() & given.keys():
+    if np.shape(flat[path]) != np.shape(given[path]):
+      rows.append(('other shape', path, str(np.shape(given[path])), str(np.shape(flat[path]))))
+  if rows:
+    raise ConversionError(misfit_table(rows))
+  return {name: {**tree, 'backbone': backbone[name]} if name in backbone else tree for name, tree in variables.items()}
 
 
 def projection_leaves(options: dict) -> list[Leaf]:

@@ -48,14 +48,14 @@ def leaves(options: dict) -> list[Leaf]:
   """The tensors of `network(options)`, under MultiScaleD's names."""
   net = network(options)
   found = []
-  for head, (widths, width) in enumerate(zip(net.widths, options['input_widths'])):
+  for head, (widths, first) in enumerate(zip(net.widths, options['input_widths'])):
     theirs, ours = f'mini_discs.{head}', f'head{head}'
-    for level, (width, after) in enumerate(itertools.pairwise((width, *widths))):
+    for level, (before, after) in enumerate(itertools.pairwise((first, *widths))):
       block, name = f'{theirs}.main.{level}.main', f'{ours}_block{level}'
-      found += _spectral_leaves(f'{block}.0', f'{name}/conv', (after, width, 4, 4))
+      found += _spectral_leaves(f'{block}.0', f'{name}/conv', (after, before, 4, 4))
       found.append(Leaf(f'{block}.0.bias', f'params/{name}/conv/bias', (after,)))
       found += batch_norm_leaves(f'{block}.1', f'{name}/norm', after)
-    width = widths[-1] if widths else width
+    width = (first, *widths)[-1]
     kernel = (net.logits_kernel, net.logits_kernel)
     if not net.num_classes:
       found += _spectral_leaves(f'{theirs}.main.{len(widths)}', f'{ours}_logits', (1, width, *kernel))

@@ -75,7 +75,8 @@ def _efficientnet_leaves(net):
   yield Leaf('conv_stem.weight', 'params/stem/kernel', (net.stem, 3, 3, 3), CONV)
   yield from batch_norm_leaves('bn1', 'stem_norm', net.stem)
   width_in = net.stem
-  for stage, (repeats, width, expansion, kernel) in enumerate(zip(net.repeats, net.widths, net.expansions, net.kernels)):
+  stages = zip(net.repeats, net.widths, net.expansions, net.kernels)
+  for stage, (repeats, width, expansion, kernel) in enumerate(stages):
     for index in range(repeats):
       theirs, ours = f'blocks.{stage}.{index}', f'stage{stage}_block{index}'
       inner = width_in * expansion

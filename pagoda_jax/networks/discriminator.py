@@ -82,10 +82,11 @@ class Discriminator(nn.Module):
 
   def _embedded(self, label, name):
     """The class's direction in the projected space, float32 [B, projection_width]."""
-    embedding = nn.Embed(self.num_classes, self.embedding_width, nn.initializers.normal(1.0), name=f'{name}_embedding')
+    init = nn.initializers.normal(1.0)
+    embedding = nn.Embed(self.num_classes, self.embedding_width, embedding_init=init, name=f'{name}_embedding')
     # StyleGAN2's equalised learning rate: unit weights, scaled at run time; activation gain sqrt 2.
     shape = (self.embedding_width, self.projection_width)
-    kernel = self.param(f'{name}_projection_kernel', nn.initializers.normal(1.0), shape)
+    kernel = self.param(f'{name}_projection_kernel', init, shape)
     bias = self.param(f'{name}_projection_bias', nn.initializers.zeros, (self.projection_width,))
     projected = embedding(label) @ (kernel / math.sqrt(self.embedding_width)) + bias
     return nn.leaky_relu(projected, 0.2) * math.sqrt(2)
