@@ -144,7 +144,7 @@ def sha256_of(path: epath.Path) -> str:
 def define_flags(fv: flags.FlagValues) -> None:
   """Defines the flags of `pagoda weights`."""
   flags.DEFINE_string(
-    'weights_dir', None, f'folder looked in before ${ENVIRONMENT} and the user cache; local or gs://', flag_values=fv
+    'weights_dir', '', f'folder looked in before ${ENVIRONMENT} and the user cache; local or gs://', flag_values=fv
   )
 
 

@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from pagoda_jax import config as configs
+from pagoda_jax import validation
 
 EXPERIMENTS = sorted((pathlib.Path(__file__).parent.parent / 'experiments').glob('*.py'))
 
@@ -16,7 +17,7 @@ def test_shipped_experiments_are_valid(path):
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  configs.validate(module.get_config(), 1)
+  validation.validate(module.get_config(), 1)
 
 
 def set_key(key, value):
@@ -59,10 +60,10 @@ BAD = [
 @pytest.mark.parametrize('key, value, expected', BAD, ids=[f'{key}={value}' for key, value, _ in BAD])
 def test_refuses(key, value, expected):
   config = tiny.get_config()
-  configs.validate(config, 8)
+  validation.validate(config, 8)
   set_key(key, value)(config)
   with pytest.raises(configs.ConfigError) as error:
-    configs.validate(config, 8)
+    validation.validate(config, 8)
   for text in expected:
     assert text in str(error.value)
 
