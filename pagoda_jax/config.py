@@ -1,25 +1,23 @@
-"""Experiment configs: the defaults of every key, and one `validate` before any device work.
+"""Experiment configs: the defaults of every key, and what follows from them.
 
 An experiment file calls `experiment()`, sets what differs and adds phases built by `teacher()`,
 `invert()`, `distill()` and `grow()`. Keys that are not listed here do not exist: the dicts are
-locked, and `validate` compares a config with these defaults once more.
+locked, and validation.py compares a config with these defaults once more.
 """
 
-import difflib
-import math
-
-import optax
 from ml_collections import ConfigDict
 
 STAGES = ('teacher', 'invert', 'distill', 'grow')
 GENERATOR_STAGES = ('distill', 'grow')
 TRAINED_STAGES = ('teacher', 'distill', 'grow')
-SOURCES = ('mnist',)
+SOURCES = ('mnist', 'folder', 'array_record', 'tfds')
 PRECISIONS = ('float32', 'bfloat16')
 NOISE_DTYPES = ('float32', 'float16')
-DISTANCES = ('pixels',)
-FEATURES = ('pixels',)
+FORMS = ('edm', 'guided', 'ddpmpp')
+DISTANCES = ('pixels', 'lpips', 'projected')
+FEATURES = ('pixels', 'projected')
 AUGMENTATIONS = ('brightness', 'saturation', 'contrast', 'translation', 'cutout')
+BACKBONES = ('tf_efficientnet_lite0', 'deit_base_distilled_patch16_224')
 
 
 class ConfigError(ValueError):
@@ -50,15 +48,24 @@ def optimizer(**overrides) -> ConfigDict:
 
 
 def network(**overrides) -> ConfigDict:
-  """The U-Net of the teacher, which the generator begins as a copy of (networks/unet.py explains each)."""
+  """The U-Net of the teacher, which the generator begins as a copy of (networks/unet.py explains each).
+
+  For published weights, `pagoda convert` prints the values.
+  """
   return _locked(
     {
-      'form': 'edm',  # 'edm' | 'guided': the two published forms of the ADM U-Net
+      'form': 'edm',  # EDM's ADM; 'guided': guided-diffusion's and PaGoDA's ADM; 'ddpmpp': EDM's DDPM++
       'channels': 192,
-      'channel_mult': (1, 2, 3, 4),
+      'channel_mult': (1, 2, 3, 4),  # highest resolution first
+      'decoder_channel_mult': (),  # (): channel_mult
+      'stem_channels': 0,  # of the first convolution; 0: as in the form's publications
+      'embed_channels': 0,  # of the noise level's and label's embedding; 0: 4 * channels
       'num_blocks': 3,
       'attention_resolutions': (32, 16, 8),
+      'mid_attention': True,
+      'num_heads': 0,  # 0: by channels_per_head ('ddpmpp': one)
       'channels_per_head': 64,
+      'augment_dim': 0,  # augmentation labels that published weights were trained with; always zero here
       'dropout': 0.0,
     },
     overrides,
@@ -70,6 +77,7 @@ def teacher(**overrides) -> ConfigDict:
   return _locked(
     {
       'stage': 'teacher',
+      'init_from': '',  # folder to start from: of `pagoda convert`, or another run's phase (its EMA); '': afresh
       'steps': 100_000,
       'batch_size': 4096,
       'optimizer': optimizer(name='adam'),
@@ -88,7 +96,8 @@ def invert(**overrides) -> ConfigDict:
   return _locked(
     {
       'stage': 'invert',
-      'teacher': 'teacher',
+      'teacher': 'teacher',  # a phase; or '' with init_from
+      'init_from': '',  # instead of `teacher`: folder of `pagoda convert`, or another run's phase (its EMA)
       'batch_size': 256,
       'num_levels': 40,
       'clip_denoised': True,
@@ -104,8 +113,10 @@ def reconstruction(**overrides) -> ConfigDict:
   """L_rec: the distance between a real image and the generator's answer to its inverted noise."""
   return _locked(
     {
-      'distance': 'pixels',
+      'distance': 'pixels',  # or 'lpips', 'projected': on published feature networks
       'scale_weights': (1.0, 1.0, 1.0),  # pixels: of the resolutions compared, each half the one before
+      'backbones': BACKBONES,  # projected: the feature networks
+      'augment': AUGMENTATIONS,  # projected: of both images, drawn anew for each feature network
       'weight': 1.0,
     },
     overrides,
@@ -116,10 +127,11 @@ def discriminator(**overrides) -> ConfigDict:
   """The discriminator: which features it sees, its size, and the augmentation of what it sees."""
   return _locked(
     {
-      'features': 'pixels',
+      'features': 'pixels',  # or 'projected': StyleGAN-XL's, on published feature networks
       'scales': 2,  # pixels: resolutions seen, each half the one before
-      'channels': 64,
-      'spectral_norm': True,
+      'channels': 64,  # pixels: of the first convolution
+      'spectral_norm': True,  # pixels: bounds how fast the logits change; short runs learn faster without
+      'backbones': BACKBONES,  # projected: the feature networks
       'conditional': True,
       'augment': AUGMENTATIONS,
     },
@@ -151,13 +163,16 @@ def _generator_phase(stage: str) -> dict:
 
 def distill(**overrides) -> ConfigDict:
   """Stage 2, the one-step generator at the base resolution (METHOD: 0.2 x adaptive weight, RAdam)."""
-  return _locked(_generator_phase('distill') | {'teacher': 'teacher'}, overrides)
+  # Both as in invert(): the generator begins as a copy of that network.
+  return _locked(_generator_phase('distill') | {'teacher': 'teacher', 'init_from': ''}, overrides)
 
 
 def grow(**overrides) -> ConfigDict:
   """Stage 3, the generator `start` grown to `resolution` (METHOD: fixed weight 1.0, new and last old blocks train)."""
   defaults = _generator_phase('grow') | {
-    'start': 'distill',
+    'start': 'distill',  # a phase; or '' with init_from
+    'init_from': '',  # instead of `start`: folder of `pagoda convert`, or another run's phase (its EMA)
+    'init_levels': (),  # what that generator has above base_resolution: (channels, num_blocks, scale_shift) each
     'resolution': 0,
     'channels': 192,
     'num_blocks': 2,
@@ -188,6 +203,7 @@ def experiment(**overrides) -> ConfigDict:
       },
       'base_resolution': 64,
       'network': network(),
+      'weights_dir': '',  # folder of published files, looked in before $PAGODA_WEIGHTS and the user cache
       'diffusion': {'sigma_min': 0.002, 'sigma_max': 80.0, 'sigma_data': 0.5, 'rho': 7.0},
       'phases': {},
       'precision': 'float32',
@@ -214,161 +230,16 @@ def phase_resolution(config: ConfigDict, name: str) -> int:
   return phase.resolution if phase.stage == 'grow' else config.base_resolution
 
 
+def start_resolution(config: ConfigDict, name: str) -> int:
+  """Side in pixels of the images of the generator that a growth phase grows."""
+  phase = config.phases[name]
+  return phase_resolution(config, phase.start) if phase.start else config.base_resolution << len(phase.init_levels)
+
+
 def growth_chain(config: ConfigDict, name: str) -> list[ConfigDict]:
-  """The growth phases from the base generator up to phase `name`, lowest resolution first."""
+  """The growth phases from the base generator, or one from elsewhere, up to phase `name`, lowest resolution first."""
   chain = []
-  while config.phases[name].stage == 'grow':
+  while name and config.phases[name].stage == 'grow':
     chain.insert(0, config.phases[name])
     name = config.phases[name].start
   return chain
-
-
-def _check_keys(config, reference, path):
-  for key in config:
-    if key not in reference:
-      close = difflib.get_close_matches(key, list(reference), n=1)
-      hint = f'; did you mean {close[0]}?' if close else ''
-      raise ConfigError(f'{path}.{key}: no such key{hint} (there are {", ".join(reference)})')
-    if isinstance(reference[key], ConfigDict) and path + '.' + key != 'config.phases':
-      if not isinstance(config[key], ConfigDict):
-        raise ConfigError(f'{path}.{key} = {config[key]!r}: must be a group of keys: {", ".join(reference[key])}')
-      _check_keys(config[key], reference[key], f'{path}.{key}')
-    elif isinstance(reference[key], (int, float, str, bool)):
-      _check_type(f'{path}.{key}', config[key], reference[key])
-
-
-def _check_type(key, value, reference):
-  kind = type(reference)
-  fine = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
-  if not fine:
-    raise ConfigError(f'{key} = {value!r}: must be of type {kind.__name__}, such as {reference!r}')
-
-
-def _check(condition, key, value, must):
-  if not condition:
-    raise ConfigError(f'{key} = {value!r}: {must}')
-
-
-def _choose(key, value, choices):
-  _check(value in choices, key, value, f'must be one of {", ".join(map(str, choices))}')
-
-
-def _is_doubling(low: int, high: int) -> bool:
-  return low > 0 and high > low and high % low == 0 and math.log2(high // low).is_integer()
-
-
-def validate(config: ConfigDict, num_devices: int | None = None) -> None:
-  """Refuses a config that cannot be run, before any device work.
-
-  Args:
-    config: an experiment.
-    num_devices: devices of all hosts together; None leaves what depends on it unchecked.
-
-  Raises:
-    ConfigError: names the key, its value and what would be right.
-  """
-  _check_keys(config, experiment(), 'config')
-  _check(config.order, 'config.order', config.order, f'must name at least one phase of {tuple(config.phases)}')
-  for name in config.order:
-    _choose('config.order', name, tuple(config.phases))
-  _check(len(set(config.order)) == len(config.order), 'config.order', config.order, 'names a phase twice')
-  _validate_shared(config)
-  shards = _batch_shards(config, num_devices)
-  for place, name in enumerate(config.order):
-    _validate_phase(config, name, config.order[:place], shards)
-
-
-def _validate_shared(config):
-  data = config.data
-  _choose('config.data.source', data.source, SOURCES)
-  _check(data.resolution > 0, 'config.data.resolution', data.resolution, 'must be > 0')
-  _check(data.channels in (1, 3), 'config.data.channels', data.channels, 'must be 1 (grey) or 3 (RGB)')
-  for key in ('num_classes', 'holdout', 'workers'):
-    _check(data[key] >= 0, f'config.data.{key}', data[key], 'must be >= 0')
-  _choose('config.precision', config.precision, PRECISIONS)
-  base, levels = config.base_resolution, len(config.network.channel_mult)
-  _check(base > 0 and base % 2 ** (levels - 1) == 0, 'config.base_resolution', base,
-         f'must be a multiple of {2 ** (levels - 1)}: config.network.channel_mult has {levels} levels')
-  _check(base <= data.resolution, 'config.base_resolution', base,
-         f'must not exceed config.data.resolution = {data.resolution}')
-  d = config.diffusion
-  _check(0 < d.sigma_min < d.sigma_max, 'config.diffusion.sigma_min', d.sigma_min,
-         f'must lie between 0 and sigma_max = {d.sigma_max}')
-  for group, key in (('checkpoint', 'every_steps'), ('checkpoint', 'keep'), ('log', 'every_steps'),
-                     ('log', 'samples_every'), ('log', 'samples')):
-    _check(config[group][key] > 0, f'config.{group}.{key}', config[group][key], 'must be > 0')
-
-
-def _batch_shards(config, num_devices):
-  """How many ways a batch is split: over the data and the fsdp axis together; None where it is not known."""
-  sizes = dict(config.mesh)
-  for axis, size in sizes.items():
-    _check(size > 0 or size == -1, f'config.mesh.{axis}', size, 'must be > 0, or -1 for all remaining devices')
-  _check(list(sizes.values()).count(-1) <= 1, 'config.mesh', sizes, 'only one axis can be -1')
-  fixed = math.prod(size for size in sizes.values() if size != -1)
-  if num_devices is None:
-    return None
-  if -1 in sizes.values():
-    _check(num_devices % fixed == 0, 'config.mesh', sizes, f'{num_devices} devices are no multiple of {fixed}')
-    return num_devices
-  _check(num_devices == fixed, 'config.mesh', sizes, f'takes {fixed} devices, there are {num_devices}')
-  return fixed
-
-
-def _validate_phase(config, name, earlier, shards):
-  phase, path = config.phases[name], f'config.phases.{name}'
-  _choose(f'{path}.stage', phase.get('stage'), STAGES)
-  _check_keys(phase, PHASE_DEFAULTS[phase.stage](), path)
-  _check(phase.batch_size > 0, f'{path}.batch_size', phase.batch_size, 'must be > 0')
-  if shards:
-    _check(phase.batch_size % shards == 0, f'{path}.batch_size', phase.batch_size,
-           f'must be a multiple of {shards}, the devices that config.mesh = {dict(config.mesh)} splits it over')
-  if phase.stage in TRAINED_STAGES:
-    _validate_training(phase, path)
-  if phase.stage in ('invert', 'distill'):
-    _check_reference(config, path, 'teacher', phase.teacher, earlier, ('teacher',))
-  if phase.stage in GENERATOR_STAGES:
-    _check_reference(config, path, 'noise', phase.noise, earlier, ('invert',))
-    _validate_generator(config, phase, path)
-  if phase.stage == 'invert':
-    _choose(f'{path}.dtype', phase.dtype, NOISE_DTYPES)
-    _check(phase.num_levels >= 2, f'{path}.num_levels', phase.num_levels, 'must be >= 2')
-    _check(phase.shard_size > 0, f'{path}.shard_size', phase.shard_size, 'must be > 0')
-  if phase.stage == 'grow':
-    _check_reference(config, path, 'start', phase.start, earlier, GENERATOR_STAGES)
-    start = phase_resolution(config, phase.start)
-    _check(_is_doubling(start, phase.resolution), f'{path}.resolution', phase.resolution,
-           f'must be {start} (the resolution of {phase.start}) times 2, 4, 8, ...')
-    _check(phase.resolution <= config.data.resolution, f'{path}.resolution', phase.resolution,
-           f'must not exceed config.data.resolution = {config.data.resolution}')
-
-
-def _check_reference(config, path, key, value, earlier, stages):
-  choices = [name for name in earlier if config.phases[name].stage in stages]
-  listed = ', '.join(choices) or f'none; add one of stage {" or ".join(stages)} before it in config.order'
-  _check(value in choices, f'{path}.{key}', value, f'must be an earlier phase of stage {"/".join(stages)} ({listed})')
-
-
-def _validate_training(phase, path):
-  _check(phase.steps > 0, f'{path}.steps', phase.steps, 'must be > 0')
-  _check(0 <= phase.ema < 1, f'{path}.ema', phase.ema, 'must lie in [0, 1)')
-  for key in ('optimizer', 'discriminator_optimizer'):
-    if key in phase:
-      opt = phase[key]
-      _check(callable(getattr(optax, opt.name, None)), f'{path}.{key}.name', opt.name,
-             'must be an optimiser of optax, such as radam, adam or adamw')
-      _check(opt.learning_rate > 0, f'{path}.{key}.learning_rate', opt.learning_rate, 'must be > 0')
-      _choose(f'{path}.{key}.schedule', opt.schedule, ('constant', 'cosine'))
-  if phase.stage == 'teacher':
-    _check(0 <= phase.label_dropout <= 1, f'{path}.label_dropout', phase.label_dropout, 'must lie in [0, 1]')
-
-
-def _validate_generator(config, phase, path):
-  _choose(f'{path}.reconstruction.distance', phase.reconstruction.distance, DISTANCES)
-  _choose(f'{path}.discriminator.features', phase.discriminator.features, FEATURES)
-  for name in phase.discriminator.augment:
-    _choose(f'{path}.discriminator.augment', name, AUGMENTATIONS)
-  _check(0 < phase.pairs_fraction <= 1, f'{path}.pairs_fraction', phase.pairs_fraction, 'must lie in (0, 1]')
-  conditional = phase.discriminator.conditional
-  _check(not conditional or config.data.num_classes > 0, f'{path}.discriminator.conditional', conditional,
-         'needs labels: config.data.num_classes is 0')

@@ -81,6 +81,8 @@ def _mnist_split(split: str, holdout: int):
 
 def open_source(data, split: str = 'train') -> Source:
   """The source that `config.data` names; `split` is 'train' or 'holdout'."""
+  if data.source != 'mnist':
+    raise ValueError(f'config.data.source = {data.source!r}: cannot be read yet; only mnist can')
   return MnistSource(split, data.holdout)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from pagoda_jax import checkpoints, data, diffusion, grids, inversions, logs, models, sample, sharding, workdir
+from pagoda_jax import checkpoints, data, diffusion, grids, inversions, logs, models, sample, sharding, starts, workdir
 from pagoda_jax.interrupts import Interrupted, StopRequest
 from pagoda_jax.stages import invert
 
@@ -45,7 +45,7 @@ def check_store(config, folder, noise_phase: str) -> None:
     NoiseStoreError: names what differs.
   """
   store = epath.Path(folder) / noise_phase
-  params, _ = checkpoints.read_generator(epath.Path(folder) / config.phases[noise_phase].teacher)
+  params, _ = starts.read_start(config, folder, noise_phase)
   inversions.check_origin(inversions.read_manifest(store), origin(config, noise_phase, params), store)
 
 
@@ -62,7 +62,9 @@ def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
   folder = epath.Path(folder)
   phase, store = config.phases[name], folder / name
   mesh = sharding.make_mesh(devices=jax.local_devices())
-  params, _ = checkpoints.read_generator(folder / phase.teacher)
+  params, where = starts.read_start(config, folder, name)
+  if phase.init_from:
+    print(f'{name}: inverts with {where}', flush=True)
   source, keys = data.source_keys(config.data)
   layout = inversions.Layout(workdir.target(config, name, max_steps), phase.shard_size)
   with jax.set_mesh(mesh), StopRequest() as stop:

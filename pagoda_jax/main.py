@@ -12,6 +12,8 @@ COMMANDS = {
   'train': ('pipeline', 'define_train_flags', 'run_train', 'one phase of an experiment'),
   'sample': ('sample', 'define_flags', 'run', 'images from a trained phase, to .png or .npz'),
   'inspect': ('inspection', 'define_flags', 'run', "a work directory's checkpoints, parameters and digests"),
+  'convert': ('convert.command', 'define_flags', 'run', 'published PyTorch weights to a folder, and back'),
+  'weights': ('weights', 'define_flags', 'run', 'list | check [NAME ...] | path NAME: published files on this machine'),
 }
 
 

@@ -1,6 +1,7 @@
 """The networks of a phase, built from its config: what `make_train_step` and the samplers are given."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from pagoda_jax import architectures, diffusion, perception
 from pagoda_jax import config as configs
-from pagoda_jax import diffusion, losses
 from pagoda_jax.networks import unet as unets
-from pagoda_jax.networks.pyramid import PyramidDiscriminator, pixel_pyramid
+from pagoda_jax.networks.discriminator import DiscriminatorEnsemble
+from pagoda_jax.networks.pyramid import PyramidDiscriminator
 from pagoda_jax.networks.unet import UNet
-
-FORMS = {'edm': unets.EDM_ADM, 'guided': unets.GUIDED_ADM}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,10 @@ class Networks:
   Attributes:
     unet: the teacher or the generator.
     discriminator: None for the teacher.
-    features: features(frozen, images) -> maps that the discriminator sees.
-    distance: distance(frozen, images, others, rng) -> [B], L_rec's.
+    features: features(frozen, images, rng) -> maps that the discriminator sees, of the augmented images;
+      equal keys make equal augmentations.
+    distance: distance(frozen, images, others, rng) -> [B], L_rec's. `frozen` holds the parameters of
+      frozen feature networks, as frozen_weights.load makes it.
   """
 
   unet: UNet
@@ -48,11 +50,11 @@ class Networks:
     """One-step images [B, S, S, C] from noise [B, R, R, C] of standard deviation near sigma_max."""
     return diffusion.one_step(self.apply, params, noise, cond, self.sigma_max, self.sigma_data)
 
-  def judge(self, variables, frozen, images, cond) -> tuple[jax.Array, dict]:
-    """(logits [B, n], updated collections) of the discriminator in train mode."""
+  def judge(self, variables, frozen, images, cond, rng) -> tuple[jax.Array, dict]:
+    """(logits [B, n], updated collections) of the discriminator in train mode; `rng` draws the augmentation."""
     collections = [name for name in variables if name != 'params']
     return self.discriminator.apply(
-      variables, self.features(frozen, images), cond, train=True, mutable=collections
+      variables, self.features(frozen, images, rng), cond, train=True, mutable=collections
     )
 
   def noise_shape(self, batch: int) -> tuple[int, int, int, int]:
@@ -67,23 +69,36 @@ def build(config, phase_name: str) -> Networks:
   shared = {'unet': unet, 'sigma_max': config.diffusion.sigma_max, 'sigma_data': config.diffusion.sigma_data}
   if phase.stage not in configs.GENERATOR_STAGES:
     return Networks(**shared)
-  d, r = phase.discriminator, phase.reconstruction
-  classes = config.data.num_classes if d.conditional else 0
-  scales = {2**i: weight for i, weight in enumerate(r.scale_weights) if weight}
-  return Networks(
-    **shared,
-    discriminator=PyramidDiscriminator(d.channels, classes, d.spectral_norm, unet.dtype),
-    features=lambda frozen, images: pixel_pyramid(images, d.scales),
-    distance=lambda frozen, images, others, rng: losses.pixel_distance(images, others, scales),
-  )
+  resolution = configs.phase_resolution(config, phase_name)
+  discriminator, features = _discriminator(phase.discriminator, config.data.num_classes, resolution, unet.dtype)
+  distance = _distance(phase.reconstruction, resolution, unet.dtype)
+  return Networks(**shared, discriminator=discriminator, features=features, distance=distance)
+
+
+def _discriminator(config, num_classes: int, resolution: int, dtype):
+  """(module, what it sees)."""
+  classes = num_classes if config.conditional else 0
+  if config.features == 'projected':
+    networks = perception.projected_networks(config.backbones, resolution, dtype)
+    return DiscriminatorEnsemble(classes, dtype), perception.projected_view(networks, config.augment)
+  pixels = PyramidDiscriminator(config.channels, classes, config.spectral_norm, dtype)
+  return pixels, perception.pixel_view(config.scales, config.augment)
+
+
+def _distance(config, resolution: int, dtype):
+  """L_rec's distance."""
+  if config.distance == 'projected':
+    networks = perception.projected_networks(config.backbones, resolution, dtype)
+    return perception.projected_distance(networks, config.augment)
+  return perception.lpips_distance(dtype) if config.distance == 'lpips' else perception.pixel_distance(config.scale_weights)
 
 
 def make_unet(config, phase_name: str) -> UNet:
   """The U-Net of a phase: the configured network, with one more decoder level for each doubling."""
-  options = config.network.to_dict()
-  form = FORMS[options.pop('form')]
-  grown, resolution = [], config.base_resolution
-  for growth in configs.growth_chain(config, phase_name):
+  chain = configs.growth_chain(config, phase_name)
+  grown = [unets.grown_level(level) for level in (chain[0].init_levels if chain else ())]
+  resolution = config.base_resolution << len(grown)
+  for growth in chain:
     while resolution < growth.resolution:
       resolution *= 2
       grown.append(unets.GrownLevel(growth.channels, growth.num_blocks, growth.scale_shift))
@@ -93,36 +108,40 @@ def make_unet(config, phase_name: str) -> UNet:
     num_classes=config.data.num_classes,
     grown=tuple(grown),
     dtype=jnp.dtype(config.precision),
-    **form,
-    **options,
+    **architectures.fields_of(config.network),
   )
 
 
-def init_unet(unet: UNet, rng: jax.Array):
-  """Fresh parameters of a U-Net."""
+def fresh_params(unet: UNet, rng: jax.Array):
+  """Fresh parameters of a U-Net; `init_unet` is its compiled form."""
   batch = (1, unet.resolution, unet.resolution, unet.image_channels)
+  return unet.init(rng, jnp.zeros(batch), jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)})['params']
 
-  def init(rng):
-    return unet.init(rng, jnp.zeros(batch), jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)})['params']
 
-  return _compiled(init, rng)(rng)
+def init_unet(unet: UNet, rng: jax.Array):
+  """Fresh parameters of a U-Net, as device arrays."""
+  return run_once(functools.partial(fresh_params, unet), rng)
 
 
 def init_discriminator(networks: Networks, frozen, resolution: int, rng: jax.Array):
-  """Fresh variables of the discriminator for images of a resolution."""
+  """Fresh variables of the discriminator for images of a resolution.
 
-  def init(rng, frozen):
-    images = jnp.zeros((1, resolution, resolution, networks.unet.image_channels))
-    cond = {'label': jnp.zeros(1, jnp.int32)}
-    return dict(networks.discriminator.init(rng, networks.features(frozen, images), cond, train=True))
+  `frozen` (or its shapes) tells the shapes of the maps; no feature network is run.
+  """
+  images = jax.ShapeDtypeStruct((1, resolution, resolution, networks.unet.image_channels), jnp.float32)
+  maps = jax.eval_shape(networks.features, frozen, images, rng)
 
-  return _compiled(init, rng, frozen)(rng, frozen)
+  def init(rng):
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), maps)
+    return dict(networks.discriminator.init(rng, zeros, {'label': jnp.zeros(1, jnp.int32)}, train=True))
+
+  return run_once(init, rng)
 
 
-def _compiled(function, *args):
-  """The function compiled quickly: it runs once, so on CPU the time to optimise it is never won back."""
+def run_once(function, *args):
+  """function(*args), compiled quickly: as it runs once, the time to optimise it on CPU is never won back."""
   options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else {}
-  return jax.jit(function).lower(*args).compile(compiler_options=options)
+  return jax.jit(function).lower(*args).compile(compiler_options=options)(*args)
 
 
 def count(params) -> int:

@@ -8,7 +8,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from pagoda_jax import config as configs
-from pagoda_jax import evaluate, inverting, logs, sharding, train, workdir
+from pagoda_jax import evaluate, frozen_weights, inverting, logs, sharding, train, validation, workdir
 
 
 def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> None:
@@ -22,10 +22,11 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> N
 
   Raises:
     ConfigError: the config cannot be run, or names no such phase.
+    MissingWeightsError, WrongDigestError: a published file that a phase needs is not there or not whole.
     WorkdirError: the work directory belongs to another experiment, or lacks what a phase starts from.
     Interrupted: a phase was asked to stop, and has saved.
   """
-  configs.validate(config, jax.device_count())
+  validation.validate(config, jax.device_count())
   for name in phases:
     if name not in config.order:
       raise configs.ConfigError(f'phase {name!r}: must be one of {", ".join(config.order)}')
@@ -33,6 +34,7 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> N
   for name in config.order:  # before anything is written: one folder of another experiment stops the run
     if name in chosen or (epath.Path(folder) / name / 'config.json').exists():
       workdir.check_claim(folder, config, name)
+  frozen_weights.check_present(config, chosen)
   for name in chosen:
     workdir.claim(folder, config, name)
     run_phase(config, folder, name, max_steps)

@@ -11,7 +11,20 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from pagoda_jax import checkpoints, data, grids, inversions, inverting, logs, models, sharding, state, workdir
+from pagoda_jax import (
+  checkpoints,
+  data,
+  frozen_weights,
+  grids,
+  inversions,
+  inverting,
+  logs,
+  models,
+  sharding,
+  starts,
+  state,
+  workdir,
+)
 from pagoda_jax import config as configs
 from pagoda_jax.interrupts import Interrupted, StopRequest
 from pagoda_jax.stages import distill, grow, teacher
@@ -31,12 +44,14 @@ class Phase:
     step: step(state, batch, frozen, rng) -> (state, metrics).
     init: init() -> state at step 0, host or device arrays.
     stream: what it trains on.
+    frozen: parameters of frozen feature networks, host arrays; {} without any.
   """
 
   networks: models.Networks
   step: Callable[..., Any]
   init: Callable[[], Any]
   stream: data.Stream
+  frozen: dict = dataclasses.field(default_factory=dict)
 
 
 def key_of(seed: int, name: str) -> jax.Array:
@@ -53,51 +68,43 @@ def make_phase(config, folder, name: str) -> Phase:
   resolution = configs.phase_resolution(config, name)
   if phase.stage == 'teacher':
     stream = data.Stream(config.data, resolution, seed)
-    init = lambda: state.init_teacher(models.init_unet(networks.unet, init_key), phase)
+    init = functools.partial(init_teacher, config, folder, name, networks, init_key)
     return Phase(networks, teacher.make_train_step(networks, phase), init, stream)
   inverting.check_store(config, folder, phase.noise)
   store = inversions.open_store(epath.Path(folder) / phase.noise, networks.sigma_max, phase.standardize_noise)
   stream = data.Stream(config.data, resolution, seed, store, phase.pairs_fraction)
-  init = functools.partial(init_generator, config, folder, name, networks, init_key)
+  frozen = frozen_weights.load(config, name)
+  init = functools.partial(init_generator, config, folder, name, networks, frozen, init_key)
   make_step = distill.make_train_step if phase.stage == 'distill' else grow.make_train_step
-  return Phase(networks, make_step(networks, phase), init, stream)
+  return Phase(networks, make_step(networks, phase), init, stream, frozen)
 
 
-def init_generator(config, folder, name: str, networks, key) -> state.GeneratorState:
+def init_teacher(config, folder, name: str, networks, key) -> state.TeacherState:
+  """The teacher's state at step 0: fresh parameters, or those at init_from."""
+  phase = config.phases[name]
+  if phase.init_from:
+    params, where = starts.read_start(config, folder, name)
+    print(f'{name}: starts from {where}', flush=True)
+    return state.init_teacher(state.copy(params), phase)
+  return state.init_teacher(models.init_unet(networks.unet, key), phase)
+
+
+def init_generator(config, folder, name: str, networks, frozen, key) -> state.GeneratorState:
   """The generator's state at step 0: a copy of the teacher, or the generator before it, grown."""
   phase = config.phases[name]
   resolution = configs.phase_resolution(config, name)
   generator_key, discriminator_key = jax.random.split(key)
-  source = phase.teacher if phase.stage == 'distill' else phase.start
-  params, step = checkpoints.read_generator(epath.Path(folder) / source)
+  params, where = starts.read_start(config, folder, name)
   fixed = {}
-  fresh = functools.partial(models.init_unet, networks.unet, generator_key)
   if phase.stage == 'grow':
-    start = configs.phase_resolution(config, phase.start)
-    params, fixed, report = grow.grown_params(fresh(), params, start, resolution)
-    logging.info('%s: grown from %s at step %d: %s', name, source, step, report)
-  else:
-    check_same_tree(jax.eval_shape(fresh), params, f'{epath.Path(folder) / source}, step {step}')
-  discriminator = models.init_discriminator(networks, {}, resolution, discriminator_key)
+    fresh = models.init_unet(networks.unet, generator_key)
+    start = configs.start_resolution(config, name)
+    params, fixed, report = grow.grown_params(fresh, params, start, resolution)
+    where = f'{where}, grown: {report}'
+  print(f'{name}: starts from {where}', flush=True)
+  discriminator = models.init_discriminator(networks, frozen, resolution, discriminator_key)
+  discriminator = frozen_weights.with_class_embedding(config, name, discriminator)
   return state.init_generator(state.copy(params), state.copy(fixed), discriminator, phase)
-
-
-def check_same_tree(expected, found, where: str) -> None:
-  """Refuses parameters of another network.
-
-  Raises:
-    CheckpointError: names the leaves that are missing, unexpected or of another shape.
-  """
-  expected = {path: tuple(leaf.shape) for path, leaf in checkpoints.flat_leaves(expected).items()}
-  found = {path: tuple(leaf.shape) for path, leaf in checkpoints.flat_leaves(found).items()}
-  rows = [
-    f'  {path}: there {found.get(path, "absent")}, needed {expected.get(path, "absent")}'
-    for path in sorted({*expected, *found})
-    if expected.get(path) != found.get(path)
-  ]
-  if rows:
-    more = [f'  ... and {len(rows) - 20} more'] if len(rows) > 20 else []
-    raise checkpoints.CheckpointError(f'{where}: of another network:\n' + '\n'.join(rows[:20] + more))
 
 
 def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
@@ -124,6 +131,7 @@ class _Loop:
     self.parts = make_phase(config, folder, name)
     self.batches = self.parts.stream.batches(self.phase.batch_size, jax.process_index(), jax.process_count())
     self.rng = key_of(config.seed, name)
+    self.frozen = sharding.place(self.parts.frozen, mesh)
 
   def restored_or_fresh(self):
     """(state on the mesh, step)."""
@@ -150,7 +158,7 @@ class _Loop:
       print(f'{self.name}: {models.count(train_state.params):,} trained parameters; compiling', flush=True)
     while step < self.steps:
       batch = sharding.place_batch(drop_keys(next(self.batches)), self.mesh)
-      train_state, metrics = train_step(train_state, batch, {}, self.rng)
+      train_state, metrics = train_step(train_state, batch, self.frozen, self.rng)
       step += 1
       if pending is None:
         jax.block_until_ready(metrics)

@@ -145,7 +145,7 @@ def define_flags(fv: flags.FlagValues) -> None:
   """Defines the flags of `pagoda weights`."""
   fv.set_gnu_getopt(True)  # flags may follow the words: pagoda weights list --weights_dir=...
   flags.DEFINE_string(
-    'weights_dir', None, f'folder looked in before ${ENVIRONMENT} and the user cache; local or gs://', flag_values=fv
+    'weights_dir', '', f'folder looked in before ${ENVIRONMENT} and the user cache; local or gs://', flag_values=fv
   )
 
 

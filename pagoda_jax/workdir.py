@@ -6,10 +6,11 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from pagoda_jax import checkpoints, data, inversions
+from pagoda_jax import checkpoints, data, inversions, starts
 
 # What may differ between two runs of one phase: how long, on what, and how much is written down.
-FREE_KEYS = ('steps', 'workers', 'path')
+# What lies at init_from is compared itself, by `check_inputs`.
+FREE_KEYS = ('steps', 'workers', 'path', 'init_from')
 SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')
 
 
@@ -20,7 +21,7 @@ class WorkdirError(ValueError):
 def upstream(config, name: str) -> list[str]:
   """The phases that `name` reads from, directly."""
   phase = config.phases[name]
-  return [phase[key] for key in ('teacher', 'noise', 'start') if key in phase]
+  return [phase[key] for key in ('teacher', 'noise', 'start') if phase.get(key)]
 
 
 def identity(config, name: str) -> dict:
@@ -107,11 +108,12 @@ def target(config, name: str, max_steps: int | None = None) -> int:
   return min(pairs, max_steps * phase.batch_size) if max_steps else pairs
 
 
-def check_inputs(folder, config, name: str) -> dict[str, int]:
-  """Progress of each phase that `name` reads from.
+def check_inputs(folder, config, name: str) -> dict[str, int | str]:
+  """Progress of each phase that `name` reads from, and the mark of what lies at its init_from.
 
   Raises:
-    WorkdirError: one has nothing to read yet; or it went on after `name` had started from it.
+    WorkdirError: one has nothing to read yet; or `name` had started from something else, or from the same
+      phase before that went on.
   """
   inputs = {}
   for other in upstream(config, name):
@@ -120,16 +122,27 @@ def check_inputs(folder, config, name: str) -> dict[str, int]:
       raise WorkdirError(
         f'{epath.Path(folder) / other}: nothing finished there, and phase {name} starts from it; run {other} first'
       )
+  init_from = config.phases[name].get('init_from')
+  if init_from:
+    inputs['init_from'] = starts.mark(init_from)
   path = epath.Path(folder) / name / 'inputs.json'
   if path.exists() and progress(folder, config, name):
-    before = json.loads(path.read_text())
-    for other, step in inputs.items():
-      if before.get(other, step) != step:
-        raise WorkdirError(
-          f'{path.parent}: was made from {other} at step {before[other]}, which has gone on to step {step}; '
-          f'delete {path.parent} to make {name} again'
-        )
+    _check_same_inputs(path.parent, json.loads(path.read_text()), inputs, init_from)
   elif jax.process_index() == 0:
     path.parent.mkdir(parents=True, exist_ok=True)
     inversions.write_json(path, inputs)
   return inputs
+
+
+def _check_same_inputs(folder, before, inputs, init_from):
+  for other, step in inputs.items():
+    if other != 'init_from' and before.get(other, step) != step:
+      raise WorkdirError(
+        f'{folder}: was made from {other} at step {before[other]}, which has gone on to step {step}; '
+        f'delete {folder} to make {folder.name} again'
+      )
+  if before.get('init_from') != inputs.get('init_from'):
+    raise WorkdirError(
+      f'{folder}: started from {before.get("init_from", "no init_from")}, and init_from = {init_from!r} is '
+      f'{inputs.get("init_from", "empty")}; delete {folder} to make {folder.name} again'
+    )

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pagoda_jax import checkpoints, main, train
+from pagoda_jax import checkpoints, main, starts
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = f'--config={ROOT / "tests" / "tiny.py"}'
@@ -168,7 +168,7 @@ def test_a_half_written_teacher_is_never_read_as_whole(copied, capsys):
 
 def test_a_teacher_of_other_shapes_is_refused_leaf_by_leaf():
   with pytest.raises(checkpoints.CheckpointError, match=r'conv/kernel: there \(3, 3\), needed \(3, 4\)'):
-    train.check_same_tree({'conv': {'kernel': np.zeros((3, 4))}}, {'conv': {'kernel': np.zeros((3, 3))}}, 'here')
+    starts.check_same_tree({'conv': {'kernel': np.zeros((3, 4))}}, {'conv': {'kernel': np.zeros((3, 3))}}, 'here')
 
 
 def test_a_phase_made_from_something_that_went_on_is_not_taken_for_finished(copied, capsys):

@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from pagoda_jax import config as configs
+from pagoda_jax import validation
 
 EXPERIMENTS = sorted((pathlib.Path(__file__).parent.parent / 'experiments').glob('*.py'))
 
@@ -16,7 +17,7 @@ def test_shipped_experiments_are_valid(path):
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  configs.validate(module.get_config(), 1)
+  validation.validate(module.get_config(), 1)
 
 
 def set_key(key, value):
@@ -52,6 +53,20 @@ BAD = [
   ('mesh.data', 3, ['config.mesh', 'takes 3 devices, there are 8']),
   ('base_resolution', 32, ['config.base_resolution = 32', 'config.data.resolution = 16']),
   ('data.num_classes', 0, ['discriminator.conditional', 'num_classes is 0']),
+  ('network.form', 'vdm', ["config.network.form = 'vdm'", 'edm, guided, ddpmpp']),
+  ('network.decoder_channel_mult', (1, 2), ['config.network.decoder_channel_mult', 'must have 1 levels']),
+  ('network.num_heads', -1, ['config.network.num_heads = -1', '>= 0']),
+  ('phases.distill.discriminator.features', 'vgg', ["'vgg'", 'pixels, projected']),
+  ('phases.distill.discriminator.backbones', ('resnet50',), ["'resnet50'", 'tf_efficientnet_lite0']),
+  ('phases.distill.discriminator.backbones', (), ['discriminator.backbones', 'at least one']),
+  ('phases.distill.reconstruction.backbones', configs.BACKBONES * 2, ['reconstruction.backbones', 'twice']),
+  ('phases.distill.reconstruction.augment', ('sepia',), ['reconstruction.augment', "'sepia'"]),
+  ('phases.invert.teacher', '', ['config.phases.invert.teacher', 'or config.phases.invert.init_from a folder']),
+  ('phases.distill.teacher', '', ['config.phases.distill.teacher', 'or config.phases.distill.init_from a folder']),
+  ('phases.grow_16.start', '', ['config.phases.grow_16.start', 'or config.phases.grow_16.init_from a folder']),
+  ('phases.distill.init_from', 'weights', ["init_from = 'weights'", "beside config.phases.distill.teacher = 'teacher'"]),
+  ('phases.grow_16.init_from', 'weights', ["init_from = 'weights'", "beside config.phases.grow_16.start = 'distill'"]),
+  ('phases.grow_16.init_levels', ((8, 1, False),), ['grow_16.init_levels', 'grow_16.init_from is empty']),
   ('diffusion.sigma_min', 90.0, ['config.diffusion.sigma_min = 90.0', 'sigma_max = 80.0']),
 ]
 
@@ -59,12 +74,22 @@ BAD = [
 @pytest.mark.parametrize('key, value, expected', BAD, ids=[f'{key}={value}' for key, value, _ in BAD])
 def test_refuses(key, value, expected):
   config = tiny.get_config()
-  configs.validate(config, 8)
+  validation.validate(config, 8)
   set_key(key, value)(config)
   with pytest.raises(configs.ConfigError) as error:
-    configs.validate(config, 8)
+    validation.validate(config, 8)
   for text in expected:
     assert text in str(error.value)
+
+
+def test_init_levels_are_three_numbers_each_and_count_as_resolution():
+  config = tiny.get_config()
+  config.phases.grow_16.update({'start': '', 'init_from': 'weights', 'init_levels': ((8, 1),)})
+  with pytest.raises(configs.ConfigError, match='init_levels.*channels, num_blocks, scale_shift'):
+    validation.validate(config, 8)
+  config.phases.grow_16.init_levels = ((8, 1, False),)
+  with pytest.raises(configs.ConfigError, match=r'grow_16.resolution = 16: must be 16 \(the resolution of weights\)'):
+    validation.validate(config, 8)
 
 
 def test_a_misspelt_key_in_an_experiment_file_is_refused_where_it_stands():

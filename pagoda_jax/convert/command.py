@@ -3,12 +3,13 @@
 from absl import flags
 from etils import epath
 
-from pagoda_jax import published, weights
+from pagoda_jax import architectures, published, weights
 from pagoda_jax.convert import exports, folders, formats, torch_files
 from pagoda_jax.convert.mapping import ConversionError
 
 _ASKED = ('resolution', 'attention_order', 'num_heads', 'channels_per_head', 'grown_num_blocks')
 _ASKED += ('head_channels', 'groups')
+_UNET_FORMATS = ('edm', 'pagoda')
 
 
 def define_flags(fv: flags.FlagValues) -> None:
@@ -78,7 +79,9 @@ def _to_jax(fv):
   yield from converted.notes
   count = folders.read_description(fv.output)['parameters']
   yield f'{fv.output}: {count:,} parameters of {path.name}, format {converted.format}'
-  yield f'start a phase from it with --config.phases.PHASE.init_from={fv.output}'
+  if converted.format in _UNET_FORMATS:
+    yield f'start a phase from it with --config.phases.PHASE.init_from={fv.output}, and in the experiment file'
+    yield from (f'  {line}' for line in architectures.config_lines(converted.options))
 
 
 def _to_torch(fv):

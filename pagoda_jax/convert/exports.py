@@ -9,7 +9,7 @@ from pagoda_jax.convert.formats import Converted
 from pagoda_jax.convert.mapping import ConversionError
 
 # What a config calls the network's form -> the published format with that arithmetic.
-_FORMATS = {'guided': 'pagoda', 'edm': 'edm'}
+_FORMATS = {'guided': 'pagoda', 'edm': 'edm', 'ddpmpp': 'edm'}
 
 
 def read_phase(phase_folder, step: int | None = None, attention_order: str | None = None) -> Converted:
@@ -30,7 +30,7 @@ def read_phase(phase_folder, step: int | None = None, attention_order: str | Non
     raise ConversionError(f'{phase_folder}: neither a converted folder nor a phase with a network')
   unet = models.make_unet(config, phase_folder.name)
   form = config.network.form
-  if form not in _FORMATS or (form == 'edm' and unet.grown):
+  if form not in _FORMATS or (form != 'guided' and unet.grown):
     raise ConversionError(f'no published code computes a {"grown " if unet.grown else ""}network of form {form!r}')
   params, step = checkpoints.read_generator(phase_folder, step)
   asked = {'attention_order': attention_order or 'flash'} if form == 'guided' else {}

@@ -92,6 +92,24 @@ class Discriminator(nn.Module):
     return nn.leaky_relu(projected, 0.2) * math.sqrt(2)
 
 
+class DiscriminatorEnsemble(nn.Module):
+  """One `Discriminator` of the published sizes for each feature network, under its name."""
+
+  num_classes: int = 0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+      self, features: Mapping[str, Sequence[jax.Array]], cond: Mapping[str, jax.Array], *, train: bool
+  ) -> jax.Array:
+    """{feature network: its maps} -> float32 [B, n], the logits of all, side by side."""
+    logits = [
+        Discriminator(num_classes=self.num_classes, dtype=self.dtype, name=name)(maps, cond, train=train)
+        for name, maps in features.items()
+    ]
+    return jnp.concatenate(logits, axis=1)
+
+
 class DownBlock(nn.Module):
   """Spectral-norm convolution 4x4 of stride 2, batch norm, leaky ReLU."""
 

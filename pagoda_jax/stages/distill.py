@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from pagoda_jax import losses
-from pagoda_jax.augment import diff_augment
 from pagoda_jax.data import normalize
 from pagoda_jax.models import Networks
 from pagoda_jax.networks import generator
@@ -30,9 +29,9 @@ def make_train_step(networks: Networks, config):
     step(state: GeneratorState, batch, frozen, rng) -> (state, metrics). batch: 'image' [B, H, W, C] with
     'noise' [B, h, w, C] (standard deviation near sigma_max, h x w the base resolution) and 'label' int32
     [B]; 'real_image' [B, H, W, C] with 'real_label' [B]. Images are uint8 or floats in [-1, 1]. frozen:
-    {'features': parameters of the frozen feature networks}. rng: one typed key for the whole run.
-    metrics: float32 scalars. A step with a number that is not finite leaves the state as it was, but
-    for its counters.
+    {'features': {name: variables}} of the frozen feature networks (frozen_weights.load), {} without any.
+    rng: one typed key for the whole run. metrics: float32 scalars. A step with a number that is not
+    finite leaves the state as it was, but for its counters.
   """
   optimizer = make_optimizer(config.optimizer, config.steps)
   discriminator_optimizer = make_optimizer(config.discriminator_optimizer, config.steps)
@@ -47,7 +46,7 @@ def make_train_step(networks: Networks, config):
 
     def judge(params, images, cond, key):
       variables = {**state.discriminator, 'params': params}
-      return networks.judge(variables, frozen, diff_augment(key, images, config.discriminator.augment), cond)
+      return networks.judge(variables, frozen, images, cond, key)
 
     def prior(key):
       return networks.sigma_max * jax.random.normal(key, batch['noise'].shape)
@@ -63,8 +62,7 @@ def make_train_step(networks: Networks, config):
       # One draw of the augmentation for real and fake; the running statistics of both passes are kept.
       real_logits, after_real = judge(params, reals, real_cond, keys[4])
       variables = {**state.discriminator, **after_real, 'params': params}
-      fakes_seen = diff_augment(keys[4], fakes, config.discriminator.augment)
-      fake_logits, after_both = networks.judge(variables, frozen, fakes_seen, real_cond)
+      fake_logits, after_both = networks.judge(variables, frozen, fakes, real_cond, keys[4])
       return losses.hinge_discriminator(real_logits, fake_logits), (real_logits, fake_logits, after_both)
 
     rec, rec_grads = jax.value_and_grad(reconstruction_loss)(state.params)
