@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 STAGES = ('teacher', 'invert', 'distill', 'grow')
 GENERATOR_STAGES = ('distill', 'grow')
 TRAINED_STAGES = ('teacher', 'distill', 'grow')
-SOURCES = ('mnist',)
+SOURCES = ('mnist', 'folder', 'array_record', 'tfds')
 PRECISIONS = ('float32', 'bfloat16')
 NOISE_DTYPES = ('float32', 'float16')
 DISTANCES = ('pixels',)
@@ -175,14 +175,18 @@ def experiment(**overrides) -> ConfigDict:
       'seed': 0,
       'order': (),
       'data': {
-        'source': 'mnist',
-        'path': '',
+        'source': 'mnist',  # or 'folder', 'array_record' (what `pagoda prepare` writes), 'tfds'
+        'path': '',  # the folder; tfds: its data_dir, '' for the default one
+        'name': '',  # tfds: the data set, such as imagenet2012 or imagenet2012:5.1.0
+        'split': 'train',  # tfds: which of its splits; the held-out images come out of it too
         'resolution': 32,  # the largest resolution that any phase reaches
         'channels': 3,
-        'num_classes': 0,  # 0: unconditional
+        'num_classes': 0,  # 0: unconditional; -1: as many as the source has
         'mirror': True,  # whether a mirror image is as good an image (not so for digits)
         'holdout': 0,  # images kept out of training, for evaluation
         'workers': 0,  # processes that decode and resize; 0: in the training process
+        'max_unreadable': 0.01,  # folder: share of files that may be unreadable; they are listed and left out
+        'verify': False,  # array_record: compare every shard with its checksum before training
       },
       'base_resolution': 64,
       'network': network(),
@@ -274,6 +278,10 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
   shards = _batch_shards(config, num_devices)
   for place, name in enumerate(config.order):
     _validate_phase(config, name, config.order[:place], shards)
+  largest = max(config.phases, key=lambda name: phase_resolution(config, name))
+  reached = phase_resolution(config, largest)
+  _check(reached == config.data.resolution, 'config.data.resolution', config.data.resolution,
+         f'must be {reached}, the largest resolution that a phase reaches ({largest})')
 
 
 def _validate_shared(config):
@@ -281,8 +289,13 @@ def _validate_shared(config):
   _choose('config.data.source', data.source, SOURCES)
   _check(data.resolution > 0, 'config.data.resolution', data.resolution, 'must be > 0')
   _check(data.channels in (1, 3), 'config.data.channels', data.channels, 'must be 1 (grey) or 3 (RGB)')
-  for key in ('num_classes', 'holdout', 'workers'):
+  _check(data.num_classes >= -1, 'config.data.num_classes', data.num_classes,
+         'must be >= 0, or -1 for as many as the source has')
+  for key in ('holdout', 'workers'):
     _check(data[key] >= 0, f'config.data.{key}', data[key], 'must be >= 0')
+  _check(0 <= data.max_unreadable <= 1, 'config.data.max_unreadable', data.max_unreadable, 'must lie in [0, 1]')
+  for source, key in (('folder', 'path'), ('array_record', 'path'), ('tfds', 'name')):
+    _check(data.source != source or data[key], f'config.data.{key}', data[key], f'source {source} needs it')
   _choose('config.precision', config.precision, PRECISIONS)
   base, levels = config.base_resolution, len(config.network.channel_mult)
   _check(base > 0 and base % 2 ** (levels - 1) == 0, 'config.base_resolution', base,
@@ -368,5 +381,5 @@ def _validate_generator(config, phase, path):
     _choose(f'{path}.discriminator.augment', name, AUGMENTATIONS)
   _check(0 < phase.pairs_fraction <= 1, f'{path}.pairs_fraction', phase.pairs_fraction, 'must lie in (0, 1]')
   conditional = phase.discriminator.conditional
-  _check(not conditional or config.data.num_classes > 0, f'{path}.discriminator.conditional', conditional,
+  _check(not conditional or config.data.num_classes != 0, f'{path}.discriminator.conditional', conditional,
          'needs labels: config.data.num_classes is 0')

@@ -11,6 +11,8 @@ COMMANDS = {
   'run': ('pipeline', 'define_flags', 'run', 'all phases of an experiment in order; goes on where it stopped'),
   'train': ('pipeline', 'define_train_flags', 'run_train', 'one phase of an experiment'),
   'sample': ('sample', 'define_flags', 'run', 'images from a trained phase, to .png or .npz'),
+  'prepare': ('prepare', 'define_flags', 'run', 'pictures from anywhere into ArrayRecord shards of one resolution'),
+  'bench': ('bench', 'define_flags', 'run', 'how fast this machine is: `pagoda bench data`'),
   'inspect': ('inspection', 'define_flags', 'run', "a work directory's checkpoints, parameters and digests"),
 }
 

@@ -6,10 +6,10 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from pagoda_jax import checkpoints, data, inversions
+from pagoda_jax import checkpoints, data, inversions, shards
 
 # What may differ between two runs of one phase: how long, on what, and how much is written down.
-FREE_KEYS = ('steps', 'workers', 'path')
+FREE_KEYS = ('steps', 'workers', 'path', 'max_unreadable', 'verify')
 SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')
 
 
@@ -74,7 +74,7 @@ def claim(folder, config, name: str) -> None:
     path = epath.Path(folder) / name / 'config.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {'phase': name, 'identity': identity(config, name), 'config': json.loads(as_json(config))}
-    inversions.write_json(path, values)
+    shards.write_json(path, values)
 
 
 def read_config(folder) -> ConfigDict:
@@ -131,5 +131,5 @@ def check_inputs(folder, config, name: str) -> dict[str, int]:
         )
   elif jax.process_index() == 0:
     path.parent.mkdir(parents=True, exist_ok=True)
-    inversions.write_json(path, inputs)
+    shards.write_json(path, inputs)
   return inputs
