@@ -20,11 +20,11 @@ LARGE_COUNT, SMALL_COUNT, BATCH = 48, 2048, 128
 
 
 def natural_picture(rng: np.random.Generator, side: int) -> np.ndarray:
-  """[side, side, 3] uint8 with the 1/f spectrum of photographs: it compresses, and decodes, much as they do."""
+  """[side, side, 3] uint8 with a falling spectrum: as a JPEG it weighs, and decodes, much as photographs do."""
   frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
   frequency[0, 0] = 1
   phases = np.exp(2j * np.pi * rng.random((3, *frequency.shape)))
-  waves = np.fft.irfft2(phases / frequency, (side, side))
+  waves = np.fft.irfft2(phases / frequency**1.4, (side, side))
   # Colours go together, as in photographs.
   mixed = np.einsum('ij,jhw->hwi', [[1, 0.3, 0], [1, 0, 0.2], [1, -0.3, 0.1]], waves)
   return np.clip(128 + 55 * mixed / mixed.std(), 0, 255).astype(np.uint8)

@@ -51,7 +51,7 @@ def _run_command(name: str, args: list[str]) -> int:
   try:
     rest = fv([f'pagoda {name}', *args])[1:]
   except (flags.Error, ValueError, AttributeError, KeyError, TypeError, FileNotFoundError) as error:
-    print(f'pagoda {name}: {_text(error)}\n`pagoda {name} --help` lists the flags.', file=sys.stderr)
+    print(f'pagoda {name}: {_text(_first(error))}\n`pagoda {name} --help` lists the flags.', file=sys.stderr)
     return 2
   flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's global flags
   set_up_jax()
@@ -70,6 +70,14 @@ def _run_command(name: str, args: list[str]) -> int:
 def _is_ours(error) -> bool:
   """Whether the message was written for the user; anything else keeps its traceback."""
   return type(error).__module__.startswith('pagoda_jax') or type(error) in (ValueError, FileNotFoundError)
+
+
+def _first(error) -> BaseException:
+  """The error of ours that began it all, where there is one: config_flags wraps what an experiment file raises."""
+  first = error
+  while first.__context__ is not None:
+    first = first.__context__
+  return first if type(first).__module__.startswith('pagoda_jax') else error
 
 
 def _text(error) -> str:

@@ -224,6 +224,7 @@ def holdout_indices(source: Source, count: int) -> np.ndarray:
   return np.sort(candidates[balanced_choice(labels, count)])
 
 
+@functools.lru_cache(maxsize=16)  # listing a large folder takes a while, and a run opens its source for every phase
 def open_whole(kind: str, path: str = '', name: str = '', split: str = 'train', max_unreadable: float = 0.01,
                verify: bool = False) -> Source:
   """A source by its kind, one of config.SOURCES; the other arguments are keys of `config.data`.
@@ -240,7 +241,7 @@ def open_whole(kind: str, path: str = '', name: str = '', split: str = 'train', 
   return MnistSource()
 
 
-@functools.lru_cache(maxsize=16)  # listing a large folder takes a while, and a run opens its source for every phase
+@functools.lru_cache(maxsize=16)
 def _open_part(part: str, holdout: int, *place) -> Source:
   whole = open_whole(*place)
   if not holdout and part == 'train':

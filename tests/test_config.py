@@ -51,6 +51,12 @@ BAD = [
   ('order', (), ['config.order', 'at least one phase']),
   ('mesh.data', 3, ['config.mesh', 'takes 3 devices, there are 8']),
   ('base_resolution', 32, ['config.base_resolution = 32', 'config.data.resolution = 16']),
+  ('data.num_classes', -2, ['config.data.num_classes = -2', '-1']),
+  ('data.source', 'camera', ["config.data.source = 'camera'", 'mnist, folder, array_record, tfds']),
+  ('data.source', 'folder', ["config.data.path = ''", 'source folder needs it']),
+  ('data.source', 'tfds', ["config.data.name = ''", 'source tfds needs it']),
+  ('data.max_unreadable', 1.5, ['config.data.max_unreadable = 1.5', '[0, 1]']),
+  ('data.resolution', 32, ['config.data.resolution = 32', 'must be 16', 'grow_16']),
   ('data.num_classes', 0, ['discriminator.conditional', 'num_classes is 0']),
   ('diffusion.sigma_min', 90.0, ['config.diffusion.sigma_min = 90.0', 'sigma_max = 80.0']),
 ]

@@ -12,7 +12,7 @@ import tiny
 from PIL import Image
 
 from pagoda_jax import config as configs
-from pagoda_jax import data, folders, pictures, sources
+from pagoda_jax import data, folders, main, pictures, sources
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -312,3 +312,10 @@ def test_the_folder_experiment_grows_from_base_to_target(folder_experiment):
 def test_a_bad_variant_of_the_folder_experiment_is_explained(folder_experiment, variant, expected):
   with pytest.raises(configs.ConfigError, match=expected):
     folder_experiment.get_config(variant)
+
+
+def test_the_command_line_says_what_is_wrong_with_a_variant(tmp_path, capsys):
+  config = f'--config={ROOT / "experiments" / "folder.py"}:base=3'
+  assert main.main(['run', config, f'--workdir={tmp_path / "work"}']) == 2
+  printed = capsys.readouterr().err
+  assert 'pagoda run: folder.py:base=3: base=3 must be 4, 8, 16' in printed and 'Traceback' not in printed
