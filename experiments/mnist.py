@@ -10,10 +10,11 @@ def get_config(variant: str = ''):
                       'holdout': 500})
   config.network = c.network(channels=32, channel_mult=(1, 2), num_blocks=1, attention_resolutions=())
   config.log.update({'every_steps': 20, 'samples_every': 10000, 'samples': 100})
+  config.diffusion.sigma_min = 0.02
   config.checkpoint.every_steps = 1000
   config.evaluation.samples = 2000
   c.add_phase(config, 'teacher', c.teacher(steps=800, batch_size=128, optimizer=c.optimizer(name='adam', learning_rate=2e-3, warmup_steps=20, schedule='cosine'), ema=0.99))
-  c.add_phase(config, 'invert', c.invert(num_levels=18))
+  c.add_phase(config, 'invert', c.invert(num_levels=16, add_noise=True))
   gan = dict(batch_size=64, discriminator=c.discriminator(channels=32, augment=('brightness','contrast','translation','cutout')), ema=0.98,
     optimizer=c.optimizer(learning_rate=4e-4), discriminator_optimizer=c.optimizer(learning_rate=2e-3))
   c.add_phase(config, 'distill', c.distill(steps=300, **gan))

@@ -92,6 +92,7 @@ def invert(**overrides) -> ConfigDict:
       'batch_size': 256,
       'num_levels': 40,
       'clip_denoised': True,
+      'add_noise': False,  # to the image, of the lowest level; for images with pixels that never change
       'dtype': 'float32',
       'shard_size': 8192,  # pairs per ArrayRecord shard, the unit that is redone after a crash
     },

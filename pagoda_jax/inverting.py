@@ -32,6 +32,8 @@ def origin(config, name: str, params) -> dict:
     'resolution': config.base_resolution,
     'channels': d.channels,
     'solver': 'heun, clipped' if phase.clip_denoised else 'heun',
+    'add_noise': phase.add_noise,
+    'seed': config.seed,
     'levels': [phase.num_levels, *sample.schedule(config).values()],
   }
 
@@ -83,7 +85,7 @@ def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
             f'{name}: stopped with {len(done)} of {layout.num_shards} shards written; start the same command '
             'again to go on', stop.exit_code)
         records = [load(key) for key in layout.keys(shard)[start : start + solve.batch_size]]
-        noise.append(solve(np.stack([r['image'] for r in records]), np.array([r['label'] for r in records])))
+        noise.append(solve(*(np.stack([r[part] for r in records]) for part in ('image', 'label', 'key'))))
         count += len(records)
         progress.update(count, len(records), {'std': float(noise[-1].std())}, force=count == pairs)
       inversions.write_shard(store, layout, shard, np.concatenate(noise).astype(phase.dtype))
@@ -103,10 +105,12 @@ class _Solver:
     self._mesh = mesh
     self._params = sharding.place(params, mesh)
     self._step = jax.jit(
-      invert.make_invert_step(networks, levels, phase.clip_denoised), out_shardings=sharding.replicated(mesh)
+      invert.make_invert_step(networks, levels, phase.clip_denoised, phase.add_noise),
+      out_shardings=sharding.replicated(mesh),
     )
+    self._rng = jax.random.key(config.seed)
 
-  def __call__(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  def __call__(self, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
     out = []
     for start in range(0, len(images), self.batch_size):
       part = slice(start, start + self.batch_size)
@@ -114,8 +118,9 @@ class _Solver:
       batch = {
         'image': np.pad(images[part], [(0, missing), (0, 0), (0, 0), (0, 0)]),
         'label': np.pad(labels[part], (0, missing)).astype(np.int32),
+        'key': np.pad(keys[part], (0, missing)).astype(np.int32),
       }
-      noise = np.asarray(self._step(self._params, sharding.place_batch(batch, self._mesh)))
+      noise = np.asarray(self._step(self._params, sharding.place_batch(batch, self._mesh), self._rng))
       out.append(noise[: self.batch_size - missing])
     return np.concatenate(out)
 
@@ -132,7 +137,9 @@ def _write_holdout(config, store, solve):
   images, labels = data.epoch_pictures(config.data, config.data.resolution, split, chosen)
   small, _ = data.epoch_pictures(config.data, config.base_resolution, split, chosen)
   buffer = io.BytesIO()
-  np.savez(buffer, image=images, label=labels, noise=solve(small, labels))
+  # Keys past those of the training pictures, so that no noise is drawn twice.
+  keys = len(data.source_keys(config.data)[1]) + np.arange(len(small))
+  np.savez(buffer, image=images, label=labels, noise=solve(small, labels, keys))
   store.mkdir(parents=True, exist_ok=True)
   partial = store / 'holdout.partial'
   partial.write_bytes(buffer.getvalue())

@@ -2,26 +2,37 @@
 
 import functools
 
+import jax
+import numpy as np
+
 from pagoda_jax import diffusion
 from pagoda_jax.data import normalize
 from pagoda_jax.models import Networks
 
 
-def make_invert_step(networks: Networks, levels, clip_denoised: bool = True):
+def make_invert_step(networks: Networks, levels, clip_denoised: bool = True, add_noise: bool = False):
   """The inversion of one batch.
 
   Args:
     networks: networks.unet is the teacher.
     levels: noise levels, of diffusion.sigmas.
     clip_denoised: whether the denoised image is clamped to [-1, 1] at every evaluation.
+    add_noise: whether the image gets noise of the lowest level before it is taken as the state there.
+      The paper adds none. Without it a pixel that is the same in every image (a digit's black border)
+      stays at the centre of its noise distribution, and the noise is narrower than the prior.
 
   Returns:
-    step(params, batch) -> noise [B, H, W, C] float32, standard deviation near sigma_max; batch: 'image'
-    [B, H, W, C] uint8 or floats in [-1, 1], 'label' int32 [B].
+    step(params, batch, rng) -> noise [B, H, W, C] float32, standard deviation near sigma_max; batch:
+    'image' [B, H, W, C] uint8 or floats in [-1, 1], 'label' int32 [B], 'key' int32 [B], from which and
+    rng alone the added noise is drawn.
   """
 
-  def step(params, batch):
+  def step(params, batch, rng):
     denoise = functools.partial(networks.denoise, params)
-    return diffusion.invert(denoise, normalize(batch['image']), levels, {'label': batch['label']}, clip_denoised)
+    images = normalize(batch['image'])
+    if add_noise:
+      draw = lambda key: jax.random.normal(jax.random.fold_in(rng, key), images.shape[1:])
+      images += np.min(levels).astype(np.float32) * jax.vmap(draw)(batch['key'])
+    return diffusion.invert(denoise, images, levels, {'label': batch['label']}, clip_denoised)
 
   return step
