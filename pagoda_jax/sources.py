@@ -242,7 +242,8 @@ def open_whole(kind: str, path: str = '', name: str = '', split: str = 'train', 
 
 
 @functools.lru_cache(maxsize=16)
-def _open_part(part: str, holdout: int, *place) -> Source:
+def open_part(part: str, holdout: int, *place) -> Source:
+  """The 'train' or 'holdout' part of the source that open_whole(*place) gives; opened once in a process."""
   whole = open_whole(*place)
   if not holdout and part == 'train':
     return whole
@@ -261,4 +262,4 @@ def open_source(data, part: str = 'train') -> Source:
     SourceError: it is missing or damaged.
   """
   place = (data.source, data.path, data.name, data.split, data.max_unreadable, data.verify)
-  return _open_part(part, data.holdout, *place)
+  return open_part(part, data.holdout, *place)

@@ -30,6 +30,7 @@ def identity(config, name: str) -> dict:
     names.append(queue.pop())
     queue += upstream(config, names[-1])
   values = {key: config[key] for key in SHARED_GROUPS} | {'phases': {n: config.phases[n] for n in names}}
+  values['data_sha256'] = data.open_source(config.data).digest  # wherever the pictures lie
   return {
     key: value
     for key, value in _flat(json.loads(as_json(values)), 'config').items()

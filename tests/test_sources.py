@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pathlib
 import pickle
+import shutil
 
 import make_data
 import numpy as np
@@ -12,7 +13,7 @@ import tiny
 from PIL import Image
 
 from pagoda_jax import config as configs
-from pagoda_jax import data, folders, main, pictures, sources
+from pagoda_jax import data, folders, main, pictures, sources, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -263,6 +264,19 @@ def test_classes_are_found_by_themselves(tmp_path):
   data.settle(config)
   assert config.data.num_classes == 0 and not config.phases.grow_16.discriminator.conditional
   configs.validate(config, 8)
+
+
+def test_a_phase_does_not_go_on_with_other_pictures(tmp_path):
+  make_data.write_class_folders(tmp_path / 'pictures')
+  shutil.copytree(tmp_path / 'pictures', tmp_path / 'elsewhere')
+  workdir.claim(tmp_path / 'work', experiment('folder', tmp_path / 'pictures', num_classes=3), 'teacher')
+  moved = experiment('folder', tmp_path / 'elsewhere', num_classes=3)
+  workdir.check_claim(tmp_path / 'work', moved, 'teacher')
+  (tmp_path / 'elsewhere' / 'cat' / '00.png').unlink()
+  sources.open_whole.cache_clear()
+  sources.open_part.cache_clear()
+  with pytest.raises(workdir.WorkdirError, match='config.data_sha256'):
+    workdir.check_claim(tmp_path / 'work', moved, 'teacher')
 
 
 def test_pictures_stored_too_small_are_refused():
