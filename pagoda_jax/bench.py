@@ -1,115 +1,98 @@
-"""`pagoda bench`: how fast this machine is, on data that it makes itself.
+"""Measurements on this machine: `pagoda bench convert`, `pagoda bench data`."""
 
-  pagoda bench data [--workers=2]    pictures a second that one core decodes, crops, resizes and batches
-"""
-
+import multiprocessing
 import pathlib
 import tempfile
 import time
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
-from PIL import Image
 
-from pagoda_jax import config as configs
-from pagoda_jax import data, folders, pictures, prepare, records
-
-LARGE, SMALL = 512, 64
-LARGE_COUNT, SMALL_COUNT, BATCH = 48, 2048, 128
-
-
-def natural_picture(rng: np.random.Generator, side: int) -> np.ndarray:
-  """[side, side, 3] uint8 with a falling spectrum: as a JPEG it weighs, and decodes, much as photographs do."""
-  frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
-  frequency[0, 0] = 1
-  phases = np.exp(2j * np.pi * rng.random((3, *frequency.shape)))
-  waves = np.fft.irfft2(phases / frequency**1.4, (side, side))
-  # Colours go together, as in photographs.
-  mixed = np.einsum('ij,jhw->hwi', [[1, 0.3, 0], [1, 0, 0.2], [1, -0.3, 0.1]], waves)
-  return np.clip(128 + 55 * mixed / mixed.std(), 0, 255).astype(np.uint8)
+# Options of the published networks at full size.
+FULL_SIZE = {
+  'Inception-v3': ('inception', {'classes': 1008}, {}),
+  'DeiT-base distilled': (
+    'timm',
+    {
+      'architecture': 'deit', 'width': 768, 'depth': 12, 'head_channels': 64, 'mlp_width': 3072, 'patch': 16,
+      'grid': 14, 'distilled': True,
+    },
+    {},
+  ),
+  'ADM, ImageNet 64 px': ('pagoda', {'channels': 192, 'stem_channels': 192, 'num_classes': 1000}, {}),
+}  # fmt: skip
+BENCHMARKS = ('convert', 'data')
 
 
-def rate(step, seconds: float) -> float:
-  """Calls of `step`() a second; each returns how many pictures it made. The first call is not timed."""
-  step()
-  count, start = 0, time.perf_counter()
-  while (passed := time.perf_counter() - start) < seconds:
-    count += step()
-  return count / passed
+def bench_convert(networks: dict = FULL_SIZE) -> list[dict]:
+  """Converts random weights of full-size networks, each in a process of its own.
+
+  Returns:
+    One dict a network: name, parameters, weights_bytes (float32), seconds (reading the file to the
+    finished folder), extra_bytes (peak memory of the process beyond what it had before and beyond the
+    weights themselves; pages of the file that the system keeps count as used).
+  """
+  results = []
+  context = multiprocessing.get_context('spawn')
+  for name, (format, options, asked) in networks.items():
+    with tempfile.TemporaryDirectory() as folder:
+      file = pathlib.Path(folder) / 'weights.safetensors'
+      size = _write_random(file, format, options)
+      with context.Pool(1) as pool:
+        seconds, used = pool.apply(_convert_and_measure, (str(file), f'{folder}/converted', format, asked))
+    results.append(
+      {'name': name, 'parameters': size // 4, 'weights_bytes': size, 'seconds': seconds, 'extra_bytes': used - size}
+    )
+  return results
 
 
-def measure_jpeg(folder: pathlib.Path, seconds: float) -> float:
-  """Pictures a second of one process: a 512 px JPEG file to its 512 and 64 px pixels."""
+def _write_random(file: pathlib.Path, format: str, options: dict) -> int:
+  """Writes normal numbers for every tensor; returns their bytes."""
+  from pagoda_jax.convert import formats, torch_files
+
   rng = np.random.default_rng(0)
-  for number in range(LARGE_COUNT):
-    (folder / f'{number:03d}.jpg').write_bytes(pictures.encode(natural_picture(rng, LARGE), 'jpeg', 90))
-  source, turn = folders.open_folder(str(folder), check=False), iter(range(10**9))
-
-  def step():
-    image = source[next(turn) % LARGE_COUNT]['image']
-    pictures.picture(image, LARGE, 3), pictures.picture(image, SMALL, 3)
-    return 1
-
-  return rate(step, seconds)
+  leaves = formats.FORMATS[format].leaves(options)
+  tensors = {leaf.theirs: rng.standard_normal(leaf.shape, np.float32) for leaf in leaves}
+  torch_files.write_safetensors(file, tensors)
+  return sum(tensor.nbytes for tensor in tensors.values())
 
 
-class NaturalSource:
-  """64 px pictures of ten classes, made when they are read."""
+def _convert_and_measure(file: str, folder: str, format: str, asked: dict) -> tuple[float, int]:
+  """(seconds, bytes of peak memory beyond those before) of one conversion."""
+  from pagoda_jax.convert import folders, formats
 
-  class_names = tuple('0123456789')
-  digest = 'natural'
-  resolution = SMALL
-
-  def __len__(self):
-    return SMALL_COUNT
-
-  def __getitem__(self, index):
-    image = Image.fromarray(natural_picture(np.random.default_rng(index), SMALL))
-    return {'image': image, 'label': index % 10, 'name': str(index)}
+  before, start = _memory('VmRSS'), time.monotonic()
+  folders.write_converted(folder, formats.read_converted(file, format, **asked), {})
+  return time.monotonic() - start, _memory('VmHWM') - before
 
 
-def record_settings(folder: pathlib.Path, workers: int) -> ConfigDict:
-  """`config.data` of the prepared 64 px pictures."""
-  settings = configs.experiment().data
-  settings.update({'source': 'array_record', 'path': str(folder), 'resolution': SMALL, 'num_classes': 10,
-                   'workers': workers})
-  return settings
+def _memory(field: str) -> int:
+  """Bytes that this process has (VmRSS) or had at most (VmHWM), as Linux counts them."""
+  for line in pathlib.Path('/proc/self/status').read_text().splitlines():
+    if line.startswith(f'{field}:'):
+      return 1024 * int(line.split()[1])
+  raise RuntimeError(f'/proc/self/status has no {field}; memory is measured on Linux only')
 
 
-def measure_records(folder: pathlib.Path, seconds: float, workers: int) -> float:
-  """Pictures a second: 64 px ArrayRecord to shuffled batches of 128, by `workers` processes (0: this one)."""
-  if not folder.exists():
-    prepare.prepare(NaturalSource(), folder, records.Recipe(SMALL, 'png', 95), SMALL_COUNT // 4, 1, 0.0)
-  batches = data.Stream(record_settings(folder, workers), SMALL, seed=0).batches(BATCH)
-  return rate(lambda: len(next(batches)['image']), seconds)
-
-
-def data_table(seconds: float, workers: int) -> str:
-  """The rows of `pagoda bench data`."""
-  rows = [f'{"what":<42} {"processes":>9} {"images/s":>9} {"images/s per core":>18}']
-  with tempfile.TemporaryDirectory() as folder:
-    folder = pathlib.Path(folder)
-    (folder / 'jpeg').mkdir()
-    measured = [(f'{LARGE} px JPEG -> {LARGE} + {SMALL} px', 1, measure_jpeg(folder / 'jpeg', seconds))]
-    for count in sorted({0, workers}):
-      found = measure_records(folder / 'records', seconds, count)
-      measured.append((f'{SMALL} px ArrayRecord -> batch of {BATCH}', max(count, 1), found))
-  for what, processes, found in measured:
-    rows.append(f'{what:<42} {processes:>9} {found:>9.0f} {found / processes:>18.0f}')
-  return '\n'.join(rows)
-
-
-def define_flags(fv) -> None:
+def define_flags(fv: flags.FlagValues) -> None:
   """Flags of `pagoda bench`."""
-  flags.DEFINE_float('seconds', 5.0, 'How long each row is measured.', lower_bound=0.01, flag_values=fv)
+  flags.DEFINE_float('seconds', 5.0, 'data: how long each row is measured.', lower_bound=0.01, flag_values=fv)
   flags.DEFINE_integer('workers', 0, 'data: worker processes of a further row; 0: no such row.', lower_bound=0,
                        flag_values=fv)
 
 
-def run(fv, args) -> int:
-  """`pagoda bench data`."""
-  if args != ['data']:
-    raise ValueError(f'pagoda bench {" ".join(args)}: must be `pagoda bench data`')
-  print(data_table(fv.seconds, fv.workers))
+def run(fv: flags.FlagValues, args: list[str]) -> int:
+  """`pagoda bench convert` or `pagoda bench data`; raises ValueError for another word."""
+  if len(args) != 1 or args[0] not in BENCHMARKS:
+    raise ValueError(f'pagoda bench {" ".join(args)}: use {", ".join(BENCHMARKS)}')
+  if args == ['data']:
+    from pagoda_jax import bench_data  # imports JAX, whose memory `convert` measures around
+
+    print(bench_data.data_table(fv.seconds, fv.workers))
+    return 0
+  for row in bench_convert():
+    print(
+      f'{row["name"]}: {row["parameters"]:,} parameters ({row["weights_bytes"] / 2**20:.0f} MiB), '
+      f'{row["seconds"]:.1f} s, {row["extra_bytes"] / 2**20:.0f} MiB of memory beyond the weights'
+    )
   return 0

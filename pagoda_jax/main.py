@@ -12,7 +12,7 @@ COMMANDS = {
   'train': ('pipeline', 'define_train_flags', 'run_train', 'one phase of an experiment'),
   'sample': ('sample', 'define_flags', 'run', 'images from a trained phase, to .png or .npz'),
   'prepare': ('prepare', 'define_flags', 'run', 'pictures from anywhere into ArrayRecord shards of one resolution'),
-  'bench': ('bench', 'define_flags', 'run', 'how fast this machine is: `pagoda bench data`'),
+  'bench': ('bench', 'define_flags', 'run', 'how fast this machine reads pictures (data), converts weights (convert)'),
   'inspect': ('inspection', 'define_flags', 'run', "a work directory's checkpoints, parameters and digests"),
 }
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pagoda_jax import bench, data, folders, main, pictures, prepare, records, shards, sources
+from pagoda_jax import bench_data, data, folders, main, pictures, prepare, records, shards, sources
 from pagoda_jax import config as configs
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -250,7 +250,7 @@ def test_bench_data_prints_a_row_for_each_path(capsys):
 
 
 def test_bench_pictures_weigh_what_photographs_weigh():
-  size = len(pictures.encode(bench.natural_picture(np.random.default_rng(0), 512), 'jpeg', 90))
+  size = len(pictures.encode(bench_data.natural_picture(np.random.default_rng(0), 512), 'jpeg', 90))
   assert 40_000 < size < 200_000
   assert Image.open(io.BytesIO(pictures.encode(np.zeros((4, 4, 1), np.uint8), 'png', 95))).mode == 'L'
 
