@@ -90,7 +90,9 @@ def _distance(config, resolution: int, dtype):
   if config.distance == 'projected':
     networks = perception.projected_networks(config.backbones, resolution, dtype)
     return perception.projected_distance(networks, config.augment)
-  return perception.lpips_distance(dtype) if config.distance == 'lpips' else perception.pixel_distance(config.scale_weights)
+  if config.distance == 'lpips':
+    return perception.lpips_distance(dtype)
+  return perception.pixel_distance(config.scale_weights)
 
 
 def make_unet(config, phase_name: str) -> UNet:
