@@ -114,7 +114,7 @@ def reconstruction(**overrides) -> ConfigDict:
   return _locked(
     {
       'distance': 'pixels',  # or 'lpips', 'projected': on published feature networks
-      'scales': 3,  # pixels: resolutions compared, each half the one before
+      'scale_weights': (1.0, 1.0, 1.0),  # pixels: of the resolutions compared, each half the one before
       'backbones': BACKBONES,  # projected: the feature networks
       'augment': AUGMENTATIONS,  # projected: of both images, drawn anew for each feature network
       'weight': 1.0,
@@ -130,6 +130,7 @@ def discriminator(**overrides) -> ConfigDict:
       'features': 'pixels',  # or 'projected': StyleGAN-XL's, on published feature networks
       'scales': 2,  # pixels: resolutions seen, each half the one before
       'channels': 64,  # pixels: of the first convolution
+      'spectral_norm': True,  # pixels
       'backbones': BACKBONES,  # projected: the feature networks
       'conditional': True,
       'augment': AUGMENTATIONS,

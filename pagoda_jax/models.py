@@ -81,7 +81,8 @@ def _discriminator(config, num_classes: int, resolution: int, dtype):
   if config.features == 'projected':
     networks = perception.projected_networks(config.backbones, resolution, dtype)
     return DiscriminatorEnsemble(classes, dtype), perception.projected_view(networks, config.augment)
-  return PyramidDiscriminator(config.channels, classes, dtype), perception.pixel_view(config.scales, config.augment)
+  module = PyramidDiscriminator(config.channels, classes, config.spectral_norm, dtype)
+  return module, perception.pixel_view(config.scales, config.augment)
 
 
 def _distance(config, resolution: int, dtype):
@@ -89,7 +90,9 @@ def _distance(config, resolution: int, dtype):
   if config.distance == 'projected':
     networks = perception.projected_networks(config.backbones, resolution, dtype)
     return perception.projected_distance(networks, config.augment)
-  return perception.lpips_distance(dtype) if config.distance == 'lpips' else perception.pixel_distance(config.scales)
+  if config.distance == 'lpips':
+    return perception.lpips_distance(dtype)
+  return perception.pixel_distance(config.scale_weights)
 
 
 def make_unet(config, phase_name: str) -> UNet:

@@ -84,10 +84,10 @@ def projected_view(networks: Mapping[str, ProjectedFeatures], policy: Sequence[s
   return features
 
 
-def pixel_distance(scales: int):
-  """distance(frozen, images, others, rng) -> [B], mean squared difference at `scales` resolutions."""
-  factors = [2**i for i in range(scales)]
-  return lambda frozen, images, others, rng: losses.pixel_distance(images, others, factors)
+def pixel_distance(weights: Sequence[float]):
+  """distance(frozen, images, others, rng) -> [B], weighted squared differences, each resolution half the last."""
+  scales = {2**i: weight for i, weight in enumerate(weights) if weight}
+  return lambda frozen, images, others, rng: losses.pixel_distance(images, others, scales)
 
 
 def projected_distance(networks: Mapping[str, ProjectedFeatures], policy: Sequence[str]):

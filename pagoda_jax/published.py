@@ -18,7 +18,7 @@ class Published:
     page: where its publisher describes it.
     file_name: what to save it as.
     licence: its publisher's licence, and limits on use besides.
-    url: direct address; '' where the page leads to it.
+    url: direct address; '' where it must be picked out on the page, where it may have another name.
     format: `pagoda convert --format` for it; '' where it is not converted.
     size: in bytes; 0 where unknown.
     sha256: hex digits, possibly only the leading ones; '' where unknown.
@@ -44,7 +44,7 @@ def _openai_reference(resolution: int, file_name: str, note: str = '') -> Publis
     page='https://github.com/openai/guided-diffusion/tree/main/evaluations',
     url=f'https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/{resolution}/{file_name}',
     file_name=file_name,
-    licence="MIT (the repository); the images are ImageNet's, for non-commercial research",
+    licence='MIT; images: ImageNet, for non-commercial research',
     non_commercial=True,
   )
 
@@ -65,10 +65,10 @@ def _edm(data: str, what: str) -> Published:
 def _pagoda(name: str, what: str) -> Published:
   return Published(
     name=f'pagoda_{name}',
-    what=f"{what}; in the authors' shared folder, save it under the name given here",
+    what=what,
     page='https://drive.google.com/drive/folders/1tlm_DwPWcIIfF3s9qm_fHOeUjENTSOKx',
     file_name=f'pagoda_{name}.pt',
-    licence='MIT (github.com/sony/pagoda)',
+    licence='MIT',
     format='pagoda',
   )
 
@@ -80,7 +80,7 @@ REGISTRY: tuple[Published, ...] = (
     page='https://github.com/openai/consistency_models#pre-trained-models',
     url='https://openaipublic.blob.core.windows.net/consistency/edm_imagenet64_ema.pt',
     file_name='edm_imagenet64_ema.pt',
-    licence='MIT; its model card: for research, not for commercial deployment',
+    licence='MIT; model card: not for commercial deployment',
     format='pagoda',
     non_commercial=True,
   ),

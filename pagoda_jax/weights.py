@@ -76,7 +76,7 @@ def _how_to_get(wanted: Published, weights_dir) -> str:
   places = folders(weights_dir)
   lines = [
     f'{wanted.name} is not there: {wanted.what}.',
-    f'  download  {wanted.url or wanted.page}',
+    f'  download  {wanted.url or f"{wanted.page} (pick it out there, and name it as below)"}',
     f'  put it at {places[0] / wanted.file_name}',
     f'  licence   {wanted.licence} ({wanted.page})',
     f'Looked in {", ".join(map(str, places))}; choose with --weights_dir or ${ENVIRONMENT}.',
@@ -143,6 +143,7 @@ def sha256_of(path: epath.Path) -> str:
 
 def define_flags(fv: flags.FlagValues) -> None:
   """Defines the flags of `pagoda weights`."""
+  fv.set_gnu_getopt(True)  # flags may follow the words: pagoda weights list --weights_dir=...
   flags.DEFINE_string(
     'weights_dir', '', f'folder looked in before ${ENVIRONMENT} and the user cache; local or gs://', flag_values=fv
   )

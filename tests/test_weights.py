@@ -37,8 +37,8 @@ def register(monkeypatch):
 def run(*args, weights_dir=None):
   fv = flags.FlagValues()
   weights.define_flags(fv)
-  fv(['pagoda'] + ([f'--weights_dir={weights_dir}'] if weights_dir else []))
-  return weights.run(fv, list(args))
+  rest = fv(['pagoda', *args] + ([f'--weights_dir={weights_dir}'] if weights_dir else []))[1:]
+  return weights.run(fv, rest)
 
 
 def test_registry_is_sound():

@@ -45,6 +45,13 @@ class Built:
     self.cls, self.state = cls, state
 
 
+class OldParameter:
+  """A torch.nn.Parameter as PyTorch before 0.4 pickled it."""
+
+  def __init__(self, array):
+    self.array = array
+
+
 class View:
   """A tensor that is a strided view (in elements) of an array's storage."""
 
@@ -88,6 +95,8 @@ class Pickler(pickle._Pickler):
       self.write(pickle.EMPTY_TUPLE + pickle.NEWOBJ)
       self.save(obj.state)
       self.write(pickle.BUILD)
+    elif isinstance(obj, OldParameter):
+      self.save_reduce(Global('torch.nn.parameter', 'Parameter'), (obj.array, True), (True, False, {}))
     elif isinstance(obj, np.ndarray):
       strides = tuple(s // obj.itemsize for s in np.zeros(obj.shape, obj.dtype).strides)
       self.save(View(obj, 0, obj.shape, strides))
@@ -145,8 +154,8 @@ def module(parameters=None, buffers=None, children=None, unsaved=(), cls='Net', 
   return Built(Global('somewhere.networks', cls), state | attributes)
 
 
-def persistent_module(parameters=None, children=None, cls='Net', init_kwargs=None):
+def persistent_module(parameters=None, children=None, cls='Net'):
   """A network object as NVIDIA's persistence pickles it: with its source code."""
-  state = {'_parameters': parameters or {}, '_buffers': {}, '_modules': children or {}, '_init_kwargs': init_kwargs}
+  state = {'_parameters': parameters or {}, '_buffers': {}, '_modules': children or {}}
   meta = {'type': 'class', 'version': 6, 'module_src': 'raise SystemExit', 'class_name': cls, 'state': state}
   return Reduced(Global('torch_utils.persistence', '_reconstruct_persistent_obj'), (meta,))

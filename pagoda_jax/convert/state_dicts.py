@@ -26,13 +26,11 @@ class Choice:
     tensors: name -> array.
     key: where it was, '/'-joined; '' for the whole file.
     others: the other places with tensors.
-    recorded: the constructor's arguments, where the file is a network object that remembers them.
   """
 
   tensors: dict[str, np.ndarray]
   key: str = ''
   others: tuple[str, ...] = ()
-  recorded: dict = dataclasses.field(default_factory=dict)
 
   @property
   def taken(self) -> str:
@@ -62,7 +60,7 @@ def choose(content, key: str = '') -> Choice:
   else:
     best = _preferred(tuple(found))
   others = tuple(name for name in found if name != best)
-  return Choice(_arrays(found[best]), best, others, _recorded(found[best]))
+  return Choice(_arrays(found[best]), best, others)
 
 
 def _preferred(keys: tuple[str, ...]) -> str:
@@ -139,18 +137,6 @@ def _module_tensors(record: Record, prefix: str = '', depth: int = 100):
   for name, child in state['_modules'].items():
     if isinstance(child, Record):
       yield from _module_tensors(child, f'{prefix}{name}.', depth - 1)
-
-
-def _recorded(content) -> dict:
-  state = _module_state(content) if isinstance(content, Record) else None
-  kwargs = (state or {}).get('_init_kwargs') or {}
-  return {str(name): value for name, value in kwargs.items() if _is_plain(value)} if isinstance(kwargs, dict) else {}
-
-
-def _is_plain(value, depth: int = 2) -> bool:
-  if isinstance(value, (list, tuple)):
-    return depth > 0 and all(_is_plain(element, depth - 1) for element in value)
-  return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _listed(keys) -> str:

@@ -41,14 +41,12 @@ class TensorFile:
     format: 'torch', 'torch (before 1.6)', 'safetensors', 'npz' or 'pickle'.
     taken: what was taken, in words: the whole file, or which key and what was left aside.
     key: that key; '' for the whole file.
-    recorded: the constructor's arguments, where a .pkl's network object remembers them.
   """
 
   tensors: dict[str, np.ndarray]
   format: str
   taken: str
   key: str = ''
-  recorded: dict = dataclasses.field(default_factory=dict)
 
 
 def read(path, key: str = '', strip: tuple[str, ...] = ('module.',)) -> TensorFile:
@@ -74,7 +72,7 @@ def read(path, key: str = '', strip: tuple[str, ...] = ('module.',)) -> TensorFi
   except WeightsFileError as error:
     raise type(error)(f'{path}: {error}') from error
   logging.info('%s: %d tensors taken from %s', path, len(tensors), choice.taken)
-  return TensorFile(tensors, name, choice.taken, choice.key, choice.recorded)
+  return TensorFile(tensors, name, choice.taken, choice.key)
 
 
 def _check_is_file(path: epath.Path) -> None:

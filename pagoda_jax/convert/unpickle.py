@@ -91,6 +91,13 @@ class Tensor:
     return np.lib.stride_tricks.as_strided(flat[self.offset :], shape, byte_strides, writeable=False)
 
 
+class _Parameter:
+  """torch.nn.Parameter, as PyTorch before 0.4 pickled it: made from its tensor, then given a state."""
+
+  def __new__(cls, tensor, *_):
+    return tensor
+
+
 class Record:
   """An object of an unknown class: the arguments, state and items it was given; nothing is run."""
 
@@ -221,11 +228,12 @@ _FUNCTIONS = {
 _TYPES = {f'builtins.{cls.__name__}': cls for cls in (set, frozenset, complex, slice, int, float, bool, str)} | {
   'collections.OrderedDict': Mapping,
   'dnnlib.util.EasyDict': Mapping,
+  'torch.nn.parameter.Parameter': _Parameter,
 }
 
 # Classes that are only named, and settings of a training run that often lie beside the weights.
-_INERT = ('argparse.Namespace', 'pathlib.PosixPath', 'pathlib.Path', 'torch.Tensor', 'torch.nn.parameter.Parameter')
-_INERT += ('numpy.ndarray', 'builtins.object', 'builtins.list', 'builtins.dict', 'builtins.tuple', 'builtins.bytes')
+_INERT = ('argparse.Namespace', 'pathlib.PosixPath', 'pathlib.Path', 'torch.Tensor', 'numpy.ndarray')
+_INERT += ('builtins.object', 'builtins.list', 'builtins.dict', 'builtins.tuple', 'builtins.bytes')
 _PYTHON_2 = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}
 
 
@@ -241,6 +249,8 @@ class _Unpickler(pickle._Unpickler):
 
   def load_build(self):
     state = self.stack.pop()
+    if isinstance(self.stack[-1], Tensor):
+      return  # of a `_Parameter`: whether it wants a gradient
     if not isinstance(self.stack[-1], (Record, Mapping, NumpyArray, NumpyDtype)):
       raise pickle.UnpicklingError(f'state given to a {type(self.stack[-1]).__name__}')
     self.stack[-1].__setstate__(state)

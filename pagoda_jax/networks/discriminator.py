@@ -88,7 +88,7 @@ class Discriminator(nn.Module):
     shape = (self.embedding_width, self.projection_width)
     kernel = self.param(f'{name}_projection_kernel', init, shape)
     bias = self.param(f'{name}_projection_bias', nn.initializers.zeros, (self.projection_width,))
-    projected = embedding(label) @ (kernel / math.sqrt(self.embedding_width)) + bias
+    projected = _product(embedding(label), kernel / math.sqrt(self.embedding_width)) + bias
     return nn.leaky_relu(projected, 0.2) * math.sqrt(2)
 
 
@@ -155,17 +155,16 @@ class SpectralConv(nn.Module):
     return y
 
   def _largest_singular_value(self, matrix, train):
-    product = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
     fixed = jax.lax.stop_gradient(matrix)
     u = self.variable('spectral', 'u', lambda: _unit(jax.random.normal(self.make_rng('params'), (self.features,))))
-    v = self.variable('spectral', 'v', lambda: _unit(product(fixed, u.value)))
+    v = self.variable('spectral', 'v', lambda: _unit(_product(fixed, u.value)))
     left, right = u.value, v.value
     if train:
-      right = _unit(product(fixed, left))
-      left = _unit(product(right, fixed))
+      right = _unit(_product(fixed, left))
+      left = _unit(_product(right, fixed))
       if not self.is_initializing():
         u.value, v.value = left, right
-    return product(product(right, matrix), left)
+    return _product(_product(right, matrix), left)
 
 
 class BatchNorm(nn.Module):
@@ -197,6 +196,11 @@ class BatchNorm(nn.Module):
         variance.value = _moved(variance.value, unbiased, self.momentum)
     inverse = jax.lax.rsqrt(used_variance + self.eps) * scale
     return ((x - used_mean) * inverse + bias).astype(self.dtype)
+
+
+def _product(a, b):
+  """Matrix product in float32 on accelerators too."""
+  return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _moved(old, new, momentum):

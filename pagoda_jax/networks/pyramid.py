@@ -18,10 +18,11 @@ def pixel_pyramid(images: jax.Array, scales: int) -> list[jax.Array]:
 
 
 class ScaleDiscriminator(nn.Module):
-  """Strided convolutions with spectral norm (Miyato et al. 2018) down to 4x4, one logit a place."""
+  """Strided convolutions down to 4x4, one logit a place; with spectral norm (Miyato et al. 2018) or without."""
 
   channels: int
   num_classes: int = 0
+  spectral_norm: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -30,7 +31,7 @@ class ScaleDiscriminator(nn.Module):
 
     def convolve(x, channels, kernel, stride, name):
       conv = nn.Conv(channels, (kernel, kernel), (stride, stride), dtype=self.dtype, name=name)
-      return nn.SpectralNorm(conv, name=f'{name}_norm')(x, update_stats=train)
+      return nn.SpectralNorm(conv, name=f'{name}_norm')(x, update_stats=train) if self.spectral_norm else conv(x)
 
     channels, level = self.channels, 0
     while x.shape[1] > 4:
@@ -50,10 +51,12 @@ class PyramidDiscriminator(nn.Module):
   Args:
     channels: of the finest map's first convolution.
     num_classes: 0 makes it unconditional.
+    spectral_norm: bounds how fast the logits can change; short runs learn faster without.
   """
 
   channels: int = 64
   num_classes: int = 0
+  spectral_norm: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -67,7 +70,9 @@ class PyramidDiscriminator(nn.Module):
       sides = [x.shape[1] for x in features]
       raise ValueError(f'maps of {sides} px: the discriminator needs at least 4; use fewer scales')
     logits = [
-      ScaleDiscriminator(self.channels, self.num_classes, self.dtype, name=f'scale_{i}')(x, cond, train=train)
+      ScaleDiscriminator(self.channels, self.num_classes, self.spectral_norm, self.dtype, name=f'scale_{i}')(
+        x, cond, train=train
+      )
       for i, x in enumerate(features)
     ]
     return jnp.concatenate(logits, axis=-1)

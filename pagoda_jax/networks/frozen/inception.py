@@ -25,7 +25,8 @@ class InceptionV3(nn.Module):
     graph: 'tensorflow' for the numbers that papers report: legacy bilinear resize, then
       (uint8 - 128) / 128. 'pytorch_fid' for that package's: half-pixel bilinear resize of [-1, 1].
       The weights are the same; the features are not, so statistics of the two must not be mixed.
-    dtype: of the computation.
+    dtype: of the computation. Where an accelerator multiplies float32 at a lower precision by default,
+      published numbers need jax.default_matmul_precision('highest') around the call.
   """
 
   classes: int = 1008
@@ -93,45 +94,43 @@ class _BasicConv(nn.Module):
     return nn.relu(frozen_norm(self.dtype, 'bn')(x))
 
 
-class _Mixed(nn.Module):
-  """Base of the blocks: a branch is a chain of convolutions (name, features, kernel[, stride, padding])."""
-
-  def chain(self, x, *convolutions):
-    for name, *arguments in convolutions:
-      x = _BasicConv(*arguments, dtype=self.dtype, name=name)(x)
-    return x
+def _chain(x, dtype, *convolutions):
+  """Convolutions one after the other, each (name, features, kernel[, stride, padding]); in a compact method."""
+  for name, *arguments in convolutions:
+    x = _BasicConv(*arguments, dtype=dtype, name=name)(x)
+  return x
 
 
-class _Mixed5(_Mixed):
+class _Mixed5(nn.Module):
   pooled: int
   dtype: Any
 
   @nn.compact
   def __call__(self, x):
     branches = [
-        self.chain(x, ('branch1x1', 64, 1)),
-        self.chain(x, ('branch5x5_1', 48, 1), ('branch5x5_2', 64, 5)),
-        self.chain(x, ('branch3x3dbl_1', 64, 1), ('branch3x3dbl_2', 96, 3), ('branch3x3dbl_3', 96, 3)),
-        self.chain(_average_pool(x), ('branch_pool', self.pooled, 1)),
+        _chain(x, self.dtype, ('branch1x1', 64, 1)),
+        _chain(x, self.dtype, ('branch5x5_1', 48, 1), ('branch5x5_2', 64, 5)),
+        _chain(x, self.dtype, ('branch3x3dbl_1', 64, 1), ('branch3x3dbl_2', 96, 3), ('branch3x3dbl_3', 96, 3)),
+        _chain(_average_pool(x), self.dtype, ('branch_pool', self.pooled, 1)),
     ]
     return jnp.concatenate(branches, axis=-1)
 
 
-class _Mixed6a(_Mixed):
+class _Mixed6a(nn.Module):
   dtype: Any
 
   @nn.compact
   def __call__(self, x):
     last = ('branch3x3dbl_3', 96, 3, 2, 'VALID')
     branches = [
-        self.chain(x, ('branch3x3', 384, 3, 2, 'VALID')),
-        self.chain(x, ('branch3x3dbl_1', 64, 1), ('branch3x3dbl_2', 96, 3), last),
+        _chain(x, self.dtype, ('branch3x3', 384, 3, 2, 'VALID')),
+        _chain(x, self.dtype, ('branch3x3dbl_1', 64, 1), ('branch3x3dbl_2', 96, 3), last),
         _max_pool(x),
     ]
     return jnp.concatenate(branches, axis=-1)
 
 
-class _Mixed6(_Mixed):
+class _Mixed6(nn.Module):
   width: int
   dtype: Any
 
@@ -146,15 +145,15 @@ class _Mixed6(_Mixed):
         ('branch7x7dbl_5', 192, row),
     )
     branches = [
-        self.chain(x, ('branch1x1', 192, 1)),
-        self.chain(x, ('branch7x7_1', width, 1), ('branch7x7_2', width, row), ('branch7x7_3', 192, column)),
-        self.chain(x, *double),
-        self.chain(_average_pool(x), ('branch_pool', 192, 1)),
+        _chain(x, self.dtype, ('branch1x1', 192, 1)),
+        _chain(x, self.dtype, ('branch7x7_1', width, 1), ('branch7x7_2', width, row), ('branch7x7_3', 192, column)),
+        _chain(x, self.dtype, *double),
+        _chain(_average_pool(x), self.dtype, ('branch_pool', 192, 1)),
     ]
     return jnp.concatenate(branches, axis=-1)
 
 
-class _Mixed7a(_Mixed):
+class _Mixed7a(nn.Module):
   dtype: Any
 
   @nn.compact
@@ -166,29 +165,29 @@ class _Mixed7a(_Mixed):
         ('branch7x7x3_4', 192, 3, 2, 'VALID'),
     )
     branches = [
-        self.chain(x, ('branch3x3_1', 192, 1), ('branch3x3_2', 320, 3, 2, 'VALID')),
-        self.chain(x, *separable),
+        _chain(x, self.dtype, ('branch3x3_1', 192, 1), ('branch3x3_2', 320, 3, 2, 'VALID')),
+        _chain(x, self.dtype, *separable),
         _max_pool(x),
     ]
     return jnp.concatenate(branches, axis=-1)
 
 
-class _Mixed7(_Mixed):
+class _Mixed7(nn.Module):
   pool: str
   dtype: Any
 
   @nn.compact
   def __call__(self, x):
-    single = self.chain(x, ('branch3x3_1', 384, 1))
-    double = self.chain(x, ('branch3x3dbl_1', 448, 1), ('branch3x3dbl_2', 384, 3))
+    single = _chain(x, self.dtype, ('branch3x3_1', 384, 1))
+    double = _chain(x, self.dtype, ('branch3x3dbl_1', 448, 1), ('branch3x3dbl_2', 384, 3))
     pooled = _average_pool(x) if self.pool == 'average' else _max_pool(x, stride=1, padding='SAME')
     branches = [
-        self.chain(x, ('branch1x1', 320, 1)),
-        self.chain(single, ('branch3x3_2a', 384, (1, 3))),
-        self.chain(single, ('branch3x3_2b', 384, (3, 1))),
-        self.chain(double, ('branch3x3dbl_3a', 384, (1, 3))),
-        self.chain(double, ('branch3x3dbl_3b', 384, (3, 1))),
-        self.chain(pooled, ('branch_pool', 192, 1)),
+        _chain(x, self.dtype, ('branch1x1', 320, 1)),
+        _chain(single, self.dtype, ('branch3x3_2a', 384, (1, 3))),
+        _chain(single, self.dtype, ('branch3x3_2b', 384, (3, 1))),
+        _chain(double, self.dtype, ('branch3x3dbl_3a', 384, (1, 3))),
+        _chain(double, self.dtype, ('branch3x3dbl_3b', 384, (3, 1))),
+        _chain(pooled, self.dtype, ('branch_pool', 192, 1)),
     ]
     return jnp.concatenate(branches, axis=-1)
 
