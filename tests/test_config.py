@@ -64,8 +64,8 @@ BAD = [
   ('phases.invert.teacher', '', ['config.phases.invert.teacher', 'or config.phases.invert.init_from a folder']),
   ('phases.distill.teacher', '', ['config.phases.distill.teacher', 'or config.phases.distill.init_from a folder']),
   ('phases.grow_16.start', '', ['config.phases.grow_16.start', 'or config.phases.grow_16.init_from a folder']),
-  ('phases.distill.init_from', 'weights', ["init_from = 'weights'", "beside config.phases.distill.teacher = 'teacher'"]),
-  ('phases.grow_16.init_from', 'weights', ["init_from = 'weights'", "beside config.phases.grow_16.start = 'distill'"]),
+  ('phases.distill.init_from', 'w', ["distill.init_from = 'w'", "beside config.phases.distill.teacher = 'teacher'"]),
+  ('phases.grow_16.init_from', 'w', ["grow_16.init_from = 'w'", "beside config.phases.grow_16.start = 'distill'"]),
   ('phases.grow_16.init_levels', ((8, 1, False),), ['grow_16.init_levels', 'grow_16.init_from is empty']),
   ('diffusion.sigma_min', 90.0, ['config.diffusion.sigma_min = 90.0', 'sigma_max = 80.0']),
 ]
