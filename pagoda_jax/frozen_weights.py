@@ -84,27 +84,29 @@ def _projected(config, name: str) -> dict:
   return random_projections.with_backbone(variables, backbone)
 
 
-def with_class_embedding(config, phase_name: str, discriminator: dict) -> dict:
+def with_class_embedding(config, phase_name: str, discriminator: dict) -> tuple[dict, str]:
   """A fresh discriminator's variables with the published ImageNet class embedding, where that can be had.
 
-  It needs a conditional projected discriminator and 1000 classes; which of the two embeddings the
-  phase starts with, published or random, is printed.
+  It needs a conditional projected discriminator, 1000 classes and the file.
+
+  Returns:
+    (variables, which embedding it is, in words; '' where there is none).
+
+  Raises:
+    WrongDigestError, WeightsFileError: the file is damaged.
   """
   phase = config.phases[phase_name].discriminator
   if phase.features != 'projected' or not phase.conditional:
-    return discriminator
+    return discriminator, ''
   if config.data.num_classes != IMAGENET_CLASSES:
-    print(f"{phase_name}: class embedding random: {config.data.num_classes} classes, not ImageNet's", flush=True)
-    return discriminator
+    return discriminator, f"class embedding random: {config.data.num_classes} classes, not ImageNet's"
   try:
     path = weights.find(CLASS_EMBEDDING, config.weights_dir)
   except weights.MissingWeightsError as error:
-    print(f'{phase_name}: class embedding random: {error}', flush=True)
-    return discriminator
+    return discriminator, f'class embedding random: {error}'
   (embedding,) = torch_files.read(path).tensors.values()
-  print(f'{phase_name}: class embedding of {path}', flush=True)
   heads = {
     name: stylegan_xl.with_class_embedding({'params': params}, np.asarray(embedding))['params']
     for name, params in discriminator['params'].items()
   }
-  return {**discriminator, 'params': heads}
+  return {**discriminator, 'params': heads}, f'class embedding of {path}'

@@ -42,7 +42,7 @@ class Phase:
 
   Attributes:
     step: step(state, batch, frozen, rng) -> (state, metrics).
-    init: init() -> state at step 0, host or device arrays.
+    init: init() -> (state at step 0, host or device arrays; what it starts from, in words).
     stream: what it trains on.
     frozen: parameters of frozen feature networks, host arrays; {} without any.
   """
@@ -79,18 +79,17 @@ def make_phase(config, folder, name: str) -> Phase:
   return Phase(networks, make_step(networks, phase), init, stream, frozen)
 
 
-def init_teacher(config, folder, name: str, networks, key) -> state.TeacherState:
-  """The teacher's state at step 0: fresh parameters, or those at init_from."""
+def init_teacher(config, folder, name: str, networks, key) -> tuple[state.TeacherState, str]:
+  """The teacher's state at step 0: fresh parameters, or those at init_from; and which, in words."""
   phase = config.phases[name]
   if phase.init_from:
     params, where = starts.read_start(config, folder, name)
-    print(f'{name}: starts from {where}', flush=True)
-    return state.init_teacher(state.copy(params), phase)
-  return state.init_teacher(models.init_unet(networks.unet, key), phase)
+    return state.init_teacher(state.copy(params), phase), f'starts from {where}'
+  return state.init_teacher(models.init_unet(networks.unet, key), phase), 'starts afresh'
 
 
-def init_generator(config, folder, name: str, networks, frozen, key) -> state.GeneratorState:
-  """The generator's state at step 0: a copy of the teacher, or the generator before it, grown."""
+def init_generator(config, folder, name: str, networks, frozen, key) -> tuple[state.GeneratorState, str]:
+  """The generator's state at step 0: a copy of the teacher, or the generator before it, grown; said in words."""
   phase = config.phases[name]
   resolution = configs.phase_resolution(config, name)
   generator_key, discriminator_key = jax.random.split(key)
@@ -101,10 +100,10 @@ def init_generator(config, folder, name: str, networks, frozen, key) -> state.Ge
     start = configs.start_resolution(config, name)
     params, fixed, report = grow.grown_params(fresh, params, start, resolution)
     where = f'{where}, grown: {report}'
-  print(f'{name}: starts from {where}', flush=True)
   discriminator = models.init_discriminator(networks, frozen, resolution, discriminator_key)
-  discriminator = frozen_weights.with_class_embedding(config, name, discriminator)
-  return state.init_generator(state.copy(params), state.copy(fixed), discriminator, phase)
+  discriminator, embedding = frozen_weights.with_class_embedding(config, name, discriminator)
+  begun = state.init_generator(state.copy(params), state.copy(fixed), discriminator, phase)
+  return begun, '\n'.join(filter(None, (f'starts from {where}', embedding)))
 
 
 def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
@@ -137,8 +136,10 @@ class _Loop:
     """(state on the mesh, step)."""
     step = self.saved.latest_step()
     if step is None:
-      return sharding.place(self.parts.init(), self.mesh), 0
-    target = sharding.abstract(jax.eval_shape(self.parts.init), self.mesh)
+      begun, said = self.parts.init()
+      print(f'{self.name}: {said}', flush=True)
+      return sharding.place(begun, self.mesh), 0
+    target = sharding.abstract(jax.eval_shape(lambda: self.parts.init()[0]), self.mesh)
     restored, position = self.saved.restore(step, target)
     self.batches.set_state(position)
     print(f'{self.name}: goes on from step {step}', flush=True)

@@ -33,7 +33,8 @@ def trained_phase(folder, form, name):
 
 
 @pytest.mark.parametrize('form, name, format', [
-  ('edm', 'teacher', 'edm'), ('guided', 'teacher', 'pagoda'), ('guided', 'grow_16', 'pagoda'),
+  ('edm', 'teacher', 'edm'), ('ddpmpp', 'teacher', 'edm'), ('guided', 'teacher', 'pagoda'),
+  ('guided', 'grow_16', 'pagoda'),
 ])  # fmt: skip
 def test_phase_to_file_and_back(form, name, format, tmp_path, capsys):
   phase, params = trained_phase(tmp_path / 'run', form, name)
