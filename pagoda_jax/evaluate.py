@@ -13,7 +13,7 @@ import json
 import numpy as np
 from etils import epath
 
-from pagoda_jax import checkpoints, data, grids, inversions, logs, sample, sharding, workdir
+from pagoda_jax import checkpoints, data, grids, logs, sample, sharding, shards, workdir
 from pagoda_jax import config as configs
 
 SEED = 1234  # other noise than the grids show
@@ -105,7 +105,7 @@ def evaluate(config, folder, name: str) -> dict[str, float]:
     'frechet_real': real.frechet(real.held_images, components),
   }
   if sharding.is_primary():
-    inversions.write_json(path, figures)
+    shards.write_json(path, figures)
   return figures
 
 

@@ -12,7 +12,20 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from pagoda_jax import checkpoints, data, diffusion, grids, inversions, logs, models, sample, sharding, starts, workdir
+from pagoda_jax import (
+  checkpoints,
+  data,
+  diffusion,
+  grids,
+  inversions,
+  logs,
+  models,
+  sample,
+  sharding,
+  shards,
+  starts,
+  workdir,
+)
 from pagoda_jax.interrupts import Interrupted, StopRequest
 from pagoda_jax.stages import invert
 
@@ -26,7 +39,7 @@ def origin(config, name: str, params) -> dict:
   return {
     'teacher_sha256': checkpoints.digest(params),
     'source': d.source,
-    'path': d.path,
+    'data_sha256': data.open_source(d).digest,
     'holdout': d.holdout,
     'mirror': d.mirror,
     'resolution': config.base_resolution,
@@ -66,13 +79,13 @@ def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
   if phase.init_from:
     print(f'{name}: inverts with {where}', flush=True)
   source, keys = data.source_keys(config.data)
-  layout = inversions.Layout(workdir.target(config, name, max_steps), phase.shard_size)
+  layout = inversions.make_layout(workdir.target(config, name, max_steps), phase.shard_size)
   with jax.set_mesh(mesh), StopRequest() as stop:
     solve = _Solver(config, name, params, mesh)
     if sharding.is_primary():
       _write_holdout(config, store, solve)
     load = data.LoadPicture(source, keys, config.base_resolution, config.data.channels)
-    done = set(inversions.finished_shards(store, layout))
+    done = set(shards.finished_shards(store, layout))
     mine = [s for s in range(layout.num_shards) if s % jax.process_count() == jax.process_index()]
     pairs = sum(len(layout.keys(shard)) for shard in mine)
     count = sum(len(layout.keys(shard)) for shard in mine if shard in done)
@@ -150,7 +163,7 @@ def _write_holdout(config, store, solve):
 
 def _close(config, store, layout, solve, params, name):
   """Waits for the other hosts' shards and writes the manifest."""
-  while len(inversions.finished_shards(store, layout)) < layout.num_shards:
+  while len(shards.finished_shards(store, layout)) < layout.num_shards:
     time.sleep(1)
   shape = (config.base_resolution, config.base_resolution, config.data.channels)
   manifest = inversions.write_manifest(

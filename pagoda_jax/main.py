@@ -11,6 +11,8 @@ COMMANDS = {
   'run': ('pipeline', 'define_flags', 'run', 'all phases of an experiment in order; goes on where it stopped'),
   'train': ('pipeline', 'define_train_flags', 'run_train', 'one phase of an experiment'),
   'sample': ('sample', 'define_flags', 'run', 'images from a trained phase, to .png or .npz'),
+  'prepare': ('prepare', 'define_flags', 'run', 'pictures from anywhere into ArrayRecord shards of one resolution'),
+  'bench': ('bench', 'define_flags', 'run', 'how fast this machine reads pictures (data), converts weights (convert)'),
   'inspect': ('inspection', 'define_flags', 'run', "a work directory's checkpoints, parameters and digests"),
   'convert': ('convert.command', 'define_flags', 'run', 'published PyTorch weights to a folder, and back'),
   'weights': ('weights', 'define_flags', 'run', 'list | check [NAME ...] | path NAME: published files on this machine'),
@@ -51,7 +53,7 @@ def _run_command(name: str, args: list[str]) -> int:
   try:
     rest = fv([f'pagoda {name}', *args])[1:]
   except (flags.Error, ValueError, AttributeError, KeyError, TypeError, FileNotFoundError) as error:
-    print(f'pagoda {name}: {_text(error)}\n`pagoda {name} --help` lists the flags.', file=sys.stderr)
+    print(f'pagoda {name}: {_text(_first(error))}\n`pagoda {name} --help` lists the flags.', file=sys.stderr)
     return 2
   flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's global flags
   set_up_jax()
@@ -70,6 +72,14 @@ def _run_command(name: str, args: list[str]) -> int:
 def _is_ours(error) -> bool:
   """Whether the message was written for the user; anything else keeps its traceback."""
   return type(error).__module__.startswith('pagoda_jax') or type(error) in (ValueError, FileNotFoundError)
+
+
+def _first(error) -> BaseException:
+  """The error of ours that began it all, where there is one: config_flags wraps what an experiment file raises."""
+  first = error
+  while first.__context__ is not None:
+    first = first.__context__
+  return first if type(first).__module__.startswith('pagoda_jax') else error
 
 
 def _text(error) -> str:

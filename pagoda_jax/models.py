@@ -81,8 +81,8 @@ def _discriminator(config, num_classes: int, resolution: int, dtype):
   if config.features == 'projected':
     networks = perception.projected_networks(config.backbones, resolution, dtype)
     return DiscriminatorEnsemble(classes, dtype), perception.projected_view(networks, config.augment)
-  module = PyramidDiscriminator(config.channels, classes, config.spectral_norm, dtype)
-  return module, perception.pixel_view(config.scales, config.augment)
+  pixels = PyramidDiscriminator(config.channels, classes, config.spectral_norm, dtype)
+  return pixels, perception.pixel_view(config.scales, config.augment)
 
 
 def _distance(config, resolution: int, dtype):

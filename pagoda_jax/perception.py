@@ -85,9 +85,9 @@ def projected_view(networks: Mapping[str, ProjectedFeatures], policy: Sequence[s
 
 
 def pixel_distance(weights: Sequence[float]):
-  """distance(frozen, images, others, rng) -> [B], weighted squared differences, each resolution half the last."""
-  scales = {2**i: weight for i, weight in enumerate(weights) if weight}
-  return lambda frozen, images, others, rng: losses.pixel_distance(images, others, scales)
+  """distance(frozen, images, others, rng) -> [B]: weighted mean squared differences, finest resolution first."""
+  factors = {2**i: weight for i, weight in enumerate(weights) if weight}
+  return lambda frozen, images, others, rng: losses.pixel_distance(images, others, factors)
 
 
 def projected_distance(networks: Mapping[str, ProjectedFeatures], policy: Sequence[str]):

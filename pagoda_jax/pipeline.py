@@ -8,7 +8,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from pagoda_jax import config as configs
-from pagoda_jax import evaluate, frozen_weights, inverting, logs, sharding, train, validation, workdir
+from pagoda_jax import data, evaluate, frozen_weights, inverting, logs, sharding, train, validation, workdir
 
 
 def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> None:
@@ -23,10 +23,12 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> N
   Raises:
     ConfigError: the config cannot be run, or names no such phase.
     MissingWeightsError, WrongDigestError: a published file that a phase needs is not there or not whole.
+    SourceError: the pictures are missing or damaged, or do not fit the config.
     WorkdirError: the work directory belongs to another experiment, or lacks what a phase starts from.
     Interrupted: a phase was asked to stop, and has saved.
   """
   validation.validate(config, jax.device_count())
+  data.settle(config)
   for name in phases:
     if name not in config.order:
       raise configs.ConfigError(f'phase {name!r}: must be one of {", ".join(config.order)}')

@@ -63,6 +63,10 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
   shards = _batch_shards(config, num_devices)
   for place, name in enumerate(config.order):
     _validate_phase(config, name, config.order[:place], shards)
+  largest = max(config.phases, key=lambda name: configs.phase_resolution(config, name))
+  reached = configs.phase_resolution(config, largest)
+  _check(reached == config.data.resolution, 'config.data.resolution', config.data.resolution,
+         f'must be {reached}, the largest resolution that a phase reaches ({largest})')
 
 
 def _validate_shared(config):
@@ -70,8 +74,13 @@ def _validate_shared(config):
   _choose('config.data.source', data.source, configs.SOURCES)
   _check(data.resolution > 0, 'config.data.resolution', data.resolution, 'must be > 0')
   _check(data.channels in (1, 3), 'config.data.channels', data.channels, 'must be 1 (grey) or 3 (RGB)')
-  for key in ('num_classes', 'holdout', 'workers'):
+  _check(data.num_classes >= -1, 'config.data.num_classes', data.num_classes,
+         'must be >= 0, or -1 for as many as the source has')
+  for key in ('holdout', 'workers'):
     _check(data[key] >= 0, f'config.data.{key}', data[key], 'must be >= 0')
+  _check(0 <= data.max_unreadable <= 1, 'config.data.max_unreadable', data.max_unreadable, 'must lie in [0, 1]')
+  for source, key in (('folder', 'path'), ('array_record', 'path'), ('tfds', 'name')):
+    _check(data.source != source or data[key], f'config.data.{key}', data[key], f'source {source} needs it')
   _choose('config.precision', config.precision, configs.PRECISIONS)
   _validate_network(config.network)
   base, levels = config.base_resolution, len(config.network.channel_mult)
@@ -190,5 +199,5 @@ def _validate_generator(config, phase, path):
     _check(len(set(views.backbones)) == len(views.backbones), f'{path}.{group}.backbones', views.backbones,
            'names a feature network twice')
   _check(0 < phase.pairs_fraction <= 1, f'{path}.pairs_fraction', phase.pairs_fraction, 'must lie in (0, 1]')
-  _check(not disc.conditional or config.data.num_classes > 0, f'{path}.discriminator.conditional', disc.conditional,
+  _check(not disc.conditional or config.data.num_classes != 0, f'{path}.discriminator.conditional', disc.conditional,
          'needs labels: config.data.num_classes is 0')

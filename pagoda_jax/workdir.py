@@ -6,11 +6,11 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from pagoda_jax import checkpoints, data, inversions, starts
+from pagoda_jax import checkpoints, data, inversions, shards, starts
 
 # What may differ between two runs of one phase: how long, on what, and how much is written down.
 # What lies at init_from is compared itself, by `check_inputs`.
-FREE_KEYS = ('steps', 'workers', 'path', 'init_from')
+FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify')
 SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')
 
 
@@ -31,6 +31,7 @@ def identity(config, name: str) -> dict:
     names.append(queue.pop())
     queue += upstream(config, names[-1])
   values = {key: config[key] for key in SHARED_GROUPS} | {'phases': {n: config.phases[n] for n in names}}
+  values['data_sha256'] = data.open_source(config.data).digest  # wherever the pictures lie
   return {
     key: value
     for key, value in _flat(json.loads(as_json(values)), 'config').items()
@@ -75,7 +76,7 @@ def claim(folder, config, name: str) -> None:
     path = epath.Path(folder) / name / 'config.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {'phase': name, 'identity': identity(config, name), 'config': json.loads(as_json(config))}
-    inversions.write_json(path, values)
+    shards.write_json(path, values)
 
 
 def read_config(folder) -> ConfigDict:
@@ -130,7 +131,7 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
     _check_same_inputs(path.parent, json.loads(path.read_text()), inputs, init_from)
   elif jax.process_index() == 0:
     path.parent.mkdir(parents=True, exist_ok=True)
-    inversions.write_json(path, inputs)
+    shards.write_json(path, inputs)
   return inputs
 
 

@@ -180,7 +180,7 @@ def test_a_phase_made_from_something_that_went_on_is_not_taken_for_finished(copi
 
 def test_a_full_disk_leaves_the_checkpoint_before_it_good(finished, copied):
   shutil.rmtree(copied / 'teacher' / 'checkpoints' / '4')
-  limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))  # no file can pass 6 kB
+  limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # configs fit, checkpoints do not
   with start('train', CONFIG, f'--workdir={copied}', '--phase=teacher', preexec_fn=limit) as process:
     output, _ = process.communicate(timeout=600)
   assert process.returncode == 1, output

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from pagoda_jax import inversions
+from pagoda_jax import inversions, shards
 
-LAYOUT = inversions.Layout(count=10, shard_size=4)
+LAYOUT = inversions.make_layout(count=10, shard_size=4)
 NOISE = (80 * np.random.default_rng(0).standard_normal((10, 4, 4, 3))).astype(np.float32)
 ORIGIN = {'teacher_sha256': 'ab', 'resolution': 4}
 
@@ -41,7 +41,7 @@ def test_standardized_noise_has_the_priors_moments(tmp_path):
 def test_only_whole_shards_count_as_finished(tmp_path):
   folder = write(tmp_path, shards=[0, 2])
   (folder / (LAYOUT.name(1) + '.partial')).write_bytes(b'half a shard')
-  assert inversions.finished_shards(folder, LAYOUT) == [0, 2]
+  assert shards.finished_shards(folder, LAYOUT) == [0, 2]
   with pytest.raises(inversions.NoiseStoreError, match='no finished noise store'):
     inversions.open_store(folder, 80.0, standardize=False)
 

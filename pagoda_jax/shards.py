@@ -1,0 +1,167 @@
+"""Folders of ArrayRecord shards that survive a kill at any moment; the noise store and prepared pictures use them.
+
+Each shard is a fixed range of keys, whoever writes it. It is written under another name, renamed when
+whole, and followed by a JSON beside it (the sidecar: count, bytes, SHA-256); a shard without a sidecar
+that fits it does not count.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+
+from array_record.python import array_record_module
+from etils import epath
+
+SUFFIX = '.array_record'
+OPEN_READERS = 512  # a file handle each; the usual limit is 1024 a process
+
+
+class ShardError(ValueError):
+  """A shard or a record is missing or damaged; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How `count` keys are cut into shards, named PREFIX-00000-of-00007."""
+
+  prefix: str
+  count: int
+  shard_size: int
+
+  @property
+  def num_shards(self) -> int:
+    return -(-self.count // self.shard_size)
+
+  @property
+  def names(self) -> list[str]:
+    return [self.name(shard) for shard in range(self.num_shards)]
+
+  def keys(self, shard: int) -> range:
+    """The keys of one shard."""
+    return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
+
+  def name(self, shard: int) -> str:
+    return f'{self.prefix}-{shard:05d}-of-{self.num_shards:05d}'
+
+
+class ShardWriter:
+  """Writes one shard; only `close` makes it count.
+
+  Args:
+    folder: where; made if need be.
+    name: the shard's.
+  """
+
+  def __init__(self, folder, name: str):
+    self._folder, self._name, self._count = epath.Path(folder), name, 0
+    self._folder.mkdir(parents=True, exist_ok=True)
+    for left_over in self._folder.glob(f'{name}.*.partial'):  # by a killed process
+      left_over.unlink(missing_ok=True)
+    # The process is part of the name: one that outlives a kill cannot write into its successor's file.
+    self._partial = self._folder / f'{name}.{os.getpid()}.partial'
+    # group_size:1 lets a reader fetch single records; noise and encoded pictures do not compress.
+    self._writer = array_record_module.ArrayRecordWriter(str(self._partial), 'group_size:1,uncompressed')
+
+  def add(self, record: bytes) -> None:
+    self._writer.write(record)
+    self._count += 1
+
+  def close(self, **details) -> None:
+    """Puts the shard in place; `details` go into its sidecar."""
+    self._writer.close()
+    sidecar = {
+      'count': self._count,
+      'bytes': self._partial.stat().length,
+      'sha256': file_digest(self._partial),
+    }
+    self._partial.replace(self._folder / (self._name + SUFFIX))
+    write_json(sidecar_path(self._folder, self._name), sidecar | details, indent=None)
+
+
+def sidecar_path(folder, name: str) -> epath.Path:
+  """The JSON beside a shard."""
+  return epath.Path(folder) / (name + '.json')
+
+
+def read_sidecar(folder, name: str) -> dict:
+  """A shard's sidecar.
+
+  Raises:
+    ShardError: it is missing or damaged.
+  """
+  path = sidecar_path(folder, name)
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise ShardError(f'{path}: missing or damaged ({error})') from None
+
+
+def is_finished(folder, name: str) -> bool:
+  """Whether the shard is there, as long as its sidecar says."""
+  path = epath.Path(folder) / (name + SUFFIX)
+  try:
+    return path.exists() and path.stat().length == read_sidecar(folder, name)['bytes']
+  except (ShardError, KeyError, TypeError):
+    return False
+
+
+def finished_shards(folder, layout: Layout) -> list[int]:
+  """Numbers of the shards that need not be written again."""
+  return [shard for shard, name in enumerate(layout.names) if is_finished(folder, name)]
+
+
+@functools.lru_cache(maxsize=OPEN_READERS)
+def open_shard(folder: str, name: str, count: int):
+  """The ArrayRecord reader of a shard; opened once in each process.
+
+  Raises:
+    ShardError: it is missing, damaged, or holds another number of records than `count`.
+  """
+  path = epath.Path(folder) / (name + SUFFIX)
+  reader = array_record_module.ArrayRecordReader(str(path))
+  found = reader.num_records()
+  if found != count:  # a file that is missing or cut short opens as one without records
+    raise ShardError(f'{path}: ' + (f'damaged: {found} records instead of {count}' if path.exists() else 'missing'))
+  return reader
+
+
+def read_record(folder: str, name: str, count: int, place: int) -> bytes:
+  """Record number `place` of a shard of `count` records.
+
+  Raises:
+    ShardError: names the shard and the record that cannot be read; ArrayRecord checks a hash of each.
+  """
+  try:
+    return open_shard(folder, name, count).read([place])[0]
+  except (RuntimeError, IndexError) as error:
+    path = epath.Path(folder) / (name + SUFFIX)
+    raise ShardError(f'{path}: record {place} is damaged ({_first_line(error)})') from None
+
+
+def _first_line(error):
+  return str(error).split('\n')[0].split(';')[0]
+
+
+def damaged_shards(folder, digests: dict[str, str]) -> list[str]:
+  """Names of the shards that are missing or whose bytes differ from their SHA-256."""
+  paths = {name: epath.Path(folder) / (name + SUFFIX) for name in digests}
+  return [name for name, path in paths.items() if not path.exists() or file_digest(path) != digests[name]]
+
+
+def file_digest(path) -> str:
+  """SHA-256 of a file, hexadecimal."""
+  with epath.Path(path).open('rb') as file:
+    digest = hashlib.sha256()
+    while chunk := file.read(2**20):
+      digest.update(chunk)
+  return digest.hexdigest()
+
+
+def write_json(path, value, indent: int | None = 2) -> None:
+  """Writes JSON whole or not at all."""
+  path = epath.Path(path)
+  partial = path.parent / (path.name + '.partial')
+  partial.write_text(json.dumps(value, indent=indent) + '\n')
+  partial.replace(path)
