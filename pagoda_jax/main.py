@@ -44,6 +44,7 @@ def _run_command(name: str, args: list[str]) -> int:
   logging.set_verbosity(logging.WARNING)
   module = importlib.import_module(f'pagoda_jax.{module_name}')
   fv = flags.FlagValues()
+  sys.argv = [f'pagoda {name}', *args]  # where config_flags looks for --config.KEY=VALUE, whoever called main()
   getattr(module, define)(fv)
   if any(arg in ('--help', '-h', '--helpfull') for arg in args):
     print(f'usage: pagoda {name} [--flag=value ...]\n{purpose}\n\n{fv.get_help()}')

@@ -96,8 +96,8 @@ def _network_at(path: epath.Path) -> UNet:
       raise StartError(f'{path}: weights of format {description["format"]}; a phase starts from a U-Net, of '
                        f'{" or ".join(_UNET_FORMATS)}')
     return UNet(**description['options'])
-  there = ConfigDict(json.loads((path / 'config.json').read_text()))
-  return models.make_unet(ConfigDict(there.config), there.phase)
+  there = json.loads((path / 'config.json').read_text())
+  return models.make_unet(ConfigDict(there['config']), there['phase'])
 
 
 def _expected(config, name: str) -> UNet:

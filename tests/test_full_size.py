@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pagoda_jax import config as configs
-from pagoda_jax import data, main, pipeline
+from pagoda_jax import main, pipeline
 from pagoda_jax.convert import formats, torch_files
 from pagoda_jax.networks.unet import GUIDED_ADM
 
@@ -22,17 +22,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 TEACHER = GUIDED_ADM | {'channels': 192, 'stem_channels': 192, 'num_classes': 1000}
 
 
-class RandomPictures:
-  """Two pictures of noise."""
-
-  num_classes = 1000
-
-  def __len__(self):
-    return 2
-
-  def __getitem__(self, index):
+def write_pictures(folder):
+  """Two pictures of noise, of two classes."""
+  for index in range(2):
     pixels = np.random.default_rng(index).integers(0, 256, (64, 64, 3), np.uint8)
-    return {'image': Image.fromarray(pixels), 'label': 7 * index, 'name': str(index)}
+    (folder / f'class{index}').mkdir(parents=True)
+    Image.fromarray(pixels).save(folder / f'class{index}' / 'picture.png')
 
 
 def experiment(variant):
@@ -71,10 +66,10 @@ def test_imagenet64_runs_from_files_of_published_size(variant, folder, one_devic
   flags = [f'--weights_dir={folder / "weights"}', f'--output={folder / "teacher"}']
   assert main.main(['convert', '--input=edm_imagenet64_ema', *flags]) == 0
 
-  monkeypatch.setattr(data, 'open_source', lambda data, split='train': RandomPictures())
+  write_pictures(folder / 'pictures')
   config = experiment(variant)
   config.weights_dir = str(folder / 'weights')
-  config.data.update({'workers': 0, 'mirror': False})
+  config.data.update({'path': str(folder / 'pictures'), 'workers': 0, 'mirror': False})
   config.log.update({'samples': 1})
   for phase in config.phases.values():
     phase.init_from = str(folder / 'teacher')

@@ -2,11 +2,12 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import tiny
 
-from pagoda_jax import architectures, checkpoints, main, models, starts, state, workdir
+from pagoda_jax import architectures, checkpoints, main, models, starts, workdir
 from pagoda_jax import config as configs
 from pagoda_jax.convert import folders, formats
 from pagoda_jax.networks.unet import EDM_ADM, EDM_DDPMPP, GUIDED_ADM, UNet
@@ -26,16 +27,14 @@ def experiment(init_from, network=None, **phase):
 def written(path, unet, seed=0, format='edm'):
   """A folder as `pagoda convert` writes it, of random parameters."""
   rng = np.random.default_rng(seed)
-  params = jax_tree_of(unet, rng)
+  params = random_params(unet, rng)
   fields = ('parent', 'name', 'dtype', 'remat', 'dropout')
   options = {f: getattr(unet, f) for f in unet.__dataclass_fields__ if f not in fields}
   folders.write_converted(path, formats.Converted({'params': params}, options, format), {'sha256': str(seed)})
   return params
 
 
-def jax_tree_of(unet, rng):
-  import jax
-
+def random_params(unet, rng):
   shapes = jax.eval_shape(lambda: models.fresh_params(unet, jax.random.key(0)))
   return jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), shapes)
 
@@ -164,9 +163,3 @@ def test_empty_references_are_no_inputs(tmp_path):
   assert workdir.upstream(config, 'invert') == []
   assert workdir.upstream(config, 'distill') == ['invert']
   assert 'config.phases.invert.init_from' not in workdir.identity(config, 'distill')
-
-
-def test_a_generator_state_of_converted_weights_owns_its_buffers(tmp_path, base):
-  params = written(tmp_path / 'w', base)
-  begun = state.init_teacher(state.copy(params), configs.teacher())
-  assert begun.params['in_conv']['kernel'] is not begun.ema['in_conv']['kernel']
