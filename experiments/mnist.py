@@ -36,7 +36,9 @@ def get_config(variant: str = ''):
     'discriminator': c.discriminator(channels=64, spectral_norm=False, augment=()),
     'adversarial': c.adversarial(weight=0.03, adaptive=False),
   }
-  c.add_phase(config, 'distill', c.distill(steps=500 * more, **players))
+  c.add_phase(config, 'distill', c.distill(
+    steps=500 * more, **(players | {'adversarial': c.adversarial(weight=0.3, adaptive=False)}),
+  ))
   # The inverted noise knows the 8 px image: finer pixels are compared with little weight, or the
   # generator would paint their average.
   c.add_phase(config, 'grow_16', c.grow(
