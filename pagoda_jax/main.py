@@ -53,6 +53,8 @@ def _run_command(name: str, args: list[str]) -> int:
 
   try:
     rest = fv([f'pagoda {name}', *args])[1:]
+    if 'config' in fv:
+      _ = fv.config.order  # an experiment file that could not be loaded raises only when it is read
   except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as error:
     print(f'pagoda {name}: {_text(_first(error))}\n`pagoda {name} --help` lists the flags.', file=sys.stderr)
     return 2
