@@ -142,8 +142,8 @@ def init_discriminator(networks: Networks, frozen, resolution: int, rng: jax.Arr
 
 def run_once(function, *args):
   """function(*args), compiled quickly: as it runs once, the time to optimise it on CPU is never won back."""
-  if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
-    return function(*args)  # only its shapes are asked for
+  if isinstance(jnp.zeros(()), jax.core.Tracer):  # within jax.eval_shape: only its shapes are asked for
+    return function(*args)
   options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else {}
   return jax.jit(function, compiler_options=options)(*args)
 
