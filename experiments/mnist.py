@@ -22,13 +22,13 @@ def get_config(variant: str = ''):
 
   c.add_phase(config, 'teacher', c.teacher(
     steps=800 * more,
-    batch_size=128,
+    batch_size=64,
     optimizer=c.optimizer(name='adam', learning_rate=2e-3, warmup_steps=20, schedule='cosine'),
     ema=0.99,
   ))
-  c.add_phase(config, 'invert', c.invert(num_levels=16, add_noise=True, batch_size=256, shard_size=1024))
+  c.add_phase(config, 'invert', c.invert(num_levels=10, add_noise=True, batch_size=256, shard_size=1024))
   players = {
-    'batch_size': 64,
+    'batch_size': 32,
     'ema': 0.99,
     'optimizer': c.optimizer(name='adam', learning_rate=1e-3, b1=0.5, schedule='cosine'),
     'discriminator_optimizer': c.optimizer(name='adam', learning_rate=5e-4, b1=0.5),
@@ -36,15 +36,18 @@ def get_config(variant: str = ''):
     'discriminator': c.discriminator(channels=64, spectral_norm=False, augment=()),
     'adversarial': c.adversarial(weight=0.03, adaptive=False),
   }
-  c.add_phase(config, 'distill', c.distill(steps=300 * more, **players))
+  c.add_phase(config, 'distill', c.distill(
+    steps=500 * more, **(players | {'adversarial': c.adversarial(weight=0.3, adaptive=False)}),
+  ))
   # The inverted noise knows the 8 px image: finer pixels are compared with little weight, or the
   # generator would paint their average.
   c.add_phase(config, 'grow_16', c.grow(
-    start='distill', resolution=16, channels=32, num_blocks=1, steps=450 * more,
+    start='distill', resolution=16, channels=32, num_blocks=1, steps=400 * more,
     reconstruction=c.reconstruction(scale_weights=(0.05, 1.0, 1.0)), **players,
   ))
   c.add_phase(config, 'grow_32', c.grow(
-    start='grow_16', resolution=32, channels=32, num_blocks=1, steps=350 * more,
-    reconstruction=c.reconstruction(scale_weights=(0.02, 0.1, 1.0, 1.0)), **players,
+    start='grow_16', resolution=32, channels=32, num_blocks=0, steps=500 * more,
+    reconstruction=c.reconstruction(scale_weights=(0.02, 0.1, 1.0, 1.0)),
+    **(players | {'discriminator': c.discriminator(channels=32, spectral_norm=False, augment=())}),
   ))
   return config

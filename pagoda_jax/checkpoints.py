@@ -4,12 +4,14 @@ A checkpoint holds the state and the data position, written together and publish
 that a kill at any moment leaves the one before. Only this file knows Orbax.
 """
 
+import contextlib
 import hashlib
 import json
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from flax import traverse_util
 
@@ -137,7 +139,7 @@ def read_state(phase_folder, step: int | None = None, parts: tuple[str, ...] = (
     raise CheckpointError(f'{folder}: no checkpoint of step {step}; there are {", ".join(map(str, steps))}')
   path = folder / str(step) / 'state'
   try:
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _without_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
       tree = checkpointer.metadata(path).item_metadata.tree
       tree = {part: tree[part] for part in parts or tree if part in tree}
       restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -150,6 +152,17 @@ def read_state(phase_folder, step: int | None = None, parts: tuple[str, ...] = (
       f'Delete {path.parent} to fall back on the checkpoint before it.'
     ) from error
   return state, step
+
+
+@contextlib.contextmanager
+def _without_warnings():
+  """Reading one item of a checkpoint, Orbax warns of marks that only whole checkpoints have."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)
 
 
 def flat_leaves(tree) -> dict:

@@ -94,7 +94,7 @@ def evaluate(config, folder, name: str) -> dict[str, float]:
     return known
   mesh = sharding.make_mesh(**config.mesh)
   labels = sample.parse_labels('cycle', config.evaluation.samples, config.data.num_classes, SEED)
-  images = sample.Sampler(config, name, mesh, 200).draw(sharding.place(params, mesh), SEED, labels)
+  images = sample.Sampler(config, name, mesh).draw(sharding.place(params, mesh), SEED, labels)
   real, components = reference(config, name), config.evaluation.components
   figures = {
     'step': step,
@@ -135,7 +135,7 @@ def write_ladder(config, folder, path) -> None:
   rows = []
   for name in generators:
     params, _ = checkpoints.read_generator(epath.Path(folder) / name)
-    images = sample.Sampler(config, name, mesh, wide).draw(sharding.place(params, mesh), grids.SEED, labels)
+    images = sample.Sampler(config, name, mesh).draw(sharding.place(params, mesh), grids.SEED, labels)
     factor = largest // images.shape[1]
     rows.append(images.repeat(factor, 1).repeat(factor, 2))
   if sharding.is_primary():

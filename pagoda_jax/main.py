@@ -53,7 +53,7 @@ def _run_command(name: str, args: list[str]) -> int:
 
   try:
     rest = fv([f'pagoda {name}', *args])[1:]
-  except (flags.Error, ValueError, AttributeError, KeyError, TypeError, FileNotFoundError) as error:
+  except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as error:
     print(f'pagoda {name}: {_text(_first(error))}\n`pagoda {name} --help` lists the flags.', file=sys.stderr)
     return 2
   flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's global flags

@@ -142,8 +142,10 @@ def init_discriminator(networks: Networks, frozen, resolution: int, rng: jax.Arr
 
 def run_once(function, *args):
   """function(*args), compiled quickly: as it runs once, the time to optimise it on CPU is never won back."""
+  if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+    return function(*args)  # only its shapes are asked for
   options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else {}
-  return jax.jit(function).lower(*args).compile(compiler_options=options)(*args)
+  return jax.jit(function, compiler_options=options)(*args)
 
 
 def count(params) -> int:

@@ -13,7 +13,7 @@ import tiny
 from PIL import Image
 
 from pagoda_jax import config as configs
-from pagoda_jax import data, folders, main, pictures, sources, workdir
+from pagoda_jax import data, folders, main, pictures, sources, validation, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -255,7 +255,7 @@ def test_more_tfds_classes_than_the_config_has_are_refused(tmp_path):
 def test_classes_are_found_by_themselves(tmp_path):
   make_data.write_class_folders(tmp_path / 'classes')
   config = experiment('folder', tmp_path / 'classes', num_classes=-1)
-  configs.validate(config, 8)
+  validation.validate(config, 8)
   data.settle(config)
   assert config.data.num_classes == 3 and config.phases.distill.discriminator.conditional
   (tmp_path / 'plain').mkdir()
@@ -263,7 +263,7 @@ def test_classes_are_found_by_themselves(tmp_path):
   config = experiment('folder', tmp_path / 'plain', num_classes=-1)
   data.settle(config)
   assert config.data.num_classes == 0 and not config.phases.grow_16.discriminator.conditional
-  configs.validate(config, 8)
+  validation.validate(config, 8)
 
 
 def test_a_phase_does_not_go_on_with_other_pictures(tmp_path):
@@ -306,14 +306,14 @@ def folder_experiment():
 
 def test_the_folder_experiment_grows_from_base_to_target(folder_experiment):
   config = folder_experiment.get_config('base=8,target=64,labels=no')
-  configs.validate(config, 1)
+  validation.validate(config, 1)
   assert config.order == ('teacher', 'invert', 'distill', 'grow_16', 'grow_32', 'grow_64')
   assert (config.base_resolution, config.data.resolution, config.data.num_classes) == (8, 64, 0)
   for key, value in (('base_resolution', 32), ('data.resolution', 128), ('data.resolution', 32)):
     config = folder_experiment.get_config('base=8,target=64')
     config.update_from_flattened_dict({key: value})
     with pytest.raises(configs.ConfigError, match='resolution'):
-      configs.validate(config, 1)
+      validation.validate(config, 1)
 
 
 @pytest.mark.parametrize('variant, expected', [
