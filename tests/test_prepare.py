@@ -212,7 +212,10 @@ def start(folder, output):
   """`pagoda prepare` as a process of its own with two workers."""
   command = [sys.executable, '-m', 'pagoda_jax.main', 'prepare', f'--source=folder:{folder / "photos"}',
              f'--output={output}', '--resolution=256', '--shard_size=12', '--workers=2']
-  return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  # A test run started in the background ignores SIGINT, and its children would inherit that.
+  heeding = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+  return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          preexec_fn=heeding)
 
 
 @pytest.mark.parametrize('number, code', [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
