@@ -1,4 +1,11 @@
-"""MNIST digits, 8 -> 16 -> 32 px: the whole method in minutes, on two CPU cores."""
+"""MNIST digits, 8 -> 16 -> 32 px: the whole method in minutes, on two CPU cores.
+
+  bash launch/local.sh --config=experiments/mnist.py --workdir=runs/mnist
+
+Measured on two cores of an AMD EPYC: 9 min 41 s with compilation; at 32 px 94.2 % of the samples are recognised as
+their class (real held-out digits: 96.6 %) and the Frechet distance is 2.4 times that of the held-out digits; 90.1 %
+at 8 px (teacher 87.6 %, real 94.0 %). `mnist.py:long` takes six times the steps, about an hour by arithmetic.
+"""
 
 from pagoda_jax import config as c
 
