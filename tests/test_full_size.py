@@ -70,7 +70,7 @@ def test_imagenet64_runs_from_files_of_published_size(variant, folder, one_devic
   config = experiment(variant)
   config.weights_dir = str(folder / 'weights')
   config.data.update({'path': str(folder / 'pictures'), 'workers': 0, 'mirror': False})
-  config.log.update({'samples': 1})
+  config.log.update({'samples': 1, 'every_steps': 1})
   for phase in config.phases.values():
     phase.init_from = str(folder / 'teacher')
   config.phases.invert.update({'batch_size': 2, 'num_levels': 3})
