@@ -145,11 +145,11 @@ def open_tfds(name: str, data_dir: str = '', split: str = 'train') -> TfdsSource
       raise SourceError(f'tfds {name}: no image among its features {", ".join(features)}')
     count = len(_tfds_records(name, data_dir, split, image_key))
   except tfds.core.DatasetNotFoundError as error:
-    raise SourceError(f'tfds {name}: {str(error).splitlines()[0]}') from None
+    raise SourceError(f'tfds {name}: {_first_line(error)}') from None
   except (AssertionError, KeyError, NotImplementedError, OSError) as error:
     raise SourceError(
       f'tfds {name}, split {split}: not prepared as ArrayRecord in {data_dir or "the default data_dir"} '
-      f'({str(error).splitlines()[0]}). Where TensorFlow is installed: tfds.builder({name!r}, '
+      f'({_first_line(error)}). Where TensorFlow is installed: tfds.builder({name!r}, '
       f'data_dir={data_dir or None!r}, file_format="array_record").download_and_prepare()'
     ) from None
   names = tuple(features[label_key].names or map(str, range(features[label_key].num_classes))) if label_key else ()
@@ -263,3 +263,8 @@ def open_source(data, part: str = 'train') -> Source:
   """
   place = (data.source, data.path, data.name, data.split, data.max_unreadable, data.verify)
   return open_part(part, data.holdout, *place)
+
+
+def _first_line(error: Exception) -> str:
+  """The beginning of an error's text; its kind where it has none, as a bare assert."""
+  return (str(error).splitlines() or [type(error).__name__])[0]
