@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from grain.experimental import ElasticIterator, ZipMapDataset
+from grain.experimental import ZipMapDataset
 
 from pagoda_jax.pictures import SourceError, picture
 from pagoda_jax.sources import Source, open_source
@@ -156,22 +156,75 @@ class Stream:
   def _shuffled(keys: np.ndarray, seed: int) -> grain.MapDataset:
     return grain.MapDataset.source(keys).seed(seed).shuffle().repeat(None)
 
-  def batches(self, batch_size: int, process_index: int = 0, process_count: int = 1):
-    """This host's part of the batches, as an iterator whose state is one global position.
+  def batches(self, batch_size: int, rows: np.ndarray | None = None) -> 'Batches':
+    """This host's rows of the batches (sharding.local_rows); None reads them whole."""
+    return Batches(self.dataset(), batch_size, np.arange(batch_size) if rows is None else rows, self.data.workers)
 
-    Returns:
-      Grain iterator of dicts of arrays [batch_size / process_count, ...]; `get_state()` and
-      `set_state()` move it, and any host count reads the same global batches.
-    """
-    shards = grain.sharding.ShardOptions(process_index, process_count)
-    workers = self.data.workers
-    processes = grain.MultiprocessingOptions(num_workers=workers) if workers else None
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """Some rows of every batch of a dataset, one after the other."""
+
+  dataset: grain.MapDataset
+  batch_size: int
+  rows: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.dataset) // self.batch_size * len(self.rows)
+
+  def __getitem__(self, index: int) -> dict:
+    batch, place = divmod(index, len(self.rows))
+    return self.dataset[batch * self.batch_size + int(self.rows[place])]
+
+
+class Batches:
+  """Iterator of dicts of arrays [len(rows), ...] whose state is one position, the same on every host.
+
+  Each row of each global batch is the same picture on any number of hosts, so that the randomness of a
+  train step, which goes by row, meets the same pictures. (Grain's ElasticIterator deals pictures out to
+  the hosts one by one, which changes their rows with the number of hosts.)
+  """
+
+  def __init__(self, dataset: grain.MapDataset, batch_size: int, rows: np.ndarray, workers: int):
+    self._source = _Rows(dataset, batch_size, rows)
+    self._workers = workers
+    self._position = 0
+    self._iterator = None
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    if self._iterator is None:
+      self._iterator = self._open()
+    batch = next(self._iterator)
+    self._position += self._source.batch_size
+    return batch
+
+  def _open(self):
+    width = len(self._source.rows)
+    first = self._position // self._source.batch_size * width
     # Read threads cost more than they hide where decoding is Python: workers do the parallel part.
     read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    iterator = ElasticIterator(
-      self.dataset(), batch_size, shards, read_options=read, multiprocessing_options=processes
-    )
-    return iter(iterator)
+    dataset = grain.MapDataset.source(self._source)[first:].batch(width).to_iter_dataset(read)
+    if self._workers:
+      dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+    return iter(dataset)
+
+  def get_state(self) -> dict[str, int]:
+    """{'global_next_index': position}, in pictures of all hosts, whatever their number."""
+    return {'global_next_index': self._position}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Goes on from a position of `get_state`, of any host."""
+    self.close()
+    self._position = state['global_next_index']
+
+  def close(self) -> None:
+    """Ends the worker processes."""
+    if self._iterator is not None:
+      self._iterator.close()
+      self._iterator = None
 
 
 def epoch_pictures(data, resolution: int, split: str, indices=None) -> tuple[np.ndarray, np.ndarray]:

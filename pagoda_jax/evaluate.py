@@ -13,7 +13,7 @@ import json
 import numpy as np
 from etils import epath
 
-from pagoda_jax import checkpoints, data, grids, logs, sample, sharding, shards, workdir
+from pagoda_jax import checkpoints, data, distributed, grids, logs, sample, sharding, shards, workdir
 from pagoda_jax import config as configs
 
 SEED = 1234  # other noise than the grids show
@@ -90,23 +90,28 @@ def evaluate(config, folder, name: str) -> dict[str, float]:
   phase_folder = epath.Path(folder) / name
   params, step = checkpoints.read_generator(phase_folder)
   path = phase_folder / 'evaluation.json'
-  if path.exists() and (known := json.loads(path.read_text()))['step'] == step:
+  known = distributed.from_primary(
+    f'evaluation of {name}', lambda: json.loads(path.read_text()) if path.exists() else {'step': None})
+  if known['step'] == step:
     return known
   mesh = sharding.make_mesh(**config.mesh)
   labels = sample.parse_labels('cycle', config.evaluation.samples, config.data.num_classes, SEED)
   images = sample.Sampler(config, name, mesh).draw(sharding.place(params, mesh), SEED, labels)
-  real, components = reference(config, name), config.evaluation.components
-  figures = {
-    'step': step,
-    'resolution': images.shape[1],
-    'accuracy': real.accuracy(images, labels),
-    'accuracy_real': real.accuracy(real.held_images, real.held_labels),
-    'frechet': real.frechet(images, components),
-    'frechet_real': real.frechet(real.held_images, components),
-  }
-  if sharding.is_primary():
+
+  def measure():
+    real, components = reference(config, name), config.evaluation.components
+    figures = {
+      'step': step,
+      'resolution': images.shape[1],
+      'accuracy': real.accuracy(images, labels),
+      'accuracy_real': real.accuracy(real.held_images, real.held_labels),
+      'frechet': real.frechet(images, components),
+      'frechet_real': real.frechet(real.held_images, components),
+    }
     shards.write_json(path, figures)
-  return figures
+    return figures
+
+  return distributed.from_primary(f'figures of {name}', measure)
 
 
 def summary(config, folder) -> str:
@@ -138,5 +143,5 @@ def write_ladder(config, folder, path) -> None:
     images = sample.Sampler(config, name, mesh).draw(sharding.place(params, mesh), grids.SEED, labels)
     factor = largest // images.shape[1]
     rows.append(images.repeat(factor, 1).repeat(factor, 2))
-  if sharding.is_primary():
+  if distributed.is_primary():
     logs.write_png(path, logs.image_grid(np.concatenate(rows), wide))

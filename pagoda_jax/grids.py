@@ -3,7 +3,7 @@
 import numpy as np
 from etils import epath
 
-from pagoda_jax import inversions, logs, sample, sharding
+from pagoda_jax import distributed, inversions, logs, sample
 from pagoda_jax.networks import generator
 
 HOLDOUT_FILE = 'holdout.npz'  # left by the invert phase: image, label, noise of a few held-out pictures
@@ -34,7 +34,7 @@ def make(config, folder, name: str, mesh):
     image = logs.image_grid(sampler.draw(params, SEED, labels), wide)
     if pairs is not None:
       image = np.concatenate([image, reconstructions(params, image)])
-    if sharding.is_primary():
+    if distributed.is_primary():
       logs.write_png(path, image)
 
   def reconstructions(params, above):

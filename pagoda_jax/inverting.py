@@ -16,6 +16,7 @@ from pagoda_jax import (
   checkpoints,
   data,
   diffusion,
+  distributed,
   grids,
   inversions,
   logs,
@@ -26,7 +27,7 @@ from pagoda_jax import (
   starts,
   workdir,
 )
-from pagoda_jax.interrupts import Interrupted, StopRequest
+from pagoda_jax.interrupts import Interrupted
 from pagoda_jax.stages import invert
 
 # Below this the noise is far from the prior N(0, sigma_max^2) that the generator will be asked with.
@@ -62,14 +63,16 @@ def check_store(config, folder, noise_phase: str) -> None:
   inversions.check_origin(inversions.read_manifest(store), origin(config, noise_phase, params), store)
 
 
-def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
+def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> None:
   """Inverts every training picture (and mirror image) and the held-out ones of the sample grids.
 
   Args:
     config, folder, name: experiment, work directory, phase.
+    stop: the interrupts.StopRequest of the run.
     max_steps: for smoke runs: inverts the first max_steps batches of pictures only.
 
   Raises:
+    HostsError: another host does not write its shards.
     Interrupted: asked to stop; finished shards stay.
   """
   folder = epath.Path(folder)
@@ -77,36 +80,41 @@ def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
   mesh = sharding.make_mesh(devices=jax.local_devices())
   params, where = starts.read_start(config, folder, name)
   if phase.init_from:
-    print(f'{name}: inverts with {where}', flush=True)
+    distributed.say(f'{name}: inverts with {where}')
   source, keys = data.source_keys(config.data)
   layout = inversions.make_layout(workdir.target(config, name, max_steps), phase.shard_size)
-  with jax.set_mesh(mesh), StopRequest() as stop:
+  with jax.set_mesh(mesh):
     solve = _Solver(config, name, params, mesh)
-    if sharding.is_primary():
+    if distributed.is_primary():
       _write_holdout(config, store, solve)
     load = data.LoadPicture(source, keys, config.base_resolution, config.data.channels)
-    done = set(shards.finished_shards(store, layout))
-    mine = [s for s in range(layout.num_shards) if s % jax.process_count() == jax.process_index()]
-    pairs = sum(len(layout.keys(shard)) for shard in mine)
-    count = sum(len(layout.keys(shard)) for shard in mine if shard in done)
-    progress = logs.Progress(name, pairs, count, unit='pair')
-    for shard in mine:
-      if shard in done:
-        continue
+    done = distributed.from_primary(f'{name}: shards', lambda: shards.finished_shards(store, layout))
+    left = [shard for shard in range(layout.num_shards) if shard not in done]
+    mine = left[jax.process_index() :: jax.process_count()]
+    count, pairs = 0, sum(len(layout.keys(shard)) for shard in mine)
+    progress = logs.Progress(name, pairs, unit='pair' if not distributed.several() else 'pair of this host')
+    for number, shard in enumerate(mine):
       noise = []
       for start in range(0, len(layout.keys(shard)), solve.batch_size):
-        if stop.wanted(start):
-          raise Interrupted(
-            f'{name}: stopped with {len(done)} of {layout.num_shards} shards written; start the same command '
-            'again to go on', stop.exit_code)
+        _leave_if_asked(stop, name, f'{number} of the {len(mine)} shards written that were left to this process')
         records = [load(key) for key in layout.keys(shard)[start : start + solve.batch_size]]
         noise.append(solve(*(np.stack([r[part] for r in records]) for part in ('image', 'label', 'key'))))
         count += len(records)
         progress.update(count, len(records), {'std': float(noise[-1].std())}, force=count == pairs)
       inversions.write_shard(store, layout, shard, np.concatenate(noise).astype(phase.dtype))
-      done.add(shard)
-  if sharding.is_primary():
-    _close(config, store, layout, solve, params, name)
+  if distributed.is_primary():
+    _wait_for_shards(config, store, layout, left, name, stop)
+    _close(config, store, layout, params, name)
+    if distributed.several():
+      distributed.put(f'{name}/closed', 'yes')
+  while distributed.several() and not distributed.look(f'{name}/closed'):
+    _leave_if_asked(stop, name, 'all shards of this process written')
+    time.sleep(1)
+
+
+def _leave_if_asked(stop, name, standing):
+  if stop.wanted_alone(name):
+    raise Interrupted(f'{name}: stopped with {standing}; start the same command again to go on', stop.exit_code)
 
 
 class _Solver:
@@ -161,10 +169,22 @@ def _write_holdout(config, store, solve):
   partial.replace(path)
 
 
-def _close(config, store, layout, solve, params, name):
-  """Waits for the other hosts' shards and writes the manifest."""
-  while len(shards.finished_shards(store, layout)) < layout.num_shards:
+def _wait_for_shards(config, store, layout, left, name, stop):
+  """Returns when the other hosts' shards are there; raises HostsError where no shard comes for a while."""
+  before, since = -1, time.monotonic()
+  while len(done := shards.finished_shards(store, layout)) < layout.num_shards:
+    _leave_if_asked(stop, name, f'{len(done)} of {layout.num_shards} shards written')
+    if len(done) > before:
+      before, since = len(done), time.monotonic()
+    if time.monotonic() - since > config.barrier_timeout:
+      late = sorted({place % jax.process_count() for place, shard in enumerate(left) if shard not in done})
+      raise distributed.HostsError(f'{name}: no new shard for {config.barrier_timeout} s; missing are shards of '
+                                   f'process {", ".join(map(str, late))}. See its log.')
     time.sleep(1)
+
+
+def _close(config, store, layout, params, name):
+  """Writes the manifest."""
   shape = (config.base_resolution, config.base_resolution, config.data.channels)
   manifest = inversions.write_manifest(
     store, layout, shape, config.phases[name].dtype, origin(config, name, params)

@@ -8,39 +8,76 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from pagoda_jax import distributed
+
 try:  # clu's writers need tensorflow and tensorboard, which no one should install to train
   from clu import metric_writers
 except ImportError:
   metric_writers = None
 
 
-class MetricLog:
-  """Appends one JSON object a line to `folder`/metrics.jsonl; only the first process writes."""
+BUCKET_SECONDS = 30.0
 
-  def __init__(self, folder: epath.Path, step: int, primary: bool):
-    self._path = epath.Path(folder) / 'metrics.jsonl'
-    self._primary = primary
-    self._writer = metric_writers.create_default_writer(str(folder)) if metric_writers and primary else None
-    if primary:
-      self._drop_after(step)
 
-  def _drop_after(self, step):
-    """Lines of steps that a crash has undone are dropped, so that a step stands there once."""
-    if self._path.exists():
-      lines = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
-      partial = self._path.parent / 'metrics.jsonl.partial'
-      partial.write_text(''.join(line + '\n' for line in lines))
-      partial.replace(self._path)
+class JsonLines:
+  """A file of one JSON object a line, each of a step; only the first process writes.
+
+  Args:
+    path: the file; lines of steps after `step` are dropped: a crash has undone them, and a step stands there once.
+    step: the step that the run goes on from.
+  """
+
+  def __init__(self, path, step: int):
+    self._path, self._primary = epath.Path(path), distributed.is_primary()
+    self._waiting, self._written = '', time.monotonic()
+    # Buckets hold whole objects: there the file is written anew, now and then, instead of appended to.
+    self._appends = '://' not in str(path)
+    if self._primary and self._path.exists():
+      kept = [line + '\n' for line in self._path.read_text().splitlines() if _step_of(line) <= step]
+      if self._appends:
+        partial = self._path.parent / (self._path.name + '.partial')
+        partial.write_text(''.join(kept))
+        partial.replace(self._path)
+      else:
+        self._waiting = ''.join(kept)
 
   def write(self, step: int, values: dict) -> None:
+    """Adds a line."""
     if not self._primary:
       return
-    record = {'step': step, 'time': round(time.time(), 3)} | values
-    with self._path.open('a') as file:
-      file.write(json.dumps(record) + '\n')
+    line = json.dumps({'step': step} | values) + '\n'
+    if self._appends:
+      with self._path.open('a') as file:
+        file.write(line)
+      return
+    self._waiting += line
+    if time.monotonic() - self._written > BUCKET_SECONDS:
+      self.close()
+
+  def close(self) -> None:
+    """Writes what is not written yet."""
+    if self._waiting:
+      self._path.write_text(self._waiting)
+      self._written = time.monotonic()
+
+
+class MetricLog:
+  """Numbers of steps: `folder`/metrics.jsonl always, TensorBoard where it is installed."""
+
+  def __init__(self, folder: epath.Path, step: int):
+    self._lines = JsonLines(epath.Path(folder) / 'metrics.jsonl', step)
+    primary = metric_writers and distributed.is_primary()
+    self._writer = metric_writers.create_default_writer(str(folder)) if primary else None
+
+  def write(self, step: int, values: dict) -> None:
+    self._lines.write(step, {'time': round(time.time(), 3)} | values)
     if self._writer:
       self._writer.write_scalars(step, {k: v for k, v in values.items() if isinstance(v, (int, float))})
 
+  def close(self) -> None:
+    self._lines.close()
+    if self._writer:
+      self._writer.close()
 
 
 def _step_of(line: str) -> float:
@@ -51,7 +88,7 @@ def _step_of(line: str) -> float:
 
 
 class Progress:
-  """One line a report: phase, step, losses, images/s, time left; rewritten in place on a terminal."""
+  """One line a report of the first process: phase, step, losses, images/s, time left; on a terminal, in place."""
 
   def __init__(self, name: str, total: int, done: int = 0, unit: str = 'step', every_seconds: float = 5.0):
     self._name, self._total, self._unit, self._every = name, total, unit, every_seconds
@@ -70,6 +107,8 @@ class Progress:
   def update(self, done: int, images: int, values: dict | None = None, force: bool = False) -> None:
     """Counts `images` more and shows the line if the last one is old enough."""
     self._images += images
+    if not distributed.is_primary():
+      return
     now = time.monotonic()
     if not force and now - self._shown < (1.0 if self._live else self._every):
       return

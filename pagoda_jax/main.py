@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import traceback
 
 from absl import flags, logging
 
@@ -60,15 +61,24 @@ def _run_command(name: str, args: list[str]) -> int:
     return 2
   flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's global flags
   set_up_jax()
+  from pagoda_jax import distributed
+
   try:
+    if 'coordinator_address' in fv:
+      distributed.start(fv.coordinator_address, fv.num_processes, fv.process_id, fv.config.barrier_timeout)
     return getattr(module, run)(fv, rest) or 0
   except Interrupted as stop:
     print(stop, file=sys.stderr)
     return stop.exit_code
-  except (ValueError, RuntimeError, OSError) as error:
+  except (Exception, KeyboardInterrupt) as error:
     if os.environ.get('PAGODA_DEBUG') or not _is_ours(error):
-      raise
-    print(f'pagoda {name}: {_text(error)}', file=sys.stderr)
+      if not distributed.several():
+        raise
+      traceback.print_exc()
+    else:
+      print(f'pagoda {name}: {_text(error)}', file=sys.stderr)
+    if distributed.several():
+      distributed.fail(_text(error))
     return 1
 
 

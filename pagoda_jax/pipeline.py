@@ -8,7 +8,8 @@ from etils import epath
 from ml_collections import config_flags
 
 from pagoda_jax import config as configs
-from pagoda_jax import data, evaluate, frozen_weights, inverting, logs, sharding, train, validation, workdir
+from pagoda_jax import data, distributed, evaluate, frozen_weights, inverting, logs, train, validation, workdir
+from pagoda_jax.interrupts import Interrupted, StopRequest
 
 
 def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> None:
@@ -25,6 +26,7 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> N
     MissingWeightsError, WrongDigestError: a published file that a phase needs is not there or not whole.
     SourceError: the pictures are missing or damaged, or do not fit the config.
     WorkdirError: the work directory belongs to another experiment, or lacks what a phase starts from.
+    HostsError: processes do not fit together, or one of them did not come.
     Interrupted: a phase was asked to stop, and has saved.
   """
   validation.validate(config, jax.device_count())
@@ -36,23 +38,33 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> N
   for name in config.order:  # before anything is written: one folder of another experiment stops the run
     if name in chosen or (epath.Path(folder) / name / 'config.json').exists():
       workdir.check_claim(folder, config, name)
+  workdir.check_same_everywhere(config, chosen)
   frozen_weights.check_present(config, chosen)
-  for name in chosen:
-    workdir.claim(folder, config, name)
-    run_phase(config, folder, name, max_steps)
+  with StopRequest() as stop:
+    for name in chosen:
+      if stop.wanted_before(name):
+        raise Interrupted(f'stopped before {name}; start the same command again to go on', stop.exit_code)
+      run_phase(config, folder, name, stop, max_steps)
+  distributed.wait_for_all('end of the last phase')
 
 
-def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
+def run_phase(config, folder, name: str, stop: StopRequest, max_steps: int | None = None) -> None:
   """Runs one phase to its end, unless it is there already."""
-  workdir.check_inputs(folder, config, name)
-  done, target = workdir.progress(folder, config, name), workdir.target(config, name, max_steps)
+
+  def begin():
+    workdir.claim(folder, config, name)
+    workdir.check_inputs(folder, config, name)
+    return workdir.progress(folder, config, name)
+
+  # One process looks: on a network file system another may not see yet what was just written.
+  done, target = distributed.from_primary(f'begin {name}', begin), workdir.target(config, name, max_steps)
   if done >= target:
-    print(f'{name}: finished already ({done} of {target})', flush=True)
+    distributed.say(f'{name}: finished already ({done} of {target})')
     return
   start = time.monotonic()
   module = inverting if config.phases[name].stage == 'invert' else train
-  module.run_phase(config, folder, name, max_steps)
-  print(f'{name}: finished in {logs.duration(time.monotonic() - start)}', flush=True)
+  module.run_phase(config, folder, name, stop, max_steps)
+  distributed.say(f'{name}: finished in {logs.duration(time.monotonic() - start)}')
 
 
 def _define_shared(fv):
@@ -63,6 +75,7 @@ def _define_shared(fv):
   flags.DEFINE_integer('max_steps', None, 'Cap on the steps of every phase, for smoke runs.', lower_bound=1,
                        flag_values=fv)
   flags.mark_flags_as_required(['config', 'workdir'], flag_values=fv)
+  distributed.define_flags(fv)
 
 
 def define_flags(fv) -> None:
@@ -90,9 +103,8 @@ def run(fv, args) -> int:
   del args
   start = time.monotonic()
   run_experiment(fv.config, fv.workdir, tuple(fv.phases), fv.max_steps)
-  if sharding.is_primary():
-    evaluate.write_ladder(fv.config, fv.workdir, epath.Path(fv.workdir) / 'ladder.png')
+  evaluate.write_ladder(fv.config, fv.workdir, epath.Path(fv.workdir) / 'ladder.png')
   if fv.config.evaluation.samples:
-    print(evaluate.summary(fv.config, fv.workdir))
-  print(f'finished in {logs.duration(time.monotonic() - start)}; sample grids: {fv.workdir}/*/samples/*.png')
+    distributed.say(evaluate.summary(fv.config, fv.workdir))
+  distributed.say(f'finished in {logs.duration(time.monotonic() - start)}; sample grids: {fv.workdir}/*/samples/*.png')
   return 0

@@ -54,21 +54,34 @@ def abstract(tree, mesh: Mesh):
 
 def place(tree, mesh: Mesh):
   """Puts a tree of host arrays (equal on every host) on the mesh by the rule."""
-  return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), leaf_sharding(np.shape(leaf), mesh)), tree)
+
+  def put(leaf):
+    leaf = np.asarray(leaf)
+    # device_put would first compare the whole array between the hosts.
+    return jax.make_array_from_callback(leaf.shape, leaf_sharding(leaf.shape, mesh), lambda index: leaf[index])
+
+  return jax.tree.map(put, tree)
+
+
+def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+  """Which rows of a batch this host's devices hold, ascending: what it reads, and gives to `place_batch`."""
+  parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  return np.unique(np.concatenate([np.arange(batch_size)[index] for index in parts.values()]))
 
 
 def place_batch(batch, mesh: Mesh):
-  """Joins every host's part of a batch (NumPy, first axis) into global arrays."""
+  """Joins every host's `local_rows` of a batch (NumPy, first axis) into global arrays."""
   sharding = batch_sharding(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def gathered(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
+  """The whole of an array (NumPy) of which every host holds its `local_rows`."""
+  whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(place_batch(rows, mesh))
+  return np.asarray(whole)
 
 
 def place_global(batch, mesh: Mesh):
   """Shards a batch (NumPy) that every host holds whole over all devices."""
   sharding = batch_sharding(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)
-
-
-def is_primary() -> bool:
-  """Whether this process writes logs, pictures and manifests."""
-  return jax.process_index() == 0

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 
 from pagoda_jax import (
   checkpoints,
   data,
+  distributed,
   frozen_weights,
   grids,
   inversions,
@@ -26,7 +26,7 @@ from pagoda_jax import (
   workdir,
 )
 from pagoda_jax import config as configs
-from pagoda_jax.interrupts import Interrupted, StopRequest
+from pagoda_jax.interrupts import Interrupted
 from pagoda_jax.stages import distill, grow, teacher
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -106,8 +106,13 @@ def init_generator(config, folder, name: str, networks, frozen, key) -> tuple[st
   return begun, '\n'.join(filter(None, (f'starts from {where}', embedding)))
 
 
-def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
+def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> None:
   """Trains a phase to its end, from its newest checkpoint if it has one.
+
+  Args:
+    config, folder, name: experiment, work directory, phase.
+    stop: the interrupts.StopRequest of the run.
+    max_steps: caps the phase's steps, for smoke runs.
 
   Raises:
     Interrupted: it was asked to stop, and has saved.
@@ -115,7 +120,7 @@ def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
     CheckpointError, NoiseStoreError: what it starts from cannot be used.
   """
   mesh = sharding.make_mesh(**config.mesh)
-  with jax.set_mesh(mesh), StopRequest() as stop:
+  with jax.set_mesh(mesh):
     _Loop(config, epath.Path(folder), name, workdir.target(config, name, max_steps), mesh).run(stop)
 
 
@@ -126,23 +131,25 @@ class _Loop:
     self.config, self.folder, self.name, self.steps, self.mesh = config, folder, name, steps, mesh
     self.phase_folder = folder / name
     self.phase = config.phases[name]
+    self.order = config.order.index(name)
     self.saved = checkpoints.Checkpoints(self.phase_folder, config.checkpoint.keep, config.checkpoint.keep_every)
     self.parts = make_phase(config, folder, name)
-    self.batches = self.parts.stream.batches(self.phase.batch_size, jax.process_index(), jax.process_count())
-    self.rng = key_of(config.seed, name)
+    self.batches = self.parts.stream.batches(
+      self.phase.batch_size, sharding.local_rows(self.phase.batch_size, mesh))
+    self.rng = jax.jit(lambda: key_of(config.seed, name), out_shardings=sharding.replicated(mesh))()
     self.frozen = sharding.place(self.parts.frozen, mesh)
 
   def restored_or_fresh(self):
     """(state on the mesh, step)."""
-    step = self.saved.latest_step()
+    step = distributed.from_primary(f'{self.name}: restore', self.saved.latest_step)
     if step is None:
       begun, said = self.parts.init()
-      print(f'{self.name}: {said}', flush=True)
+      distributed.say(f'{self.name}: {said}')
       return sharding.place(begun, self.mesh), 0
     target = sharding.abstract(jax.eval_shape(lambda: self.parts.init()[0]), self.mesh)
     restored, position = self.saved.restore(step, target)
     self.batches.set_state(position)
-    print(f'{self.name}: goes on from step {step}', flush=True)
+    distributed.say(f'{self.name}: goes on from step {step}')
     return restored, step
 
   def run(self, stop):
@@ -151,14 +158,18 @@ class _Loop:
     train_step = jax.jit(
       self.parts.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(self.mesh))
     )
-    log = logs.MetricLog(self.phase_folder, step, jax.process_index() == 0)
+    log = logs.MetricLog(self.phase_folder, step)
+    batch_log = logs.JsonLines(self.phase_folder / 'batches.jsonl', step)
     progress = logs.Progress(self.name, self.steps, step)
     grid = grids.make(self.config, self.folder, self.name, self.mesh)
     pending = None  # the last step's metrics: read a step late, so that the device never waits for the host
     if step < self.steps:
-      print(f'{self.name}: {models.count(train_state.params):,} trained parameters; compiling', flush=True)
-    while step < self.steps:
-      batch = sharding.place_batch(drop_keys(next(self.batches)), self.mesh)
+      distributed.say(f'{self.name}: {models.count(train_state.params):,} trained parameters; compiling')
+    stopping = False
+    while step < self.steps and not stopping:
+      batch = next(self.batches)
+      keys = batch.pop('key')
+      batch = sharding.place_batch(batch, self.mesh)
       train_state, metrics = train_step(train_state, batch, self.frozen, self.rng)
       step += 1
       if pending is None:
@@ -167,18 +178,23 @@ class _Loop:
       else:
         self.report(step - 1, pending, log, progress)
       pending = metrics
-      stopping = stop.wanted(step)
+      distributed.beat(self.order, step)
+      if self.config.log.batches:
+        batch_log.write(step, {'keys': sharding.gathered(keys, self.mesh).tolist()})
+      stopping = stop.wanted(self.name, step)
       if stopping or step == self.steps or step % self.config.checkpoint.every_steps == 0:
         self.check(step, metrics)
         self.saved.save(step, train_state, self.batches.get_state())
       if grid and not stopping and (step == self.steps or step % self.config.log.samples_every == 0):
         grid(self.phase_folder / 'samples' / f'step_{step:08d}.png', train_state)
-      if stopping:
-        break
+    distributed.rest()
     if pending is not None:
       self.report(step, pending, log, progress, force=True)
     self.saved.wait()
     self.saved.close()
+    self.batches.close()
+    log.close()
+    batch_log.close()
     if step < self.steps:
       raise Interrupted(
         f'{self.name}: stopped after step {step} of {self.steps} and saved; start the same command again to go on',
@@ -205,8 +221,3 @@ class _Loop:
         f'The last checkpoint is good (step {self.saved.latest_step()}). A lower learning rate or '
         'float32 precision may help.'
       )
-
-
-def drop_keys(batch: dict) -> dict[str, np.ndarray]:
-  """The batch without what is only there to be logged."""
-  return {key: value for key, value in batch.items() if key != 'key'}

@@ -91,6 +91,7 @@ def _validate_shared(config):
   d = config.diffusion
   _check(0 < d.sigma_min < d.sigma_max, 'config.diffusion.sigma_min', d.sigma_min,
          f'must lie between 0 and sigma_max = {d.sigma_max}')
+  _check(config.barrier_timeout > 0, 'config.barrier_timeout', config.barrier_timeout, 'must be > 0')
   for group, key in (('checkpoint', 'every_steps'), ('checkpoint', 'keep'), ('log', 'every_steps'),
                      ('log', 'samples_every'), ('log', 'samples')):
     _check(config[group][key] > 0, f'config.{group}.{key}', config[group][key], 'must be > 0')

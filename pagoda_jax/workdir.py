@@ -2,11 +2,10 @@
 
 import json
 
-import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from pagoda_jax import checkpoints, data, inversions, shards, starts
+from pagoda_jax import checkpoints, data, distributed, inversions, shards, starts
 
 # What may differ between two runs of one phase: how long, on what, and how much is written down.
 # What lies at init_from is compared itself, by `check_inputs`.
@@ -59,24 +58,43 @@ def check_claim(folder, config, name: str) -> None:
   path = epath.Path(folder) / name / 'config.json'
   if not path.exists():
     return
-  found, wanted = json.loads(path.read_text())['identity'], identity(config, name)
-  keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-  if keys:
-    rows = [f'  {key}: there {found.get(key, "absent")!r}, here {wanted.get(key, "absent")!r}' for key in keys]
+  if rows := _differences(json.loads(path.read_text())['identity'], identity(config, name)):
     raise WorkdirError(
       f'{path.parent}: holds phase {name} of another experiment; what differs:\n' + '\n'.join(rows)
       + '\nUse another --workdir, or the config that the phase was made with.'
     )
 
 
+def _differences(found: dict, wanted: dict) -> list[str]:
+  return [
+    f'  {key}: there {found.get(key, "absent")!r}, here {wanted.get(key, "absent")!r}'
+    for key in sorted({*found, *wanted})
+    if found.get(key) != wanted.get(key)
+  ]
+
+
+def check_same_everywhere(config, names) -> None:
+  """Refuses processes that were started with another config or other pictures than process 0.
+
+  Raises:
+    WorkdirError: lists each key that differs.
+  """
+
+  def mine():
+    return {f'{name}: {key}': value for name in names for key, value in identity(config, name).items()}
+
+  if rows := _differences(distributed.from_primary('config', mine), mine()):
+    raise WorkdirError('this process was started with another config than process 0; what differs:\n'
+                       + '\n'.join(rows))
+
+
 def claim(folder, config, name: str) -> None:
   """Writes a phase's config.json, after `check_claim`."""
   check_claim(folder, config, name)
-  if jax.process_index() == 0:
-    path = epath.Path(folder) / name / 'config.json'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = {'phase': name, 'identity': identity(config, name), 'config': json.loads(as_json(config))}
-    shards.write_json(path, values)
+  path = epath.Path(folder) / name / 'config.json'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  values = {'phase': name, 'identity': identity(config, name), 'config': json.loads(as_json(config))}
+  shards.write_json(path, values)
 
 
 def read_config(folder) -> ConfigDict:
@@ -129,7 +147,7 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
   path = epath.Path(folder) / name / 'inputs.json'
   if path.exists() and progress(folder, config, name):
     _check_same_inputs(path.parent, json.loads(path.read_text()), inputs, init_from)
-  elif jax.process_index() == 0:
+  else:
     path.parent.mkdir(parents=True, exist_ok=True)
     shards.write_json(path, inputs)
   return inputs
