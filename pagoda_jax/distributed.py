@@ -72,6 +72,7 @@ def start(address: str | None, count: int | None, index: int | None, limit: int)
     heartbeat_timeout_seconds=min(HEARTBEAT_SECONDS, limit), shutdown_timeout_seconds=limit,
     cluster_detection_method='deactivate',
   )
+  jax.devices()  # each process waits for the others here: better now than within something that one does alone
   _Watch.current = _Watch(limit)
   _Watch.current.start()
 
@@ -116,8 +117,8 @@ def wait_for_all(place: str) -> None:
   try:
     jax_distributed.global_state.client.wait_at_barrier(_key(place), limit * 1000)
   except jax.errors.JaxRuntimeError as error:
-    found = re.search(r'timed out task names:\s*((?:\S+\s*)+?)\n\s*\n', str(error))
-    late = ', '.join(found[1].split()) if found else 'unknown'
+    _, _, rest_of_it = str(error).partition('timed out task names:\n')
+    late = ', '.join(rest_of_it.split('\n\n')[0].split()) or f'unknown ({error})'
     raise HostsError(f'{place}: waited {limit} s; missing process: {late}. See its log.') from None
 
 
@@ -255,6 +256,7 @@ def _receive(port: int, count: int, deadline: float, limit: int) -> None:
   except OSError as error:
     raise HostsError(f'--coordinator_address: cannot listen at port {port} here: {error.strerror or error}') from None
   present: dict[int, tuple[socket.socket, str]] = {}
+  connections = []
   problem = ''
   with server:
     while len(present) < count - 1 and not problem:
@@ -277,7 +279,8 @@ def _receive(port: int, count: int, deadline: float, limit: int) -> None:
       elif other in present and not _has_left(present[other][0]):
         problem = f'two processes are number {other}: on {present[other][1]} and on {name}'
       present[other] = (connection, name)
-    for connection, _ in present.values():
+      connections.append(connection)
+    for connection in connections:
       with connection:
         try:
           connection.sendall(f'no {problem}\n'.encode() if problem else b'go\n')

@@ -56,8 +56,11 @@ def run_step(name, devices, fsdp=1, batch=None):
     placed = sharding.place(start, mesh)
     shardings = (sharding.tree_shardings(placed, mesh), sharding.replicated(mesh))
     compiled = jax.jit(step, donate_argnums=0, out_shardings=shardings)
-    out, metrics = compiled(placed, sharding.place_batch(batch or batch_of(name), mesh), {}, RNG)
-    return jax.device_get(out), jax.device_get(metrics)
+    batch = batch or batch_of(name)
+    rows = sharding.local_rows(len(batch['image']), mesh)
+    batch = sharding.place_batch({key: value[rows] for key, value in batch.items()}, mesh)
+    out, metrics = compiled(placed, batch, {}, jax.device_get(RNG))
+    return jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))((out, metrics)))
 
 
 def largest_change(a, b):
