@@ -213,7 +213,7 @@ def experiment(**overrides) -> ConfigDict:
       'precision': 'float32',
       'mesh': {'data': -1, 'fsdp': 1},
       'checkpoint': {'every_steps': 1000, 'keep': 3, 'keep_every': 0},
-      'barrier_timeout': 900,  # seconds that any host waits for another before it ends with a message naming it
+      'barrier_timeout': 1800,  # seconds that any host waits for another before it ends with a message naming it
       # batches: also writes which pictures each step saw, in their order, to batches.jsonl
       'log': {'every_steps': 50, 'samples_every': 1000, 'samples': 64, 'batches': False},
       # What the end-of-run summary measures of each phase's samples; 0 samples: nothing.

@@ -166,6 +166,7 @@ class _Loop:
     if step < self.steps:
       distributed.say(f'{self.name}: {models.count(train_state.params):,} trained parameters; compiling')
     stopping = False
+    distributed.beat(self.order, step)
     while step < self.steps and not stopping:
       batch = next(self.batches)
       keys = batch.pop('key')

@@ -94,7 +94,8 @@ def test_a_step_on_two_processes_of_four_devices_is_the_step_on_one_device(tmp_p
 
 
 def test_sigterm_to_one_of_two_saves_both_at_one_step_and_one_process_goes_on_with_the_same_pictures(tmp_path):
-  flags = ['--config.checkpoint.every_steps=100000', '--config.log.batches=True', '--config.phases.teacher.steps=100000']
+  flags = ['--config.checkpoint.every_steps=100000', '--config.log.batches=True',
+           '--config.phases.teacher.steps=100000']
   pair = run_both('teacher', tmp_path / 'pair', *flags)
   wait_for(lambda: len(lines(tmp_path / 'pair/teacher/metrics.jsonl')) >= 3, pair)
   pair[1].send_signal(signal.SIGTERM)
@@ -105,9 +106,10 @@ def test_sigterm_to_one_of_two_saves_both_at_one_step_and_one_process_goes_on_wi
     assert f'stopped after step {step} of 100000 and saved; start the same command again' in output
   assert 'goes on from' in run_one('teacher', tmp_path / 'pair', *flags, f'--max_steps={step + 3}')
   run_one('teacher', tmp_path / 'alone', *flags, f'--max_steps={step + 3}')
-  batches = [lines(tmp_path / folder / 'teacher/batches.jsonl') for folder in ('pair', 'alone')]
+  folders = [tmp_path / run / 'teacher' for run in ('pair', 'alone')]
+  batches = [lines(folder / 'batches.jsonl') for folder in folders]
   assert batches[0] == batches[1] and len(batches[0]) == step + 3
-  losses = [[line['loss'] for line in lines(tmp_path / folder / 'teacher/metrics.jsonl')] for folder in ('pair', 'alone')]
+  losses = [[line['loss'] for line in lines(folder / 'metrics.jsonl')] for folder in folders]
   np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
