@@ -7,8 +7,19 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
+from pagoda_jax import (
+  checkpoints,
+  data,
+  evaluate,
+  frozen_weights,
+  inverting,
+  logs,
+  sharding,
+  train,
+  validation,
+  workdir,
+)
 from pagoda_jax import config as configs
-from pagoda_jax import data, evaluate, frozen_weights, inverting, logs, sharding, train, validation, workdir
 
 
 def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> None:
@@ -46,6 +57,8 @@ def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
   """Runs one phase to its end, unless it is there already."""
   workdir.check_inputs(folder, config, name)
   done, target = workdir.progress(folder, config, name), workdir.target(config, name, max_steps)
+  if done >= target and config.phases[name].stage in configs.TRAINED_STAGES:
+    done = checkpoints.newest_good_step(epath.Path(folder) / name) or 0  # a damaged one is made again before it is read
   if done >= target:
     print(f'{name}: finished already ({done} of {target})', flush=True)
     return

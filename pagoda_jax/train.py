@@ -126,7 +126,10 @@ class _Loop:
     self.config, self.folder, self.name, self.steps, self.mesh = config, folder, name, steps, mesh
     self.phase_folder = folder / name
     self.phase = config.phases[name]
-    self.saved = checkpoints.Checkpoints(self.phase_folder, config.checkpoint.keep, config.checkpoint.keep_every)
+    self.done = checkpoints.newest_good_step(self.phase_folder)  # before Orbax looks: it may set damaged ones aside
+    kept = config.checkpoint
+    self.saved = checkpoints.Checkpoints(self.phase_folder, kept.keep, kept.keep_every, kept.best, kept.best_mode)
+    self.since_save = []  # config.checkpoint.best, step by step
     self.parts = make_phase(config, folder, name)
     self.batches = self.parts.stream.batches(self.phase.batch_size, jax.process_index(), jax.process_count())
     self.rng = key_of(config.seed, name)
@@ -134,7 +137,7 @@ class _Loop:
 
   def restored_or_fresh(self):
     """(state on the mesh, step)."""
-    step = self.saved.latest_step()
+    step = self.done
     if step is None:
       begun, said = self.parts.init()
       print(f'{self.name}: {said}', flush=True)
@@ -154,29 +157,33 @@ class _Loop:
     log = logs.MetricLog(self.phase_folder, step, jax.process_index() == 0)
     progress = logs.Progress(self.name, self.steps, step)
     grid = grids.make(self.config, self.folder, self.name, self.mesh)
+    first = step + 1
     pending = None  # the last step's metrics: read a step late, so that the device never waits for the host
     if step < self.steps:
+      if sharding.is_primary():
+        (self.phase_folder / 'evaluation.json').unlink(missing_ok=True)  # of steps that are undone or passed
       print(f'{self.name}: {models.count(train_state.params):,} trained parameters; compiling', flush=True)
     while step < self.steps:
       batch = sharding.place_batch(drop_keys(next(self.batches)), self.mesh)
       train_state, metrics = train_step(train_state, batch, self.frozen, self.rng)
       step += 1
-      if pending is None:
+      if step == first:
         jax.block_until_ready(metrics)
         progress.restart_clock(step)
-      else:
+      elif pending is not None:
         self.report(step - 1, pending, log, progress)
       pending = metrics
       stopping = stop.wanted(step)
-      if stopping or step == self.steps or step % self.config.checkpoint.every_steps == 0:
-        self.check(step, metrics)
-        self.saved.save(step, train_state, self.batches.get_state())
+      saving = stopping or step == self.steps or step % self.config.checkpoint.every_steps == 0
+      if saving:  # what belongs to a step is written before its checkpoint: a run that goes on from there has it all
+        self.report(step, metrics, log, progress, force=stopping or step == self.steps)
+        pending = None
       if grid and not stopping and (step == self.steps or step % self.config.log.samples_every == 0):
         grid(self.phase_folder / 'samples' / f'step_{step:08d}.png', train_state)
+      if saving:
+        self.saved.save(step, train_state, self.batches.get_state(), self.mean_since_save())
       if stopping:
         break
-    if pending is not None:
-      self.report(step, pending, log, progress, force=True)
     self.saved.wait()
     self.saved.close()
     if step < self.steps:
@@ -191,8 +198,16 @@ class _Loop:
     due = force or step % self.config.log.every_steps == 0
     values = {key: float(value) for key, value in metrics.items()} if due else {'loss': float(metrics['loss'])}
     progress.update(step, self.phase.batch_size, {'loss': values['loss']}, force=force)
+    if self.config.checkpoint.best:
+      self.since_save.append(float(metrics[self.config.checkpoint.best]))
     if due:
       log.write(step, values | {'images_per_second': round(progress.images_per_second(), 2)})
+
+  def mean_since_save(self) -> float:
+    """Mean of config.checkpoint.best over the steps since the last save; nan without any that was finite."""
+    finite = [value for value in self.since_save if np.isfinite(value)]
+    self.since_save = []
+    return sum(finite) / len(finite) if finite else float('nan')
 
   def check(self, step, metrics):
     skipped = int(metrics['skipped_in_a_row'])
