@@ -62,10 +62,6 @@ class Checkpoints:
     """Step of the newest checkpoint, saved or being saved; None without one."""
     return self._manager.latest_step()
 
-  def all_steps(self) -> list[int]:
-    """Steps of the checkpoints, ascending."""
-    return sorted(self._manager.all_steps())
-
   def save(self, step: int, state, data_position: dict, metric: float = math.nan) -> None:
     """Starts saving in the background; a failure of the save before is raised here.
 
