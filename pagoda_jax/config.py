@@ -17,6 +17,10 @@ FORMS = ('edm', 'guided', 'ddpmpp')
 DISTANCES = ('pixels', 'lpips', 'projected')
 FEATURES = ('pixels', 'projected')
 AUGMENTATIONS = ('brightness', 'saturation', 'contrast', 'translation', 'cutout')
+# What the train steps measure and a checkpoint can be the best by.
+GENERATOR_METRICS = ('loss', 'adversarial', 'weight', 'discriminator', 'logit_real', 'logit_fake', 'grad_norm',
+                     'discriminator_grad_norm')
+METRICS = {'teacher': ('loss', 'grad_norm'), 'distill': GENERATOR_METRICS, 'grow': GENERATOR_METRICS}
 BACKBONES = ('tf_efficientnet_lite0', 'deit_base_distilled_patch16_224')
 
 
@@ -212,8 +216,14 @@ def experiment(**overrides) -> ConfigDict:
       'phases': {},
       'precision': 'float32',
       'mesh': {'data': -1, 'fsdp': 1},
-      'checkpoint': {'every_steps': 1000, 'keep': 3, 'keep_every': 0},
       'barrier_timeout': 1800,  # seconds that any host waits for another before it ends with a message naming it
+      'checkpoint': {
+        'every_steps': 1000,
+        'keep': 3,  # the latest ones
+        'keep_every': 0,  # also those of steps that this divides; 0: none besides
+        'best': '',  # also the best by a metric of metrics.jsonl, such as 'loss': by its mean since the last save
+        'best_mode': 'min',  # or 'max'
+      },
       # batches: also writes which pictures each step saw, in their order, to batches.jsonl
       'log': {'every_steps': 50, 'samples_every': 1000, 'samples': 64, 'batches': False},
       # What the end-of-run summary measures of each phase's samples; 0 samples: nothing.

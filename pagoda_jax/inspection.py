@@ -9,7 +9,7 @@ from pagoda_jax import checkpoints, inversions, workdir
 def define_flags(fv) -> None:
   flags.DEFINE_string('workdir', None, 'Work directory of a run.', flag_values=fv)
   flags.DEFINE_string('phase', '', 'One phase, with its parameter tree; default: all, a line each.', flag_values=fv)
-  flags.DEFINE_integer('step', None, 'Step of the checkpoint; default: the newest.', flag_values=fv)
+  flags.DEFINE_string('step', '', "Step of the checkpoint, or 'best'; default: the newest whole one.", flag_values=fv)
   flags.mark_flags_as_required(['workdir'], flag_values=fv)
 
 
@@ -20,20 +20,28 @@ def run(fv, args) -> int:
   if fv.phase and fv.phase not in config.phases:
     raise ValueError(f'--phase={fv.phase}: must be one of {", ".join(config.order)}')
   for name in [fv.phase] if fv.phase else config.order:
-    print('\n'.join(describe(epath.Path(fv.workdir) / name, config.phases[name].stage, fv.step, bool(fv.phase))))
+    print('\n'.join(describe(epath.Path(fv.workdir) / name, config, fv.step, bool(fv.phase))))
   return 0
 
 
-def describe(folder: epath.Path, stage: str, step: int | None, whole: bool) -> list[str]:
-  """Lines about a phase: its checkpoints and digest; with `whole`, every leaf."""
+def describe(folder: epath.Path, config, step: str, whole: bool) -> list[str]:
+  """Lines about a phase: its checkpoints, which of them are damaged, and a digest; with `whole`, every leaf."""
+  stage = config.phases[folder.name].stage
   if stage == 'invert':
     return describe_store(folder)
-  steps = checkpoints.finished_steps(folder)
-  if not steps:
-    return [f'{folder.name} ({stage}): no checkpoint']
-  state, step = checkpoints.read_state(folder, step)
-  sha = checkpoints.digest(state, checkpoints.read_data_position(folder, step))
-  lines = [f'{folder.name} ({stage}): checkpoints at steps {", ".join(map(str, steps))}; step {step}: sha256 {sha}']
+  damage = {step: checkpoints.damage(folder, step) for step in checkpoints.finished_steps(folder)}
+  good = [step for step in damage if not damage[step]]
+  lines = [f'  step {step} is damaged: {wrong}' for step, wrong in damage.items() if wrong]
+  lines += [f'  {path} was damaged and has been set aside' for path in checkpoints.set_aside(folder)]
+  if not good:
+    return [f'{folder.name} ({stage}): no {"whole " if lines else ""}checkpoint', *lines]
+  chosen = checkpoints.chosen_step(folder, step, config.checkpoint)
+  state, chosen = checkpoints.read_state(folder, max(good) if chosen is None else chosen)
+  sha = checkpoints.digest(state, checkpoints.read_data_position(folder, chosen))
+  best = checkpoints.best_step(folder, config.checkpoint)
+  said = f', the best: {best[0]} (mean {config.checkpoint.best} {best[1]:.4g})' if best else ''
+  lines.insert(0, f'{folder.name} ({stage}): whole checkpoints at steps {", ".join(map(str, good))}{said}; '
+                  f'step {chosen}: sha256 {sha}')
   return lines + (leaf_table(state) if whole else [])
 
 

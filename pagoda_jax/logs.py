@@ -52,9 +52,9 @@ class JsonLines:
       return
     self._waiting += line
     if time.monotonic() - self._written > BUCKET_SECONDS:
-      self.close()
+      self.flush()
 
-  def close(self) -> None:
+  def flush(self) -> None:
     """Writes what is not written yet."""
     if self._waiting:
       self._path.write_text(self._waiting)
@@ -74,8 +74,11 @@ class MetricLog:
     if self._writer:
       self._writer.write_scalars(step, {k: v for k, v in values.items() if isinstance(v, (int, float))})
 
+  def flush(self) -> None:
+    self._lines.flush()
+
   def close(self) -> None:
-    self._lines.close()
+    self.flush()
     if self._writer:
       self._writer.close()
 

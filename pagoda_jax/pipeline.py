@@ -7,8 +7,19 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
+from pagoda_jax import (
+  checkpoints,
+  data,
+  distributed,
+  evaluate,
+  frozen_weights,
+  inverting,
+  logs,
+  train,
+  validation,
+  workdir,
+)
 from pagoda_jax import config as configs
-from pagoda_jax import data, distributed, evaluate, frozen_weights, inverting, logs, train, validation, workdir
 from pagoda_jax.interrupts import Interrupted, StopRequest
 
 
@@ -54,10 +65,15 @@ def run_phase(config, folder, name: str, stop: StopRequest, max_steps: int | Non
   def begin():
     workdir.claim(folder, config, name)
     workdir.check_inputs(folder, config, name)
-    return workdir.progress(folder, config, name)
+    done = workdir.progress(folder, config, name)
+    if done >= target and config.phases[name].stage in configs.TRAINED_STAGES:
+      # A damaged one is made again before another phase reads it.
+      done = checkpoints.newest_good_step(epath.Path(folder) / name) or 0
+    return done
 
+  target = workdir.target(config, name, max_steps)
   # One process looks: on a network file system another may not see yet what was just written.
-  done, target = distributed.from_primary(f'begin {name}', begin), workdir.target(config, name, max_steps)
+  done = distributed.from_primary(f'begin {name}', begin)
   if done >= target:
     distributed.say(f'{name}: finished already ({done} of {target})')
     return

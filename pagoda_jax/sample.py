@@ -108,7 +108,7 @@ def define_flags(fv) -> None:
 
   flags.DEFINE_string('workdir', None, 'Work directory of a run.', flag_values=fv)
   flags.DEFINE_string('phase', '', 'Phase to draw from; default: the last that has a checkpoint.', flag_values=fv)
-  flags.DEFINE_integer('step', None, 'Step of the checkpoint; default: the newest.', flag_values=fv)
+  flags.DEFINE_string('step', '', "Step of the checkpoint, or 'best'; default: the newest.", flag_values=fv)
   flags.DEFINE_integer('num_images', 64, 'Number of images.', lower_bound=1, flag_values=fv)
   flags.DEFINE_string('labels', 'cycle', "Classes: 'cycle', 'random', or a list such as 3,5,7.", flag_values=fv)
   flags.DEFINE_integer('seed', 0, 'Seed: the same seed gives the same images.', lower_bound=0, flag_values=fv)
@@ -128,7 +128,8 @@ def run(fv, args) -> int:
     choices = [n for n in config.order if config.phases[n].stage != 'invert']
     raise ValueError(f'--phase={name}: must be one of {", ".join(choices)}')
   labels = parse_labels(fv.labels, fv.num_images, config.data.num_classes, fv.seed)
-  params, step = checkpoints.read_generator(epath.Path(fv.workdir) / name, fv.step)
+  folder = epath.Path(fv.workdir) / name
+  params, step = checkpoints.read_generator(folder, checkpoints.chosen_step(folder, fv.step, config.checkpoint))
   mesh = sharding.make_mesh()
   images = Sampler(config, name, mesh, min(fv.batch_size, fv.num_images)).draw(
     sharding.place(params, mesh), fv.seed, labels

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 
@@ -132,7 +133,12 @@ class _Loop:
     self.phase_folder = folder / name
     self.phase = config.phases[name]
     self.order = config.order.index(name)
-    self.saved = checkpoints.Checkpoints(self.phase_folder, config.checkpoint.keep, config.checkpoint.keep_every)
+    # Before Orbax looks: it may set damaged ones aside.
+    self.done = distributed.from_primary(
+      f'{name}: newest checkpoint', functools.partial(checkpoints.newest_good_step, self.phase_folder))
+    kept = config.checkpoint
+    self.saved = checkpoints.Checkpoints(self.phase_folder, kept.keep, kept.keep_every, kept.best, kept.best_mode)
+    self.since_save = []  # config.checkpoint.best, step by step
     self.parts = make_phase(config, folder, name)
     self.batches = self.parts.stream.batches(
       self.phase.batch_size, sharding.local_rows(self.phase.batch_size, mesh))
@@ -141,7 +147,7 @@ class _Loop:
 
   def restored_or_fresh(self):
     """(state on the mesh, step)."""
-    step = distributed.from_primary(f'{self.name}: restore', self.saved.latest_step)
+    step = self.done
     if step is None:
       begun, said = self.parts.init()
       distributed.say(f'{self.name}: {said}')
@@ -162,8 +168,11 @@ class _Loop:
     batch_log = logs.JsonLines(self.phase_folder / 'batches.jsonl', step)
     progress = logs.Progress(self.name, self.steps, step)
     grid = grids.make(self.config, self.folder, self.name, self.mesh)
+    first = step + 1
     pending = None  # the last step's metrics: read a step late, so that the device never waits for the host
     if step < self.steps:
+      if distributed.is_primary():
+        (self.phase_folder / 'evaluation.json').unlink(missing_ok=True)  # of steps that are undone or passed
       distributed.say(f'{self.name}: {models.count(train_state.params):,} trained parameters; compiling')
     stopping = False
     distributed.beat(self.order, step)
@@ -173,29 +182,31 @@ class _Loop:
       batch = sharding.place_batch(batch, self.mesh)
       train_state, metrics = train_step(train_state, batch, self.frozen, self.rng)
       step += 1
-      if pending is None:
+      if step == first:
         jax.block_until_ready(metrics)
         progress.restart_clock(step)
-      else:
+      elif pending is not None:
         self.report(step - 1, pending, log, progress)
       pending = metrics
       distributed.beat(self.order, step)
       if self.config.log.batches:
         batch_log.write(step, {'keys': sharding.gathered(keys, self.mesh).tolist()})
       stopping = stop.wanted(self.name, step)
-      if stopping or step == self.steps or step % self.config.checkpoint.every_steps == 0:
-        self.check(step, metrics)
-        self.saved.save(step, train_state, self.batches.get_state())
+      saving = stopping or step == self.steps or step % self.config.checkpoint.every_steps == 0
+      if saving:  # what belongs to a step is written before its checkpoint: a run that goes on from there has it all
+        self.report(step, metrics, log, progress, force=stopping or step == self.steps)
+        log.flush()
+        batch_log.flush()
+        pending = None
       if grid and not stopping and (step == self.steps or step % self.config.log.samples_every == 0):
         grid(self.phase_folder / 'samples' / f'step_{step:08d}.png', train_state)
+      if saving:
+        self.saved.save(step, train_state, self.batches.get_state(), self.mean_since_save())
     distributed.rest()
-    if pending is not None:
-      self.report(step, pending, log, progress, force=True)
     self.saved.wait()
     self.saved.close()
     self.batches.close()
     log.close()
-    batch_log.close()
     if step < self.steps:
       raise Interrupted(
         f'{self.name}: stopped after step {step} of {self.steps} and saved; start the same command again to go on',
@@ -208,8 +219,16 @@ class _Loop:
     due = force or step % self.config.log.every_steps == 0
     values = {key: float(value) for key, value in metrics.items()} if due else {'loss': float(metrics['loss'])}
     progress.update(step, self.phase.batch_size, {'loss': values['loss']}, force=force)
+    if self.config.checkpoint.best:
+      self.since_save.append(float(metrics[self.config.checkpoint.best]))
     if due:
       log.write(step, values | {'images_per_second': round(progress.images_per_second(), 2)})
+
+  def mean_since_save(self) -> float:
+    """Mean of config.checkpoint.best over the steps since the last save; nan without any that was finite."""
+    finite = [value for value in self.since_save if np.isfinite(value)]
+    self.since_save = []
+    return sum(finite) / len(finite) if finite else float('nan')
 
   def check(self, step, metrics):
     skipped = int(metrics['skipped_in_a_row'])

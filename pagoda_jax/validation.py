@@ -95,6 +95,9 @@ def _validate_shared(config):
   for group, key in (('checkpoint', 'every_steps'), ('checkpoint', 'keep'), ('log', 'every_steps'),
                      ('log', 'samples_every'), ('log', 'samples')):
     _check(config[group][key] > 0, f'config.{group}.{key}', config[group][key], 'must be > 0')
+  _check(config.checkpoint.keep_every >= 0, 'config.checkpoint.keep_every', config.checkpoint.keep_every,
+         'must be >= 0')
+  _choose('config.checkpoint.best_mode', config.checkpoint.best_mode, ('min', 'max'))
 
 
 def _validate_network(network):
@@ -132,6 +135,9 @@ def _validate_phase(config, name, earlier, shards):
            f'must be a multiple of {shards}, the devices that config.mesh = {dict(config.mesh)} splits it over')
   if phase.stage in configs.TRAINED_STAGES:
     _validate_training(phase, path)
+    best, choices = config.checkpoint.best, configs.METRICS[phase.stage]
+    _check(not best or best in choices, 'config.checkpoint.best', best,
+           f"must be '' or a metric of every phase; {name} ({phase.stage}) has {', '.join(choices)}")
   if phase.stage in ('invert', 'distill'):
     _check_start(config, path, 'teacher', phase, earlier, ('teacher',))
   if phase.stage in configs.GENERATOR_STAGES:

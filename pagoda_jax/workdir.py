@@ -155,6 +155,10 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
 
 def _check_same_inputs(folder, before, inputs, init_from):
   for other, step in inputs.items():
+    if other != 'init_from' and before.get(other, step) > step:
+      raise WorkdirError(
+        f'{folder}: was made from {other} at step {before[other]}, which is back at step {step}; run {other} first'
+      )
     if other != 'init_from' and before.get(other, step) != step:
       raise WorkdirError(
         f'{folder}: was made from {other} at step {before[other]}, which has gone on to step {step}; '

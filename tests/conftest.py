@@ -2,6 +2,9 @@
 
 import os
 import pathlib
+import shutil
+
+import pytest
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -12,3 +15,19 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 from absl import flags  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory):
+  """A work directory with every phase of the tiny experiment finished: 4 steps each."""
+  import runs
+
+  folder = tmp_path_factory.mktemp('finished')
+  assert runs.pagoda('run', runs.CONFIG, f'--workdir={folder}') == 0
+  return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+  """A copy of `finished`, to be damaged."""
+  return pathlib.Path(shutil.copytree(finished, tmp_path / 'run'))

@@ -1,56 +1,18 @@
 """The commands on a real work directory: what they leave, what they refuse, and how a run goes on."""
 
 import json
-import os
-import pathlib
 import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
+from runs import CONFIG, ORDER, digest, pagoda, start
 
 from pagoda_jax import checkpoints, main, starts
-
-ROOT = pathlib.Path(__file__).parent.parent
-CONFIG = f'--config={ROOT / "tests" / "tiny.py"}'
-ORDER = ['teacher', 'invert', 'distill', 'grow_16']
-
-
-def pagoda(*args):
-  return main.main([str(arg) for arg in args])
-
-
-def digest(folder, phase):
-  state, step = checkpoints.read_state(folder / phase)
-  return step, checkpoints.digest(state, checkpoints.read_data_position(folder / phase, step))
-
-
-@pytest.fixture(scope='session')
-def finished(tmp_path_factory):
-  """A work directory with every phase of the tiny experiment finished: 4 steps each."""
-  folder = tmp_path_factory.mktemp('finished')
-  assert pagoda('run', CONFIG, f'--workdir={folder}') == 0
-  return folder
-
-
-@pytest.fixture
-def copied(finished, tmp_path):
-  return pathlib.Path(shutil.copytree(finished, tmp_path / 'run'))
-
-
-def start(*args, **kwargs):
-  """A command as a process of its own, on one device."""
-  env = {**os.environ, 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)}
-  return subprocess.Popen(
-    [sys.executable, '-m', 'pagoda_jax.main', *map(str, args)], env=env, text=True,
-    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs,
-  )
 
 
 def test_a_run_leaves_checkpoints_metrics_grids_and_its_config(finished):
@@ -122,6 +84,8 @@ REFUSED = [
   (['sample', '--phase=invert'], 1, 'must be one of teacher, distill, grow_16'),
   (['sample', '--out=x.jpg'], 1, 'must end in .png or .npz'),
   (['sample', '--step=3'], 1, 'no checkpoint of step 3; there are 2, 4'),
+  (['sample', '--step=newest'], 1, "must be a number or 'best'"),
+  (['sample', '--step=best'], 1, 'config.checkpoint.best is empty'),
   (['sample', '--num_images=0'], 2, 'num_images'),
   (['inspect', '--phase=nothing'], 1, 'must be one of teacher, invert, distill, grow_16'),
   (['run', CONFIG, '--phases=distil'], 1, 'must be one of teacher, invert, distill, grow_16'),
@@ -154,16 +118,6 @@ def test_samples_before_any_phase_has_finished(tmp_path, capsys):
 def test_a_phase_whose_teacher_is_missing(tmp_path, capsys):
   assert pagoda('train', CONFIG, f'--workdir={tmp_path}', '--phase=distill') == 1
   assert 'run teacher first' in capsys.readouterr().err
-
-
-def test_a_half_written_teacher_is_never_read_as_whole(copied, capsys):
-  shutil.rmtree(copied / 'distill')
-  for path in (copied / 'teacher' / 'checkpoints' / '4' / 'state').rglob('d/*'):
-    path.write_bytes(path.read_bytes()[:-40])
-  assert pagoda('train', CONFIG, f'--workdir={copied}', '--phase=distill') == 1
-  error = capsys.readouterr().err
-  assert 'damaged or half-written' in error and str(copied / 'teacher' / 'checkpoints' / '4') in error
-  assert not (copied / 'distill' / 'checkpoints').exists() or not checkpoints.finished_steps(copied / 'distill')
 
 
 def test_a_teacher_of_other_shapes_is_refused_leaf_by_leaf():

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 import test_steps
-from test_cli import CONFIG, ROOT, digest, finished  # noqa: F401
+from runs import CONFIG, ROOT
 
 from pagoda_jax import checkpoints, distributed, inversions
 
@@ -113,7 +113,7 @@ def test_sigterm_to_one_of_two_saves_both_at_one_step_and_one_process_goes_on_wi
   np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def test_noise_written_by_two_processes_with_a_kill_is_that_of_one(finished, tmp_path):  # noqa: F811
+def test_noise_written_by_two_processes_with_a_kill_is_that_of_one(finished, tmp_path):
   for folder in ('pair', 'alone'):
     shutil.copytree(finished / 'teacher', tmp_path / folder / 'teacher')
   flags = ['--config.phases.invert.shard_size=300', '--config.phases.invert.batch_size=100']
