@@ -15,16 +15,15 @@ from pagoda_jax import costs, data, models, programs, sharding, topologies, vali
 from pagoda_jax.pictures import SourceError
 
 NOTES = """\
-FLOPs: XLA's count of the traced step before it optimises, a loop's body as often as it runs.
-Activations: an estimate, the most that the step's own values take at once as it is written; a compiler fuses some
-away and pads others. Bytes sent: by rule, each device of a ring. `--aot` asks the compiler instead."""
+FLOPs: XLA's count of the traced step before it optimises, a loop's body as often as it runs. Activations: an estimate,
+the most that the step's own values take at once as it is written; a compiler fuses some away and pads others. Sends:
+by rule, what each device passes on in a ring: arrays split over fsdp are gathered once, gradients summed. --aot asks
+the compiler about all of these."""
 
-# How often a step gathers a tree that is split over 'fsdp' (once in every pass through its network, forward or
-# backward), and how often it sums gradients of it over the devices.
-_TEACHER_PASSES = {'params': (2, 1)}
-# Three passes of the generator, two of them with gradients, which are summed apart: their ratio is the adversarial
-# weight. Three of the discriminator with gradients of two.
-_GENERATOR_PASSES = {'params': (5, 2), 'fixed': (5, 0), 'discriminator': (6, 2), 'frozen': (7, 0)}
+# How often gradients are summed over the devices. Both of a generator's losses sum theirs apart, as the ratio of
+# their norms may be the adversarial weight; so do the discriminator's two passes.
+_SUMS = {'teacher': {'params': 1}, 'distill': {'params': 2, 'discriminator': 2}}
+_SUMS['grow'] = _SUMS['distill']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,15 +97,12 @@ def phase_costs(config, name: str, topology) -> PhaseCosts:
   program = phase_program(config, name, topology)
   traced = program.trace()
   state, frozen = program.state, program.frozen
-  trained, held, gradients, sent = {}, state, 0, 0.0
   if program.trains:
-    passes = _TEACHER_PASSES if config.phases[name].stage == 'teacher' else _GENERATOR_PASSES
-    trees = {part: getattr(state, part, {}) for part in passes} | {'frozen': frozen}
-    trees['discriminator'] = getattr(state, 'discriminator', {}).get('params', {})
-    trained = {part: trees[part] for part in ('params', 'discriminator')}
-    held = {part: trees[part] for part in ('fixed', 'frozen') if part in trees}
-    gradients = sum(passes.get(part, (0, 0))[1] * on_device(trees[part], mesh) for part in trained)
-    sent = sum(sent_by_rule(trees[part], mesh, *times, config.precision) for part, times in passes.items())
+    trained = {'params': state.params, 'discriminator': getattr(state, 'discriminator', {}).get('params', {})}
+    held = {'fixed': getattr(state, 'fixed', {}), 'frozen': frozen}
+  else:
+    trained, held = {}, {'params': state}
+  sums = _SUMS.get(config.phases[name].stage, {})
   leaves = jax.tree.leaves(state)
   return PhaseCosts(
     trained=models.count(trained),
@@ -116,28 +112,26 @@ def phase_costs(config, name: str, topology) -> PhaseCosts:
     split=sum(not sharding.leaf_sharding(leaf.shape, mesh).is_fully_replicated for leaf in leaves),
     state=on_device(state, mesh),
     frozen=on_device(frozen, mesh),
-    gradients=gradients,
+    gradients=sum(sums.get(part, 0) * on_device(tree, mesh) for part, tree in trained.items()),
     activations=costs.peak_bytes(traced.jaxpr.jaxpr) / mesh.size,
     images=program.images,
     flops=costs.flops(traced),
-    sent=sent,
+    sent=sum(sent_by_rule(tree, mesh, sums.get(part, 0), config.precision) for part, tree in (trained | held).items()),
   )
 
 
-def sent_by_rule(tree, mesh, gathers: int, sums: int, precision: str) -> float:
-  """Bytes that each device sends for a tree: split arrays are gathered in the type of the computation, gradients are
-  summed to where the array lies."""
-  total, (split_over, copies) = 0.0, (mesh.shape['fsdp'], mesh.shape['data'])
-  ring = lambda n: (n - 1) / n
+def sent_by_rule(tree, mesh, sums: int, precision: str) -> float:
+  """Bytes that each device sends for a tree in a step: see NOTES; all in the type of the computation."""
+  sent, ring = 0.0, lambda n: (n - 1) / n
+  data_ways, fsdp_ways = mesh.shape['data'], mesh.shape['fsdp']
   for leaf in jax.tree.leaves(tree):
-    size = leaf.size * leaf.dtype.itemsize
+    size = leaf.size * jnp.dtype(precision).itemsize
     if sharding.leaf_sharding(leaf.shape, mesh).is_fully_replicated:
-      total += sums * 2 * ring(mesh.size) * size
+      sent += sums * 2 * ring(mesh.size) * size
     else:
-      gathered = leaf.size * jnp.dtype(precision).itemsize
-      total += gathers * ring(split_over) * gathered
-      total += sums * (ring(split_over) * size + 2 * ring(copies) * size / split_over)
-  return total
+      sent += ring(fsdp_ways) * size
+      sent += sums * (ring(fsdp_ways) * size + 2 * ring(data_ways) * size / fsdp_ways)
+  return sent
 
 
 def recipe_at(config, side: int, attention: bool = True):
@@ -160,14 +154,17 @@ def teacher_flops(config, side: int, attention: bool = True) -> float:
   return costs.flops(programs.make(recipe, 'teacher').trace()) / recipe.phases.teacher.batch_size
 
 
-def headline(config, target: int) -> list[str]:
-  """What the method saves: the teacher where it is trained against the same network at the target resolution."""
+def headline(config, target: int, known: float | None = None) -> list[str]:
+  """What the method saves: the teacher where it is trained against the same network at the target resolution.
+
+  `known`: `teacher_flops` at the base resolution, where it has been counted already.
+  """
   base = config.base_resolution
   if target == base:
     return [f'teacher at {base} px: the target is {base} px too; --target={8 * base} compares with {8 * base} px']
-  plain, whole = (teacher_flops(config, target, with_attention) / teacher_flops(config, base, with_attention)
-                  for with_attention in (False, True))
-  return [f'without its attention, the same network: {plain:.1f}x',
+  plain = teacher_flops(config, target, attention=False) / teacher_flops(config, base, attention=False)
+  whole = teacher_flops(config, target) / (known or teacher_flops(config, base))
+  return [f'the same network without attention, whose cost grows with the fourth power of the side: {plain:.1f}x',
           f'teacher at {base} px: {whole:.1f}x fewer FLOPs per image than at {target} px']
 
 
@@ -208,8 +205,9 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
   phase, side = config.phases[name], configs.phase_resolution(config, name)
   data_ways, fsdp_ways = phase_mesh(config, name, topology)
   if phase.stage == 'invert':
-    work = (f'{pairs:,} pairs' if pairs else 'pairs not known') + f' in batches of {found.images}' + (
-      f' on each of {topology.hosts} hosts' if topology.hosts > 1 else '')
+    each = f' on each of {topology.hosts} hosts' if topology.hosts > 1 else ''
+    steps = f'{-(-pairs // (found.images * topology.hosts)):,} steps of ' if pairs else 'steps of '
+    work = f'{steps}{found.images} images{each}' + (f', {pairs:,} pairs' if pairs else ', pairs not known')
     record = side**2 * config.data.channels * jnp.dtype(phase.dtype).itemsize
     left = _row('noise store', _bytes(record * pairs) if pairs else f'{_bytes(record)} a pair')
   else:
@@ -230,7 +228,7 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
                      f'whole on every device (mesh data={data_ways} fsdp={fsdp_ways})'),
     _row('FLOPs', f'{_flop(found.flops / found.images)} per image, {_flop(found.flops)} per step'),
     _row('memory', f'about {_bytes(found.memory)}{of_limit} per device: {_listed(parts)}'),
-    _row('sends', f'about {_bytes(found.sent)} per device and step'),
+    _row('sends', f'about {_bytes(found.sent)} per device and step' if found.sent else 'nothing'),
     left,
     _row('in all', work_text(images * found.flops / found.images, topology, mfu) if images else 'not known'),
   ]
@@ -280,7 +278,7 @@ def _row(title: str, text: str) -> str:
 
 
 def _listed(sizes: dict) -> str:
-  return ', '.join(f'{what} {_bytes(size)}' for what, size in sizes.items())
+  return ', '.join(f'{what} {_bytes(size)}' for what, size in sizes.items() if size)
 
 
 def _bytes(size: float) -> str:
@@ -293,11 +291,8 @@ def _flop(count: float) -> str:
 
 def _number(value: float) -> str:
   """Three digits, a space and a decimal prefix."""
-  for prefix in ('', 'k', 'M', 'G', 'T', 'P', 'E'):
-    if value < 999.5:
-      break
-    value /= 1000
-  return f'{value:.3g} {prefix}'
+  power = min(max(int(math.log10(max(value, 1) * 1.0005) // 3), 0), 6)
+  return f'{value / 1000**power:.3g} {["", "k", "M", "G", "T", "P", "E"][power]}'
 
 
 def define_flags(fv) -> None:
@@ -336,14 +331,16 @@ def run(fv, args) -> int:
   chip = topology.chip
   facts = f', each {_flop(chip.peak)}/s in bfloat16 and {_bytes(chip.memory)}' if chip.peak else ''
   print('\n'.join([f'Planned for {topology}{facts}.', NOTES, *assumed]), flush=True)
-  total = 0.0
+  total, teacher = 0.0, None
   chosen = [name for name in config.order if not fv.phases or name in fv.phases]
   for name in chosen:
     found = phase_costs(config, name, topology)
     total += (images_of(config, name, pairs) or 0) * found.flops / found.images
+    if config.phases[name].stage == 'teacher':
+      teacher = teacher or found.flops / found.images
     print('\n' + '\n'.join(phase_lines(config, name, topology, found, pairs, fv.mfu)), flush=True)
     if fv.aot:
       print('\n'.join(compiled_lines(config, name, topology, devices)), flush=True)
   print(f'\n{", ".join(chosen)}: {work_text(total, topology, fv.mfu)}')
-  print('\n'.join(headline(config, target)))
+  print('\n'.join(headline(config, target, teacher)))
   return 0
