@@ -23,7 +23,7 @@ def flops(traced) -> float:
   XLA counts a loop's body once; here it counts as often as it runs. Sums over zeros at a convolution's border are
   not counted; an operation of a single element counts 1, a product added to a sum 2.
   """
-  return counted_once(traced.lower()) + _further_turns(traced.jaxpr.jaxpr)
+  return counted_once(traced.lower()) + further_turns(traced.jaxpr.jaxpr)
 
 
 def counted_once(lowered) -> float:
@@ -31,7 +31,7 @@ def counted_once(lowered) -> float:
   return lowered.cost_analysis().get('flops', 0.0)
 
 
-def _further_turns(jaxpr) -> float:
+def further_turns(jaxpr) -> float:
   """Operations of the scans in a program beyond their first turns."""
   total = 0.0
   for eqn in jaxpr.eqns:
@@ -40,9 +40,9 @@ def _further_turns(jaxpr) -> float:
       shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in body.jaxpr.invars]
       once = counted_once(jax.jit(jaxpr_as_fun(body)).lower(*shapes))
       turns = eqn.params['length']
-      total += (turns - 1) * once + turns * _further_turns(body.jaxpr)
+      total += (turns - 1) * once + turns * further_turns(body.jaxpr)
     else:
-      total += sum(map(_further_turns, _inner(eqn)))
+      total += sum(map(further_turns, _inner(eqn)))
   return total
 
 

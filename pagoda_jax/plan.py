@@ -39,6 +39,7 @@ class PhaseCosts:
     activations: estimate.
     images: of a step: of all devices together, or for `invert` of those of one host.
     flops: of such a step.
+    further_flops: those of them in loops, beyond the first turn.
     sent: bytes that a device sends in a step, by rule.
   """
 
@@ -53,6 +54,7 @@ class PhaseCosts:
   activations: float
   images: int
   flops: float
+  further_flops: float
   sent: float
 
   @property
@@ -103,6 +105,9 @@ def phase_costs(config, name: str, topology) -> PhaseCosts:
   else:
     trained, held = {}, {'params': state}
   sums = _SUMS.get(config.phases[name].stage, {})
+  sent = sum(sent_by_rule(tree, mesh, sums.get(part, 0), config.precision) for part, tree in (trained | held).items())
+  if not program.trains:  # each device of a host gets the whole noise
+    sent += (mesh.size - 1) / mesh.size * 4 * program.batch['image'].size
   leaves = jax.tree.leaves(state)
   return PhaseCosts(
     trained=models.count(trained),
@@ -116,7 +121,8 @@ def phase_costs(config, name: str, topology) -> PhaseCosts:
     activations=costs.peak_bytes(traced.jaxpr.jaxpr) / mesh.size,
     images=program.images,
     flops=costs.flops(traced),
-    sent=sum(sent_by_rule(tree, mesh, sums.get(part, 0), config.precision) for part, tree in (trained | held).items()),
+    further_flops=costs.further_turns(traced.jaxpr.jaxpr),
+    sent=sent,
   )
 
 
@@ -168,16 +174,14 @@ def headline(config, target: int, known: float | None = None) -> list[str]:
           f'teacher at {base} px: {whole:.1f}x fewer FLOPs per image than at {target} px']
 
 
-def compiled_lines(config, name: str, topology, devices) -> list[str]:
+def compiled_lines(config, name: str, topology, devices, found: PhaseCosts) -> list[str]:
   """What XLA's compiler for the topology's devices says about a phase's step."""
   sizes = phase_mesh(config, name, topology)
   mesh = sharding.make_mesh(*sizes, devices=devices[: math.prod(sizes)])
   program = phase_program(config, name, topology)
   start = time.monotonic()
-  traced = program.trace(mesh)
-  lowered = traced.lower()
   try:
-    compiled = lowered.compile()
+    compiled = program.trace(mesh).lower().compile()
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
@@ -189,8 +193,8 @@ def compiled_lines(config, name: str, topology, devices) -> list[str]:
     'temporary': memory.temp_size_in_bytes,
     'program': memory.generated_code_size_in_bytes,
   }
-  # A loop of the compiled program is counted with one turn too: scaled as the traced program's turns ask for.
-  flops = costs.counted_once(compiled) * mesh.size * costs.flops(traced) / costs.counted_once(lowered)
+  # XLA counts one turn of a loop here too: the further ones are taken in the proportion of the traced step.
+  flops = costs.counted_once(compiled) * mesh.size * found.flops / (found.flops - found.further_flops)
   sent = costs.sent_bytes(compiled.as_text(), mesh.size)
   return [
     _row('compiled', f'in {seconds:.0f} s for {mesh.size} x {devices[0].device_kind}'),
@@ -340,7 +344,7 @@ def run(fv, args) -> int:
       teacher = teacher or found.flops / found.images
     print('\n' + '\n'.join(phase_lines(config, name, topology, found, pairs, fv.mfu)), flush=True)
     if fv.aot:
-      print('\n'.join(compiled_lines(config, name, topology, devices)), flush=True)
+      print('\n'.join(compiled_lines(config, name, topology, devices, found)), flush=True)
   print(f'\n{", ".join(chosen)}: {work_text(total, topology, fv.mfu)}')
   print('\n'.join(headline(config, target, teacher)))
   return 0
