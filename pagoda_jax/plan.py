@@ -10,8 +10,8 @@ from absl import flags
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import config_flags
 
+from pagoda_jax import checkpoints, costs, data, models, programs, sharding, topologies, validation
 from pagoda_jax import config as configs
-from pagoda_jax import costs, data, models, programs, sharding, topologies, validation
 from pagoda_jax.pictures import SourceError
 
 NOTES = """\
@@ -109,6 +109,7 @@ def phase_costs(config, name: str, topology) -> PhaseCosts:
   if not program.trains:  # each device of a host gets the whole noise
     sent += (mesh.size - 1) / mesh.size * 4 * program.batch['image'].size
   leaves = jax.tree.leaves(state)
+  further_flops = costs.further_turns(traced.jaxpr.jaxpr)
   return PhaseCosts(
     trained=models.count(trained),
     fixed=models.count(held),
@@ -120,8 +121,8 @@ def phase_costs(config, name: str, topology) -> PhaseCosts:
     gradients=sum(sums.get(part, 0) * on_device(tree, mesh) for part, tree in trained.items()),
     activations=costs.peak_bytes(traced.jaxpr.jaxpr) / mesh.size,
     images=program.images,
-    flops=costs.flops(traced),
-    further_flops=costs.further_turns(traced.jaxpr.jaxpr),
+    flops=costs.counted_once(traced.lower()) + further_flops,
+    further_flops=further_flops,
     sent=sent,
   )
 
@@ -185,7 +186,7 @@ def compiled_lines(config, name: str, topology, devices, found: PhaseCosts) -> l
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    return [_row('compiled', f'does not fit: {error}')]
+    return [_row('compiled', f'does not fit: {checkpoints.first_lines(error, 3)}')]
   memory, seconds = compiled.memory_analysis(), time.monotonic() - start
   parts = {
     'arguments': memory.argument_size_in_bytes,
@@ -219,7 +220,11 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
     keep = config.checkpoint
     kept = keep.keep + (phase.steps // keep.keep_every if keep.keep_every else 0)
     left = _row('checkpoint', f'{_bytes(found.state_bytes)}, {kept} of them at most')
-  split = f'{found.split} of {found.arrays} arrays split {fsdp_ways} ways along their largest divisible dimension, the '
+  placed = 'all arrays whole on every device'
+  if found.split:
+    share = (found.state_bytes - found.state) / (1 - 1 / fsdp_ways) / found.state_bytes
+    placed = (f'{found.split} of {found.arrays} arrays ({share:.1%} of the bytes) split {fsdp_ways} ways along their '
+              'largest divisible dimension, the others whole on every device')
   limit = topology.chip.memory
   of_limit = f' of {_bytes(limit)}{": TOO MUCH" if found.memory > limit else ""}' if limit else ''
   parts = {'state': found.state, 'frozen networks': found.frozen, 'gradients': found.gradients,
@@ -228,8 +233,7 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
   return [
     f'{name} (stage {phase.stage}, {side} px): {work}',
     _row('parameters', f'{found.trained:,} trained, {found.fixed:,} only applied'),
-    _row('sharding', f'batch {data_ways * fsdp_ways} ways; state: {split + "others" if found.split else "all arrays"} '
-                     f'whole on every device (mesh data={data_ways} fsdp={fsdp_ways})'),
+    _row('sharding', f'mesh data={data_ways} fsdp={fsdp_ways}: batch {data_ways * fsdp_ways} ways; state: {placed}'),
     _row('FLOPs', f'{_flop(found.flops / found.images)} per image, {_flop(found.flops)} per step'),
     _row('memory', f'about {_bytes(found.memory)}{of_limit} per device: {_listed(parts)}'),
     _row('sends', f'about {_bytes(found.sent)} per device and step' if found.sent else 'nothing'),
@@ -248,8 +252,8 @@ def work_text(flops: float, topology, mfu: float) -> str:
   """Operations, and the time that they take where the chip's peak is known."""
   if not topology.chip.peak:
     return _flop(flops)
-  hours = chip_hours(flops, topology.chip, mfu)
-  return f'{_flop(flops)}, {hours:.3g} chip-hours at an MFU of {mfu:g}: {hours / topology.count:.3g} hours'
+  hours, chips = chip_hours(flops, topology.chip, mfu), topology.count
+  return f'{_flop(flops)}, {hours:.3g} chip-hours at an MFU of {mfu:g}: {hours / chips:.3g} hours on {chips}'
 
 
 def chip_hours(flops: float, chip: topologies.Chip, mfu: float) -> float:
