@@ -33,11 +33,16 @@ def settle(config) -> None:
     raise SourceError(f'config.data.resolution = {data.resolution}: the pictures of source {data.source} {data.path} '
                       f'are stored at {source.resolution} px')
   if data.num_classes == -1:
-    data.num_classes = len(source.class_names)
-    for phase in config.phases.values():
-      if not data.num_classes and 'discriminator' in phase:
-        phase.discriminator.conditional = False
+    set_classes(config, len(source.class_names))
   check_labels(source, data.num_classes)
+
+
+def set_classes(config, count: int) -> None:
+  """Gives an experiment its number of classes; without any, no discriminator is conditional."""
+  config.data.num_classes = count
+  for phase in config.phases.values():
+    if not count and 'discriminator' in phase:
+      phase.discriminator.conditional = False
 
 
 def check_labels(source: Source, num_classes: int) -> None:

@@ -54,6 +54,19 @@ def load(config, phase_name: str) -> dict:
   return {'features': features}
 
 
+def shapes(config, phase_name: str) -> dict:
+  """What `load` gives, as ShapeDtypeStructs; no file is looked for."""
+  phase = config.phases[phase_name]
+  if not names(phase):
+    return {}
+  features = {name: _projected_shapes(name) for name in _backbones(phase)}
+  if phase.reconstruction.distance == 'lpips':
+    images = jnp.zeros((1, perception.RESIZED, perception.RESIZED, 3))
+    network = perception.lpips_network(jnp.float32)
+    features[perception.LPIPS_NAME] = jax.eval_shape(network.init, jax.random.key(0), images, images)
+  return {'features': features}
+
+
 def _backbones(phase) -> tuple[str, ...]:
   """The feature networks that the discriminator or the reconstruction distance sees, each once."""
   chosen = ()
@@ -64,15 +77,24 @@ def _backbones(phase) -> tuple[str, ...]:
   return tuple(dict.fromkeys(chosen))
 
 
+def _network(name: str):
+  """(ProjectedFeatures of a backbone, images to initialise it with)."""
+  network = perception.projected_networks([name], perception.RESIZED, jnp.float32)[name]
+  return network, jnp.zeros((1, perception.RESIZED, perception.RESIZED, 3))
+
+
+def _projected_shapes(name: str) -> dict:
+  network, images = _network(name)
+  return jax.eval_shape(network.init, jax.random.key(0), images)
+
+
 def _projected(config, name: str) -> dict:
   """Variables of ProjectedFeatures: a published backbone under projections drawn from config.seed.
 
   The draw depends on the seed and the backbone alone: every phase of a run sees the same projections.
   """
-  network = perception.projected_networks([name], perception.RESIZED, jnp.float32)[name]
+  network, images = _network(name)
   backbone = formats.read_converted(weights.find(name, config.weights_dir), 'timm').variables
-  images = jnp.zeros((1, perception.RESIZED, perception.RESIZED, 3))
-  shapes = jax.eval_shape(network.init, jax.random.key(0), images)
 
   def random_part(rng):
     params = network.init(rng, images)['params']
@@ -80,7 +102,8 @@ def _projected(config, name: str) -> dict:
 
   rng = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(f'projections/{name}'.encode()) % 2**31)
   drawn = jax.device_get(models.run_once(random_part, rng))
-  variables = {**shapes, 'params': {**shapes['params'], **drawn}}
+  expected = _projected_shapes(name)
+  variables = {**expected, 'params': {**expected['params'], **drawn}}
   return random_projections.with_backbone(variables, backbone)
 
 

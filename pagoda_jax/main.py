@@ -11,6 +11,7 @@ from absl import flags, logging
 COMMANDS = {
   'run': ('pipeline', 'define_flags', 'run', 'all phases of an experiment in order; goes on where it stopped'),
   'train': ('pipeline', 'define_train_flags', 'run_train', 'one phase of an experiment'),
+  'plan': ('plan', 'define_flags', 'run', 'what each phase of an experiment costs, before it runs'),
   'sample': ('sample', 'define_flags', 'run', 'images from a trained phase, to .png or .npz'),
   'prepare': ('prepare', 'define_flags', 'run', 'pictures from anywhere into ArrayRecord shards of one resolution'),
   'bench': ('bench', 'define_flags', 'run', 'how fast this machine reads pictures (data), converts weights (convert)'),

@@ -8,15 +8,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 SHARDED_FROM = 2**16
 
 
+def axis_sizes(data: int, fsdp: int, count: int) -> tuple[int, int]:
+  """Sizes of the axes ('data', 'fsdp') over `count` devices; -1 takes the devices that the other axis leaves."""
+  data = count // fsdp if data == -1 else data
+  return data, count // data if fsdp == -1 else fsdp
+
+
 def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
-  """Mesh of axes ('data', 'fsdp'); -1 takes the devices that the other axis leaves.
+  """Mesh of axes ('data', 'fsdp') as `axis_sizes` has them.
 
   Auto axis types: with JAX's default explicit ones, an FSDP-sharded Linen layer raises ShardingTypeError.
   """
   devices = jax.devices() if devices is None else devices
-  data = len(devices) // fsdp if data == -1 else data
-  fsdp = len(devices) // data if fsdp == -1 else fsdp
-  return jax.make_mesh((data, fsdp), ('data', 'fsdp'), (AxisType.Auto,) * 2, devices=devices)
+  sizes = axis_sizes(data, fsdp, len(devices))
+  return jax.make_mesh(sizes, ('data', 'fsdp'), (AxisType.Auto,) * 2, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -60,24 +60,29 @@ def key_of(seed: int, name: str) -> jax.Array:
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) % 2**31)
 
 
+def make_step(config, name: str) -> tuple[models.Networks, Callable[..., Any]]:
+  """(networks, step(state, batch, frozen, rng) -> (state, metrics)) of a phase of stage teacher, distill or grow."""
+  phase, networks = config.phases[name], models.build(config, name)
+  return networks, {'teacher': teacher, 'distill': distill, 'grow': grow}[phase.stage].make_train_step(networks, phase)
+
+
 def make_phase(config, folder, name: str) -> Phase:
   """Networks, step, initial state and data of a phase of stage teacher, distill or grow."""
   phase = config.phases[name]
-  networks = models.build(config, name)
+  networks, step = make_step(config, name)
   seed = int(zlib.crc32(name.encode()) + config.seed) % 2**31
   init_key = key_of(config.seed, f'{name}/init')
   resolution = configs.phase_resolution(config, name)
   if phase.stage == 'teacher':
     stream = data.Stream(config.data, resolution, seed)
     init = functools.partial(init_teacher, config, folder, name, networks, init_key)
-    return Phase(networks, teacher.make_train_step(networks, phase), init, stream)
+    return Phase(networks, step, init, stream)
   inverting.check_store(config, folder, phase.noise)
   store = inversions.open_store(epath.Path(folder) / phase.noise, networks.sigma_max, phase.standardize_noise)
   stream = data.Stream(config.data, resolution, seed, store, phase.pairs_fraction)
   frozen = frozen_weights.load(config, name)
   init = functools.partial(init_generator, config, folder, name, networks, frozen, init_key)
-  make_step = distill.make_train_step if phase.stage == 'distill' else grow.make_train_step
-  return Phase(networks, make_step(networks, phase), init, stream, frozen)
+  return Phase(networks, step, init, stream, frozen)
 
 
 def init_teacher(config, folder, name: str, networks, key) -> tuple[state.TeacherState, str]:

@@ -183,6 +183,8 @@ def test_lpips_trains_on_its_two_published_files(folder):
   config = experiment('lpips', backbones=(LITE,))
   networks, frozen = models.build(config, 'distill'), frozen_weights.load(config, 'distill')
   assert set(frozen['features']) == {LITE, 'lpips'}
+  shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert shapes(frozen_weights.shapes(config, 'distill')) == shapes(frozen)
   images, others = np.random.default_rng(0).uniform(-1, 1, (2, 1, 8, 8, 1)).astype(np.float32)
   distance = lambda x: networks.distance(frozen, images, x, RNG)[0]
   value, gradient = jax.value_and_grad(distance)(others)

@@ -1,0 +1,158 @@
+"""What a program costs, from the program itself: arithmetic, memory while it runs, traffic between devices."""
+
+import collections
+import math
+import re
+
+import jax
+from jax.extend.core import Literal, jaxpr_as_fun
+
+# Bytes that a device sends for each byte of the result, over a ring of n devices.
+SENT = {
+  'all-reduce': lambda n: 2 * (n - 1) / n,
+  'all-gather': lambda n: (n - 1) / n,
+  'reduce-scatter': lambda n: n - 1,
+  'all-to-all': lambda n: (n - 1) / n,
+  'collective-permute': lambda n: 1,
+}
+
+
+def flops(traced) -> float:
+  """Operations of a traced program (`jax.jit(f).trace(*shapes)`), as XLA counts them before it optimises.
+
+  XLA counts a loop's body once; here it counts as often as it runs. Sums over zeros at a convolution's border are
+  not counted; an operation of a single element counts 1, a product added to a sum 2.
+  """
+  return counted_once(traced.lower()) + further_turns(traced.jaxpr.jaxpr)
+
+
+def counted_once(lowered) -> float:
+  """XLA's own count of a lowered or compiled program: every loop's body once."""
+  return lowered.cost_analysis().get('flops', 0.0)
+
+
+def further_turns(jaxpr) -> float:
+  """Operations of the scans in a program beyond their first turns."""
+  total = 0.0
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'scan':
+      body = eqn.params['jaxpr']
+      shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in body.jaxpr.invars]
+      once = counted_once(jax.jit(jaxpr_as_fun(body)).lower(*shapes))
+      turns = eqn.params['length']
+      total += (turns - 1) * once + turns * further_turns(body.jaxpr)
+    else:
+      total += sum(map(further_turns, _inner(eqn)))
+  return total
+
+
+def _inner(eqn) -> list:
+  """The programs inside an equation: of a nested jit, a loop, a branch."""
+  params = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr'))
+  return [getattr(param, 'jaxpr', param) for param in params if hasattr(param, 'eqns') or hasattr(param, 'jaxpr')]
+
+
+def peak_bytes(jaxpr) -> int:
+  """Most bytes that a program's own values take at once, where it runs as it is written.
+
+  Arguments are not counted; every value lives from where it is made to its last use. A compiler does with less (it
+  fuses and computes again) or more (it pads to the tiles of the chip).
+  """
+  last = {}
+  for place, eqn in enumerate(jaxpr.eqns):
+    last.update({var: place for var in eqn.invars if not isinstance(var, Literal)})
+  last.update({var: len(jaxpr.eqns) for var in jaxpr.outvars if not isinstance(var, Literal)})
+  ends = collections.defaultdict(list)
+  live = most = 0
+  for place, eqn in enumerate(jaxpr.eqns):
+    within = max((peak_bytes(inner) for inner in _inner(eqn)), default=0)
+    made = sum(map(_bytes, eqn.outvars))
+    most = max(most, live + max(within, made))
+    live += made
+    for var in eqn.outvars:
+      ends[max(last.get(var, place), place)].append(_bytes(var))
+    live -= sum(ends.pop(place, ()))
+  return most
+
+
+def _bytes(var) -> int:
+  return math.prod(var.aval.shape) * getattr(var.aval.dtype, 'itemsize', 8)
+
+
+def sent_bytes(hlo: str, devices: int) -> dict[str, float]:
+  """{kind of collective: bytes that each device sends when a compiled program runs once, as over a ring}.
+
+  Args:
+    hlo: `compiled.as_text()`, of XLA for CPU, GPU or TPU.
+    devices: of the mesh: the size of a group of devices where the text names none.
+  """
+  sent, turns, seen = collections.Counter(), _turns(hlo), set()
+  for computation, line in _instructions(hlo):
+    found = re.search(rf'= (.*?) ({"|".join(SENT)})(?:-start)?\(', line)
+    if not found:
+      continue
+    shape, kind = found.groups()
+    channel = re.search(r'channel_id=(\d+)', line)
+    # A collective that runs beside other work stands in several fusions, always with the same channel.
+    if channel and channel[1] in seen:
+      continue
+    seen |= {channel[1]} if channel else set()
+    sizes, group = _array_bytes(shape), _group_size(line, devices)
+    size = sum(sizes)
+    if '-start(' in line and kind in ('all-gather', 'collective-permute'):
+      size = max(sizes)  # operand and result stand side by side
+    if kind == 'all-reduce' and computation.startswith('all-reduce-scatter'):  # the TPU's form of it
+      kind, size = 'reduce-scatter', size / group
+    sent[kind] += turns[computation] * SENT[kind](group) * size
+  return dict(sent)
+
+
+def _instructions(hlo: str):
+  """(name of the computation, line) of every instruction."""
+  computation = ''
+  for line in hlo.splitlines():
+    header = re.match(r'(?:ENTRY )?%?([\w.-]+) \(.*\{$', line)
+    if header:
+      computation = header[1]
+    elif ' = ' in line:
+      yield computation, line
+
+
+def _turns(hlo: str) -> collections.defaultdict:
+  """{computation: how often it runs}, of loops whose number of turns XLA has noted; all others run once."""
+  calls = collections.defaultdict(list)
+  for computation, line in _instructions(hlo):
+    count = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+    for called in re.findall(r'(?:calls|to_apply|body)=%?([\w.-]+)', line):
+      calls[called].append((computation, int(count[1]) if count else 1))
+  turns = collections.defaultdict(lambda: 1)
+
+  def of(name):
+    if name not in turns and name in calls:
+      turns[name] = max(count * of(caller) for caller, count in calls[name])
+    return turns[name]
+
+  for name in list(calls):
+    of(name)
+  return turns
+
+
+def _array_bytes(shape: str) -> list[int]:
+  """Bytes of each array of an HLO shape such as '(f32[3,4]{1,0}, bf16[8]{0})'."""
+  sizes = []
+  for kind, dims in re.findall(r'\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]', shape):
+    bits = 8 if kind == 'pred' else int(re.search(r'\d+', kind)[0])
+    sizes.append(math.prod(int(dim) for dim in dims.split(',') if dim) * bits // 8)
+  return sizes
+
+
+def _group_size(line: str, devices: int) -> int:
+  """How many devices take part in one group of a collective."""
+  if found := re.search(r'replica_groups=\{\{([\d,]+)\}', line):
+    return len(found[1].split(','))
+  if found := re.search(r'replica_groups=\[(\d+),(\d+)\]', line):
+    return int(found[2])
+  if found := re.search(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}', line):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+  return devices

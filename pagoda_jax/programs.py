@@ -1,0 +1,90 @@
+"""A phase's compiled step without its data and weights: shapes in, for planning and for compiling ahead of time."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from pagoda_jax import config as configs
+from pagoda_jax import diffusion, frozen_weights, models, sample, sharding, state, train
+from pagoda_jax.stages import grow, invert
+
+
+class Program(NamedTuple):
+  """What one step of a phase computes and from what: trees of ShapeDtypeStructs.
+
+  Attributes:
+    step: step(state, batch, frozen, rng); of stage `invert` the inversion of a batch, whose state is the teacher.
+    batch: without what is only logged.
+    trains: whether the step gives back a new state, in the place of the old one.
+  """
+
+  step: Callable[..., Any]
+  state: Any
+  batch: dict[str, jax.ShapeDtypeStruct]
+  frozen: dict
+  rng: jax.ShapeDtypeStruct
+  trains: bool
+
+  @property
+  def images(self) -> int:
+    """Images of one step."""
+    return self.batch['image'].shape[0]
+
+  def trace(self, mesh: Mesh | None = None):
+    """`jax.jit(...).trace(...)` of the step: on one device, or with the shardings that the loops give it on a mesh."""
+    if mesh is None:
+      return jax.jit(self.step).trace(self.state, self.batch, self.frozen, self.rng)
+    whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    placed = lambda tree, where: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+    begun = sharding.abstract(self.state, mesh)
+    options = {'out_shardings': whole}
+    if self.trains:
+      options = {'out_shardings': (sharding.tree_shardings(begun, mesh), whole), 'donate_argnums': 0}
+    with jax.set_mesh(mesh):
+      arguments = placed(self.batch, split), sharding.abstract(self.frozen, mesh), placed(self.rng, whole)
+      return jax.jit(self.step, **options).trace(begun, *arguments)
+
+
+def make(config, name: str) -> Program:
+  """The program of a phase; nothing is allocated, no file is read."""
+  phase = config.phases[name]
+  base, side, count = config.base_resolution, configs.phase_resolution(config, name), phase.batch_size
+  image = jax.ShapeDtypeStruct((count, side, side, config.data.channels), jnp.uint8)
+  label = jax.ShapeDtypeStruct((count,), jnp.int32)
+  batch = {'image': image, 'label': label}
+  rng = jax.eval_shape(lambda: jax.random.key(0))
+  if phase.stage == 'invert':
+    networks = models.build(config, name)
+    levels = diffusion.sigmas(phase.num_levels, **sample.schedule(config))
+    solve = invert.make_invert_step(networks, levels, phase.clip_denoised, phase.add_noise)
+    step = lambda params, batch, frozen, rng: solve(params, batch, rng)
+    return Program(step, _shapes_of_params(networks), batch | {'key': label}, {}, rng, trains=False)
+  networks, step = train.make_step(config, name)
+  frozen = frozen_weights.shapes(config, name)
+  if phase.stage != 'teacher':
+    noise = jax.ShapeDtypeStruct((count, base, base, config.data.channels), jnp.float32)
+    batch |= {'noise': noise, 'real_image': image, 'real_label': label}
+  return Program(step, _begun(config, name, networks, frozen), batch, frozen, rng, trains=True)
+
+
+def _shapes_of_params(networks):
+  return jax.eval_shape(lambda: models.fresh_params(networks.unet, jax.random.key(0)))
+
+
+def _begun(config, name: str, networks, frozen):
+  """Shapes of the state at step 0 (as train.init_teacher and train.init_generator make it)."""
+  phase, side = config.phases[name], configs.phase_resolution(config, name)
+
+  def begin(params):
+    if phase.stage == 'teacher':
+      return state.init_teacher(params, phase)
+    fixed = {}
+    if phase.stage == 'grow':
+      params, fixed, _ = grow.grown_params(params, params, configs.start_resolution(config, name), side)
+    discriminator = models.init_discriminator(networks, frozen, side, jax.random.key(0))
+    return state.init_generator(params, fixed, discriminator, phase)
+
+  return jax.eval_shape(begin, _shapes_of_params(networks))

@@ -1,0 +1,130 @@
+"""Sets of devices that need not be here: what `pagoda plan --topology=...` plans for."""
+
+import dataclasses
+import os
+import re
+
+import jax
+
+
+class TopologyError(ValueError):
+  """A topology that does not exist, or that nothing can be compiled for here; the message names the choices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One device.
+
+  Attributes:
+    peak: published dense bfloat16 FLOP/s; None where it differs from machine to machine.
+    memory: published bytes of HBM; None likewise.
+    kind: what JAX calls it (`Device.device_kind` begins or ends so).
+    per_host: most of them in one host of a set of several hosts.
+  """
+
+  peak: float | None
+  memory: float | None
+  kind: str
+  per_host: int
+
+
+CHIPS = {
+  # Google Cloud's documentation, "TPU v5e" and "TPU v6e": per chip.
+  'v5e': Chip(197e12, 16e9, 'TPU v5 lite', 4),
+  'v6e': Chip(918e12, 32e9, 'TPU v6 lite', 4),
+  # NVIDIA's data sheets of the SXM modules, without sparsity.
+  'a100': Chip(312e12, 80e9, 'A100-SXM4-80GB', 8),
+  'h100': Chip(989e12, 80e9, 'H100 80GB HBM3', 8),
+  'cpu': Chip(None, None, 'cpu', 2**31),
+}
+# Slices of both TPUs: chips -> sides of the rectangle.
+SLICES = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
+CHOICES = 'v5e-N or v6e-N (N chips), Nxh100 or Nxa100, cpu:N; such as v5e-256, 8xh100 or cpu:8'
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """`count` devices of one kind."""
+
+  chip_name: str
+  count: int
+
+  @property
+  def chip(self) -> Chip:
+    return CHIPS.get(self.chip_name, Chip(None, None, self.chip_name, 2**31))
+
+  @property
+  def is_tpu(self) -> bool:
+    return self.chip.kind.startswith('TPU')
+
+  @property
+  def hosts(self) -> int:
+    # A single host has up to 8 TPU chips, hosts of a larger slice 4 each.
+    return 1 if self.count <= 8 else -(-self.count // self.chip.per_host)
+
+  def __str__(self) -> str:
+    return f'{self.count} x {self.chip_name}' + (f' on {self.hosts} hosts' if self.hosts > 1 else '')
+
+
+def parse(text: str) -> Topology:
+  """The topology of a text such as 'v5e-256', '8xh100' or 'cpu:8'.
+
+  Raises:
+    TopologyError: there is none of that name.
+  """
+  found = re.fullmatch(r'(v5e|v6e)-(\d+)|(\d+)x(h100|a100)|(cpu):(\d+)', text)
+  if not found:
+    raise TopologyError(f'--topology={text}: must be {CHOICES}')
+  tpu, chips, gpus, gpu, cpu, cpus = found.groups()
+  count = int(chips or gpus or cpus)
+  if count < 1 or (tpu and count not in SLICES):
+    raise TopologyError(f'--topology={text}: there are none of {count}' + (
+      f'; {tpu} comes with {", ".join(map(str, SLICES))} chips' if tpu else ' devices'))
+  return Topology(tpu or gpu or cpu, count)
+
+
+def here() -> Topology:
+  """The devices that JAX sees now."""
+  kind = jax.devices()[0].device_kind
+  name = next((name for name, chip in CHIPS.items() if kind.startswith(chip.kind) or kind.endswith(chip.kind)), kind)
+  return Topology(name, jax.device_count())
+
+
+def compile_devices(topology: Topology) -> list:
+  """Devices of the topology that XLA can compile for on this machine: TPUs that need not be here, or virtual CPUs.
+
+  Raises:
+    TopologyError: there is no compiler for them here; the message says what to install or to choose.
+  """
+  if topology.chip_name == 'cpu':
+    return _cpus(topology.count)
+  if not topology.is_tpu:
+    raise TopologyError(f'--aot compiles for TPUs (v5e-N, v6e-N) and for cpu:N; for {topology} leave --aot out')
+  # libtpu would ask the cloud which machine this is, and wait for an answer that does not come.
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  jax.config.update('jax_enable_compilation_cache', False)  # it could not be read back without the devices
+  from jax.experimental import topologies as descriptions
+
+  sides = SLICES[topology.count]
+  bounds = {} if topology.hosts > 1 else {'chips_per_host_bounds': (*map(int, sides.split('x')), 1)}
+  try:
+    return descriptions.get_topology_desc(
+      platform='tpu', topology_name=f'{topology.chip_name}:{sides}', **bounds
+    ).devices
+  except RuntimeError as error:
+    raise TopologyError(
+      f'--aot for {topology}: no TPU compiler here ({str(error).splitlines()[0]}). It comes with the tpu extra: '
+      'pip install "pagoda_jax[tpu]"; no TPU is needed'
+    ) from None
+
+
+def _cpus(count: int) -> list:
+  try:
+    jax.config.update('jax_num_cpu_devices', count)
+  except RuntimeError:
+    pass  # JAX runs already, with as many as it has
+  devices = jax.devices('cpu')
+  if len(devices) < count:
+    raise TopologyError(f'--aot for cpu:{count}: JAX runs with {len(devices)} CPU devices')
+  return devices[:count]
