@@ -80,12 +80,17 @@ def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
     print(f'{name}: inverts with {where}', flush=True)
   source, keys = data.source_keys(config.data)
   layout = inversions.make_layout(workdir.target(config, name, max_steps), phase.shard_size)
+  made_from = origin(config, name, params)
   with jax.set_mesh(mesh), StopRequest() as stop:
     solve = _Solver(config, name, params, mesh)
     if sharding.is_primary():
       _write_holdout(config, store, solve)
     load = data.LoadPicture(source, keys, config.base_resolution, config.data.channels)
-    done = set(shards.finished_shards(store, layout))
+    done = set(inversions.finished_shards(store, layout, made_from))
+    missing = [n for shard, n in enumerate(layout.names) if shard not in done]
+    if done and missing:
+      print(f'{name}: {len(done)} of {layout.num_shards} shards are there; makes {", ".join(missing[:8])}'
+            + (', ...' if len(missing) > 8 else ''), flush=True)
     mine = [s for s in range(layout.num_shards) if s % jax.process_count() == jax.process_index()]
     pairs = sum(len(layout.keys(shard)) for shard in mine)
     count = sum(len(layout.keys(shard)) for shard in mine if shard in done)
@@ -103,10 +108,14 @@ def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
         noise.append(solve(*(np.stack([r[part] for r in records]) for part in ('image', 'label', 'key'))))
         count += len(records)
         progress.update(count, len(records), {'std': float(noise[-1].std())}, force=count == pairs)
-      inversions.write_shard(store, layout, shard, np.concatenate(noise).astype(phase.dtype))
+      values = np.concatenate(noise).astype(phase.dtype)
+      if bad := [key for key, value in zip(layout.keys(shard), values) if not np.isfinite(value).all()]:
+        raise inversions.NoiseStoreError(f'{name}: the noise of {len(bad)} pictures is not finite, first that of key '
+                                         f'{bad[0]}: the teacher ({where}) is no use')
+      inversions.write_shard(store, layout, shard, values, made_from)
       done.add(shard)
   if sharding.is_primary():
-    _close(config, store, layout, solve, params, name)
+    _close(config, store, layout, name, made_from)
 
 
 class _Solver:
@@ -142,7 +151,7 @@ class _Solver:
 
 def _write_holdout(config, store, solve):
   """A few held-out pictures (training ones where nothing is held out) with their noise, for the sample grids."""
-  path = store / grids.HOLDOUT_FILE
+  path = store / inversions.HOLDOUT_FILE
   if path.exists():
     return
   split = 'holdout' if config.data.holdout else 'train'
@@ -161,14 +170,12 @@ def _write_holdout(config, store, solve):
   partial.replace(path)
 
 
-def _close(config, store, layout, solve, params, name):
+def _close(config, store, layout, name, made_from):
   """Waits for the other hosts' shards and writes the manifest."""
   while len(shards.finished_shards(store, layout)) < layout.num_shards:
     time.sleep(1)
   shape = (config.base_resolution, config.base_resolution, config.data.channels)
-  manifest = inversions.write_manifest(
-    store, layout, shape, config.phases[name].dtype, origin(config, name, params)
-  )
+  manifest = inversions.write_manifest(store, layout, shape, config.phases[name].dtype, made_from)
   sigma_max = config.diffusion.sigma_max
   print(f'{name}: {layout.count} pairs, noise of mean {manifest["mean"]:.2f} and standard deviation '
         f'{manifest["std"]:.2f} (the prior: 0 and {sigma_max:g})', flush=True)

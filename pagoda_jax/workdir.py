@@ -93,11 +93,17 @@ def read_config(folder) -> ConfigDict:
 
 
 def progress(folder, config, name: str) -> int:
-  """How far a phase has come: steps of its newest checkpoint, or pairs of a finished noise store; 0 for nothing."""
+  """How far a phase has come: steps of its newest checkpoint, or pairs of a finished noise store; 0 for nothing.
+
+  A store that a part has been lost of since is not finished: the invert phase makes that part anew.
+  """
   phase_folder = epath.Path(folder) / name
   if config.phases[name].stage != 'invert':
     return max(checkpoints.finished_steps(phase_folder), default=0)
-  return inversions.read_manifest(phase_folder)['count'] if (phase_folder / 'manifest.json').exists() else 0
+  if not (phase_folder / inversions.MANIFEST).exists():
+    return 0
+  manifest = inversions.read_manifest(phase_folder)
+  return 0 if inversions.lost_parts(phase_folder, manifest) else manifest['count']
 
 
 def target(config, name: str, max_steps: int | None = None) -> int:
@@ -121,7 +127,8 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
     inputs[other] = progress(folder, config, other)
     if not inputs[other]:
       raise WorkdirError(
-        f'{epath.Path(folder) / other}: nothing finished there, and phase {name} starts from it; run {other} first'
+        f'{epath.Path(folder) / other}: {_lacking(folder, config, other)}, and phase {name} starts from it; '
+        f'run {other} first'
       )
   init_from = config.phases[name].get('init_from')
   if init_from:
@@ -133,6 +140,13 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     shards.write_json(path, inputs)
   return inputs
+
+
+def _lacking(folder, config, name):
+  path = epath.Path(folder) / name
+  if config.phases[name].stage != 'invert' or not (path / inversions.MANIFEST).exists():
+    return 'nothing finished there'
+  return f'damaged or missing: {", ".join(inversions.lost_parts(path, inversions.read_manifest(path)))}'
 
 
 def _check_same_inputs(folder, before, inputs, init_from):

@@ -1,7 +1,8 @@
-"""Eight virtual CPU devices, one compilation cache for all tests."""
+"""Eight virtual CPU devices, one compilation cache for all tests, one finished run of the tiny experiment."""
 
 import os
 import pathlib
+import shutil
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -9,6 +10,23 @@ CACHE = pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'compiled'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
+import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory):
+  """A work directory with every phase of the tiny experiment finished: 4 steps each."""
+  from pagoda_jax import main
+
+  folder = tmp_path_factory.mktemp('finished')
+  assert main.main(['run', f'--config={pathlib.Path(__file__).parent / "tiny.py"}', f'--workdir={folder}']) == 0
+  return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+  """A copy of the finished run, to be spoilt."""
+  return pathlib.Path(shutil.copytree(finished, tmp_path / 'run'))

@@ -31,19 +31,6 @@ def digest(folder, phase):
   return step, checkpoints.digest(state, checkpoints.read_data_position(folder / phase, step))
 
 
-@pytest.fixture(scope='session')
-def finished(tmp_path_factory):
-  """A work directory with every phase of the tiny experiment finished: 4 steps each."""
-  folder = tmp_path_factory.mktemp('finished')
-  assert pagoda('run', CONFIG, f'--workdir={folder}') == 0
-  return folder
-
-
-@pytest.fixture
-def copied(finished, tmp_path):
-  return pathlib.Path(shutil.copytree(finished, tmp_path / 'run'))
-
-
 def start(*args, **kwargs):
   """A command as a process of its own, on one device."""
   env = {**os.environ, 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)}
