@@ -200,10 +200,13 @@ class _Loop:
       logging.warning('%s: step %d was not finite and was skipped (%d in a row)', self.name, step, skipped)
     if skipped >= MAX_SKIPPED_IN_A_ROW:
       self.saved.wait()
+      latest = self.saved.latest_step()
+      kept = 'There is no checkpoint yet' if latest is None else f'The last checkpoint, of step {latest}, is good'
       raise Diverged(
-        f'{self.name}: loss or gradients were not finite in steps {step - skipped + 1} to {step}; stopped. '
-        f'The last checkpoint is good (step {self.saved.latest_step()}). A lower learning rate or '
-        'float32 precision may help.'
+        f'{self.name}: loss or gradients were not finite in steps {step - skipped + 1} to {step}; stopped. {kept}; '
+        f'the same command goes on from step {latest or 0} with the same data and random numbers. Look for numbers '
+        'that are not finite in what it reads; otherwise a lower learning rate or float32 precision may help, with '
+        'the phase begun anew.'
       )
 
 

@@ -100,6 +100,7 @@ def make_train_step(networks: Networks, config):
       'grad_norm': norm,
       'discriminator_grad_norm': d_norm,
       'skipped_in_a_row': state.skipped,
+      'skipped': state.skipped_total,
     }
 
   return step
