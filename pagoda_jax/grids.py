@@ -25,8 +25,9 @@ def make(config, folder, name: str, mesh):
   if 'noise' in phase:
     store = epath.Path(folder) / phase.noise
     pairs = inversions.read_holdout(store)
-    opened = inversions.open_store(store, config.diffusion.sigma_max, phase.standardize_noise)
-    pairs['noise'] = opened.standardized(pairs['noise'])
+    if phase.standardize_noise:
+      opened = inversions.open_store(store, config.diffusion.sigma_max, standardize=True)
+      pairs['noise'] = opened.standardized(pairs['noise'])
 
   def draw(path, state):
     params = generator.merge(state.ema, getattr(state, 'fixed', {}))

@@ -84,8 +84,14 @@ def write_manifest(folder: epath.Path, layout: shards.Layout, shape: tuple[int, 
   return manifest
 
 
+def write_promise(folder: epath.Path, count: int, origin: dict) -> None:
+  """The manifest where nothing is stored: how many pairs the phases that read it invert themselves, and by what."""
+  manifest = {'format_version': FORMAT_VERSION, 'count': count, 'origin': origin, 'shards': {}}
+  shards.write_sealed(folder / MANIFEST, manifest)
+
+
 def read_manifest(folder) -> dict:
-  """The manifest of a finished store.
+  """The manifest of a finished store; its 'shards' are empty where nothing is stored.
 
   Raises:
     NoiseStoreError: there is none, or it is damaged.

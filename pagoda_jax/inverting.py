@@ -51,8 +51,8 @@ def origin(config, name: str, params) -> dict:
   }
 
 
-def check_store(config, folder, noise_phase: str) -> None:
-  """Refuses a store that another teacher, data set or resolution made.
+def check_store(config, folder, noise_phase: str) -> dict:
+  """Refuses a store that another teacher, data set or resolution made; returns the teacher's parameters.
 
   Raises:
     NoiseStoreError: names what differs.
@@ -60,10 +60,21 @@ def check_store(config, folder, noise_phase: str) -> None:
   store = epath.Path(folder) / noise_phase
   params, _ = starts.read_start(config, folder, noise_phase)
   inversions.check_origin(inversions.read_manifest(store), origin(config, noise_phase, params), store)
+  return params
+
+
+def make_inverter(config, name: str):
+  """invert(params, batch) -> noise, as phase `name` inverts: for its store, or inside a generator's train step."""
+  phase = config.phases[name]
+  levels = diffusion.sigmas(phase.num_levels, **sample.schedule(config))
+  step = invert.make_invert_step(models.build(config, name), levels, phase.clip_denoised, phase.add_noise)
+  return lambda params, batch: step(params, batch, jax.random.key(config.seed))
 
 
 def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
   """Inverts every training picture (and mirror image) and the held-out ones of the sample grids.
+
+  Without a store, the held-out ones only.
 
   Args:
     config, folder, name: experiment, work directory, phase.
@@ -85,6 +96,10 @@ def run_phase(config, folder, name: str, max_steps: int | None = None) -> None:
     solve = _Solver(config, name, params, mesh)
     if sharding.is_primary():
       _write_holdout(config, store, solve)
+    if not phase.store:
+      if sharding.is_primary():
+        _close_without_store(config, store, layout.count, name, made_from)
+      return
     load = data.LoadPicture(source, keys, config.base_resolution, config.data.channels)
     done = set(inversions.finished_shards(store, layout, made_from))
     missing = [n for shard, n in enumerate(layout.names) if shard not in done]
@@ -122,17 +137,10 @@ class _Solver:
   """Inverts [N, R, R, C] uint8 images of any N in batches of one size: one compilation."""
 
   def __init__(self, config, name, params, mesh):
-    phase = config.phases[name]
-    networks = models.build(config, name)
-    levels = diffusion.sigmas(phase.num_levels, **sample.schedule(config))
-    self.batch_size = -(-phase.batch_size // mesh.size) * mesh.size
+    self.batch_size = -(-config.phases[name].batch_size // mesh.size) * mesh.size
     self._mesh = mesh
     self._params = sharding.place(params, mesh)
-    self._step = jax.jit(
-      invert.make_invert_step(networks, levels, phase.clip_denoised, phase.add_noise),
-      out_shardings=sharding.replicated(mesh),
-    )
-    self._rng = jax.random.key(config.seed)
+    self._step = jax.jit(make_inverter(config, name), out_shardings=sharding.replicated(mesh))
 
   def __call__(self, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
     out = []
@@ -144,7 +152,7 @@ class _Solver:
         'label': np.pad(labels[part], (0, missing)).astype(np.int32),
         'key': np.pad(keys[part], (0, missing)).astype(np.int32),
       }
-      noise = np.asarray(self._step(self._params, sharding.place_batch(batch, self._mesh), self._rng))
+      noise = np.asarray(self._step(self._params, sharding.place_batch(batch, self._mesh)))
       out.append(noise[: self.batch_size - missing])
     return np.concatenate(out)
 
@@ -176,10 +184,23 @@ def _close(config, store, layout, name, made_from):
     time.sleep(1)
   shape = (config.base_resolution, config.base_resolution, config.data.channels)
   manifest = inversions.write_manifest(store, layout, shape, config.phases[name].dtype, made_from)
+  _judge(config, name, f'{layout.count} pairs', manifest['mean'], manifest['std'])
+
+
+def _close_without_store(config, store, count, name, made_from):
+  """Writes the manifest that later phases check; `count` pairs are theirs to invert."""
+  noise = inversions.read_holdout(store)['noise']
+  inversions.write_promise(store, count, made_from)
+  print(f'{name}: nothing is stored; the phases that read {name} invert inside their steps', flush=True)
+  _judge(config, name, f'{len(noise)} held-out pictures', noise.mean(), noise.std())
+
+
+def _judge(config, name, what, mean, std):
+  """Says how near the noise is to the prior."""
   sigma_max = config.diffusion.sigma_max
-  print(f'{name}: {layout.count} pairs, noise of mean {manifest["mean"]:.2f} and standard deviation '
-        f'{manifest["std"]:.2f} (the prior: 0 and {sigma_max:g})', flush=True)
-  if manifest['std'] < SMALLEST_RELATIVE_STD * sigma_max:
-    logging.warning(
-      '%s: the inverted noise is narrower than the prior: the teacher is under-trained. Train it longer, or set '
-      'standardize_noise = True in the phases that read this noise.', name)
+  print(f'{name}: {what}, noise of mean {mean:.2f} and standard deviation {std:.2f} (the prior: 0 and {sigma_max:g})',
+        flush=True)
+  if std < SMALLEST_RELATIVE_STD * sigma_max:
+    remedy = ', or set standardize_noise = True in the phases that read this noise' if config.phases[name].store else ''
+    logging.warning('%s: the inverted noise is narrower than the prior: the teacher is under-trained. '
+                    'Train it longer%s.', name, remedy)

@@ -44,7 +44,8 @@ class Phase:
     step: step(state, batch, frozen, rng) -> (state, metrics).
     init: init() -> (state at step 0, host or device arrays; what it starts from, in words).
     stream: what it trains on.
-    frozen: parameters of frozen feature networks, host arrays; {} without any.
+    frozen: parameters of frozen feature networks, and of the teacher that inverts inside the step, host arrays;
+      {} without any.
   """
 
   networks: models.Networks
@@ -70,10 +71,16 @@ def make_phase(config, folder, name: str) -> Phase:
     stream = data.Stream(config.data, resolution, seed)
     init = functools.partial(init_teacher, config, folder, name, networks, init_key)
     return Phase(networks, teacher.make_train_step(networks, phase), init, stream)
-  inverting.check_store(config, folder, phase.noise)
-  store = inversions.open_store(epath.Path(folder) / phase.noise, networks.sigma_max, phase.standardize_noise)
-  stream = data.Stream(config.data, resolution, seed, store, phase.pairs_fraction)
+  teacher_params = inverting.check_store(config, folder, phase.noise)
   frozen = frozen_weights.load(config, name)
+  store = epath.Path(folder) / phase.noise
+  if config.phases[phase.noise].store:
+    noise = inversions.open_store(store, networks.sigma_max, phase.standardize_noise)
+  else:
+    noise = data.ToInvert(inversions.read_manifest(store)['count'], config.base_resolution)
+    networks = dataclasses.replace(networks, invert=inverting.make_inverter(config, phase.noise))
+    frozen = frozen | {'teacher': teacher_params}
+  stream = data.Stream(config.data, resolution, seed, noise, phase.pairs_fraction)
   init = functools.partial(init_generator, config, folder, name, networks, frozen, init_key)
   make_step = distill.make_train_step if phase.stage == 'distill' else grow.make_train_step
   return Phase(networks, make_step(networks, phase), init, stream, frozen)
@@ -211,5 +218,5 @@ class _Loop:
 
 
 def drop_keys(batch: dict) -> dict[str, np.ndarray]:
-  """The batch without what is only there to be logged."""
-  return {key: value for key, value in batch.items() if key != 'key'}
+  """The batch without what is only there to be logged: keys, but where pictures are inverted by them."""
+  return batch if 'base_image' in batch else {key: value for key, value in batch.items() if key != 'key'}

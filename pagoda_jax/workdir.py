@@ -11,6 +11,7 @@ from pagoda_jax import checkpoints, data, inversions, shards, starts
 # What may differ between two runs of one phase: how long, on what, and how much is written down.
 # What lies at init_from is compared itself, by `check_inputs`.
 FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify')
+INVERTED_WITH = 'inverted_with'  # in inputs.json: which network made a generator phase's noise
 SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')
 
 
@@ -133,6 +134,10 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
   init_from = config.phases[name].get('init_from')
   if init_from:
     inputs['init_from'] = starts.mark(init_from)
+  noise = config.phases[name].get('noise')
+  if noise:
+    inverted = inversions.read_manifest(epath.Path(folder) / noise)['origin']['teacher_sha256']
+    inputs[INVERTED_WITH] = f'{noise} with teacher {inverted[:16]}'
   path = epath.Path(folder) / name / 'inputs.json'
   if path.exists() and progress(folder, config, name):
     _check_same_inputs(path.parent, json.loads(path.read_text()), inputs, init_from)
@@ -150,8 +155,14 @@ def _lacking(folder, config, name):
 
 
 def _check_same_inputs(folder, before, inputs, init_from):
+  teacher = inputs.get(INVERTED_WITH)
+  if before.get(INVERTED_WITH, teacher) != teacher:
+    raise WorkdirError(
+      f'{folder}: read the noise of {before[INVERTED_WITH]}, and what is there now is {teacher}; '
+      f'delete {folder} to make {folder.name} again'
+    )
   for other, step in inputs.items():
-    if other != 'init_from' and before.get(other, step) != step:
+    if other not in ('init_from', INVERTED_WITH) and before.get(other, step) != step:
       raise WorkdirError(
         f'{folder}: was made from {other} at step {before[other]}, which has gone on to step {step}; '
         f'delete {folder} to make {folder.name} again'
