@@ -96,7 +96,12 @@ def teacher(**overrides) -> ConfigDict:
 
 
 def invert(**overrides) -> ConfigDict:
-  """Data to noise by the probability-flow ODE, once for every image (and its mirror image)."""
+  """Data to noise by the probability-flow ODE, once for every image (and its mirror image).
+
+  With `store` False nothing but the held-out pictures' noise is written: every phase that names this one as its
+  `noise` inverts its batches inside its step, 2 (num_levels - 1) evaluations of the teacher for each pair. That
+  takes time in place of the store's disk space, and gives the same pairs.
+  """
   return _locked(
     {
       'stage': 'invert',
@@ -106,6 +111,7 @@ def invert(**overrides) -> ConfigDict:
       'num_levels': 40,
       'clip_denoised': True,
       'add_noise': False,  # to the image, of the lowest level; for images with pixels that never change
+      'store': True,
       'dtype': 'float32',
       'shard_size': 8192,  # pairs per ArrayRecord shard, the unit that is redone after a crash
     },

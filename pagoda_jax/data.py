@@ -89,8 +89,22 @@ class Keys:
 
 
 @dataclasses.dataclass(frozen=True)
+class ToInvert:
+  """Stands where a store of noise would: the pictures of keys 0 to count - 1, for the train step to invert."""
+
+  count: int
+  resolution: int  # the base resolution, which the teacher works at
+
+  def __len__(self) -> int:
+    return self.count
+
+
+@dataclasses.dataclass(frozen=True)
 class LoadPicture:
-  """Map from a key to the record {image, label, key} at one resolution, with `noise` where a store is given."""
+  """Map from a key to the record {image, label, key} at one resolution.
+
+  With a store as `noise` the record has the key's `noise` too, with ToInvert the same picture as `base_image`.
+  """
 
   source: Source
   keys: Keys
@@ -106,7 +120,9 @@ class LoadPicture:
       'label': np.int32(stored['label']),
       'key': np.int32(key),
     }
-    if self.noise is not None:
+    if isinstance(self.noise, ToInvert):
+      record['base_image'] = picture(stored['image'], self.noise.resolution, self.channels, flip)
+    elif self.noise is not None:
       record['noise'] = self.noise[int(key)]
     return record
 
@@ -131,7 +147,8 @@ class Stream:
     resolution: side of the images in pixels.
     seed: shuffles the order of the keys, anew in each epoch.
     noise: store of inversions (inversions.NoiseStore); with it, each element is a pair
-      {image, label, key, noise} beside an independent {real_image, real_label}.
+      {image, label, key, noise} beside an independent {real_image, real_label}. With ToInvert in its place
+      each has base_image instead of noise.
     pairs_fraction: share of the keys that serve as pairs.
   """
 

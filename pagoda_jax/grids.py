@@ -6,7 +6,6 @@ from etils import epath
 from pagoda_jax import distributed, inversions, logs, sample
 from pagoda_jax.networks import generator
 
-HOLDOUT_FILE = 'holdout.npz'  # left by the invert phase: image, label, noise of a few held-out pictures
 SEED = 0  # the same noise in every grid of a run: how one picture changes is what the eye follows
 
 
@@ -25,9 +24,10 @@ def make(config, folder, name: str, mesh):
   pairs = None
   if 'noise' in phase:
     store = epath.Path(folder) / phase.noise
-    pairs = dict(np.load(store / HOLDOUT_FILE))
-    opened = inversions.open_store(store, config.diffusion.sigma_max, phase.standardize_noise)
-    pairs['noise'] = opened.standardized(pairs['noise'])
+    pairs = inversions.read_holdout(store)
+    if phase.standardize_noise:
+      opened = inversions.open_store(store, config.diffusion.sigma_max, standardize=True)
+      pairs['noise'] = opened.standardized(pairs['noise'])
 
   def draw(path, state):
     params = generator.merge(state.ema, getattr(state, 'fixed', {}))

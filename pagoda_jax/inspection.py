@@ -61,10 +61,15 @@ def describe_store(folder: epath.Path) -> list[str]:
   if not (folder / 'manifest.json').exists():
     return [f'{folder.name} (invert): not finished']
   manifest = inversions.read_manifest(folder)
-  damaged = inversions.damaged_shards(folder)
-  state = 'all shards whole' if not damaged else f'damaged: {", ".join(damaged)}'
+  damaged = sorted({*inversions.damaged_shards(folder), *inversions.lost_parts(folder, manifest)})
+  origin = [f'  {key}: {value}' for key, value in manifest['origin'].items()]
+  if not manifest['shards']:
+    lost = f'; damaged or missing: {", ".join(damaged)}' if damaged else ''
+    return [f'{folder.name} (invert): {manifest["count"]} pairs, not stored: the phases that read them invert inside '
+            f'their steps{lost}', *origin]
+  state = f'damaged or missing: {", ".join(damaged)}' if damaged else 'all shards whole'
   return [
     f'{folder.name} (invert): {manifest["count"]} pairs of {tuple(manifest["shape"])} {manifest["dtype"]}, '
     f'mean {manifest["mean"]:.3f}, standard deviation {manifest["std"]:.3f}; {state}',
-    *(f'  {key}: {value}' for key, value in manifest['origin'].items()),
+    *origin,
   ]

@@ -1,11 +1,11 @@
 """The store of (image key, flip) -> noise that the `invert` phase leaves and the generators read.
 
 A folder of shards (shards.py), each a fixed range of keys whatever the number of hosts; `manifest.json`
-closes the store once every shard is there.
+closes the store once every shard is there. `holdout.npz` beside them: a few held-out pictures with their noise.
 """
 
 import dataclasses
-import functools
+import hashlib
 import json
 
 import numpy as np
@@ -14,6 +14,8 @@ from etils import epath
 from pagoda_jax import shards
 
 FORMAT_VERSION = 1
+MANIFEST = 'manifest.json'
+HOLDOUT_FILE = 'holdout.npz'  # image, label, noise: for the sample grids
 
 
 class NoiseStoreError(ValueError):
@@ -25,12 +27,34 @@ def make_layout(count: int, shard_size: int) -> shards.Layout:
   return shards.Layout('noise', count, shard_size)
 
 
-def write_shard(folder: epath.Path, layout: shards.Layout, shard: int, noise: np.ndarray) -> None:
-  """Writes one shard, [len(keys), H, W, C] in the store's dtype; a kill at any moment leaves it whole or absent."""
+def write_shard(folder: epath.Path, layout: shards.Layout, shard: int, noise: np.ndarray, origin: dict) -> None:
+  """Writes one shard, [len(keys), H, W, C] in the store's dtype; a kill at any moment leaves it whole or absent.
+
+  `origin` says where the noise comes from, as in the manifest.
+  """
   writer = shards.ShardWriter(folder, layout.name(shard))
   for record in noise:
     writer.add(np.ascontiguousarray(record).tobytes())
-  writer.close(first_key=layout.keys(shard)[0], **moments(noise))
+  writer.close(first_key=layout.keys(shard)[0], origin=_origin_mark(origin), **moments(noise))
+
+
+def finished_shards(folder, layout: shards.Layout, origin: dict) -> list[int]:
+  """Numbers of the shards that need not be made again.
+
+  Raises:
+    NoiseStoreError: names those that were made from something else: they must not be mixed with new ones.
+  """
+  finished, mark = shards.finished_shards(folder, layout), _origin_mark(origin)
+  origins = {layout.name(shard): shards.read_sidecar(folder, layout.name(shard)).get('origin') for shard in finished}
+  foreign = [name for name, found in origins.items() if found not in (None, mark)]  # older versions wrote none
+  if foreign:
+    raise NoiseStoreError(f'{folder}: made by another teacher, or with other settings: {", ".join(foreign)}; '
+                          f'delete {folder} to make the noise again')
+  return finished
+
+
+def _origin_mark(origin: dict) -> str:
+  return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def moments(noise: np.ndarray) -> dict[str, float]:
@@ -56,19 +80,25 @@ def write_manifest(folder: epath.Path, layout: shards.Layout, shape: tuple[int, 
     'origin': origin,
     'shards': {layout.name(i): s['sha256'] for i, s in enumerate(sidecars)},
   }
-  shards.write_json(folder / 'manifest.json', manifest)
+  shards.write_sealed(folder / MANIFEST, manifest)
   return manifest
 
 
+def write_promise(folder: epath.Path, count: int, origin: dict) -> None:
+  """The manifest where nothing is stored: how many pairs the phases that read it invert themselves, and by what."""
+  manifest = {'format_version': FORMAT_VERSION, 'count': count, 'origin': origin, 'shards': {}}
+  shards.write_sealed(folder / MANIFEST, manifest)
+
+
 def read_manifest(folder) -> dict:
-  """The manifest of a finished store.
+  """The manifest of a finished store; its 'shards' are empty where nothing is stored.
 
   Raises:
     NoiseStoreError: there is none, or it is damaged.
   """
-  path = epath.Path(folder) / 'manifest.json'
+  path = epath.Path(folder) / MANIFEST
   try:
-    return json.loads(path.read_text())
+    return shards.read_sealed(path)
   except FileNotFoundError:
     raise NoiseStoreError(f'{path}: no finished noise store there; run the invert phase first') from None
   except ValueError as error:
@@ -96,24 +126,29 @@ class NoiseStore:
   """Random access to the noise of a key; picklable, and opened once in each worker process."""
 
   folder: str
+  layout: shards.Layout
+  shape: tuple[int, ...]
+  dtype: str
   scale: float = 1.0  # multiplies what is read; for standardised noise
   shift: float = 0.0  # subtracted first
 
   def __len__(self) -> int:
-    return self.manifest['count']
-
-  @property
-  def manifest(self) -> dict:
-    return _manifest(self.folder)
+    return self.layout.count
 
   def __getitem__(self, key: int) -> np.ndarray:
-    """[H, W, C] float32."""
-    manifest = self.manifest
-    layout = make_layout(manifest['count'], manifest['shard_size'])
-    shard, place = divmod(key, layout.shard_size)
-    record = shards.read_record(self.folder, layout.name(shard), len(layout.keys(shard)), place)
-    noise = np.frombuffer(record, manifest['dtype']).reshape(manifest['shape']).astype(np.float32)
-    return self.standardized(noise)
+    """[H, W, C] float32.
+
+    Raises:
+      NoiseStoreError: names the shard that is damaged or missing.
+    """
+    shard, place = divmod(key, self.layout.shard_size)
+    name = self.layout.name(shard)
+    try:
+      record = shards.read_record(self.folder, name, len(self.layout.keys(shard)), place)
+    except shards.ShardError as error:
+      raise NoiseStoreError(f'{error}; delete {name}.* there and start the same `pagoda run` again: the invert phase '
+                            'makes that shard anew, and no other') from None
+    return self.standardized(np.frombuffer(record, self.dtype).reshape(self.shape).astype(np.float32))
 
   def standardized(self, noise: np.ndarray) -> np.ndarray:
     """(noise - shift) * scale."""
@@ -127,14 +162,39 @@ def open_store(folder, sigma_max: float, standardize: bool) -> NoiseStore:
     NoiseStoreError: there is no finished store.
   """
   manifest = read_manifest(folder)
+  layout = make_layout(manifest['count'], manifest['shard_size'])
+  store = NoiseStore(str(folder), layout, tuple(manifest['shape']), manifest['dtype'])
   if not standardize:
-    return NoiseStore(str(folder))
-  return NoiseStore(str(folder), scale=sigma_max / manifest['std'], shift=manifest['mean'])
+    return store
+  return dataclasses.replace(store, scale=sigma_max / manifest['std'], shift=manifest['mean'])
 
 
-@functools.cache
-def _manifest(folder: str) -> dict:
-  return read_manifest(folder)
+def read_holdout(folder) -> dict[str, np.ndarray]:
+  """'image', 'label' and 'noise' (not standardised) of the held-out pictures.
+
+  Raises:
+    NoiseStoreError: the file is missing or damaged.
+  """
+  path = epath.Path(folder) / HOLDOUT_FILE
+  try:
+    with path.open('rb') as file, np.load(file) as arrays:
+      return {key: arrays[key] for key in ('image', 'label', 'noise')}
+  except Exception as error:  # what damaged bytes lead NumPy's and zipfile's readers to; the file has a checksum
+    raise NoiseStoreError(f'{path}: missing or damaged ({error}); delete it and start the same `pagoda run` again: the '
+                          'invert phase makes it anew, and nothing else') from None
+
+
+def lost_parts(folder, manifest: dict) -> list[str]:
+  """Names of files of a finished store that are missing, cut short or not those of its manifest; reads no shard.
+
+  It takes two small reads a shard. Changed bytes within a shard show when the record is read, or in `damaged_shards`.
+  """
+  folder = epath.Path(folder)
+  lost = [] if (folder / HOLDOUT_FILE).exists() else [HOLDOUT_FILE]
+  for name, digest in manifest['shards'].items():
+    if not shards.is_finished(folder, name) or shards.read_sidecar(folder, name)['sha256'] != digest:
+      lost.append(name)
+  return lost
 
 
 def damaged_shards(folder) -> list[str]:

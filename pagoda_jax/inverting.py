@@ -52,8 +52,8 @@ def origin(config, name: str, params) -> dict:
   }
 
 
-def check_store(config, folder, noise_phase: str) -> None:
-  """Refuses a store that another teacher, data set or resolution made.
+def check_store(config, folder, noise_phase: str) -> dict:
+  """Refuses a store that another teacher, data set or resolution made; returns the teacher's parameters.
 
   Raises:
     NoiseStoreError: names what differs.
@@ -61,10 +61,21 @@ def check_store(config, folder, noise_phase: str) -> None:
   store = epath.Path(folder) / noise_phase
   params, _ = starts.read_start(config, folder, noise_phase)
   inversions.check_origin(inversions.read_manifest(store), origin(config, noise_phase, params), store)
+  return params
+
+
+def make_inverter(config, name: str):
+  """invert(params, batch) -> noise, as phase `name` inverts: for its store, or inside a generator's train step."""
+  phase = config.phases[name]
+  levels = diffusion.sigmas(phase.num_levels, **sample.schedule(config))
+  step = invert.make_invert_step(models.build(config, name), levels, phase.clip_denoised, phase.add_noise)
+  return lambda params, batch: step(params, batch, jax.random.key(config.seed))
 
 
 def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> None:
   """Inverts every training picture (and mirror image) and the held-out ones of the sample grids.
+
+  Without a store, the held-out ones only.
 
   Args:
     config, folder, name: experiment, work directory, phase.
@@ -83,13 +94,22 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
     distributed.say(f'{name}: inverts with {where}')
   source, keys = data.source_keys(config.data)
   layout = inversions.make_layout(workdir.target(config, name, max_steps), phase.shard_size)
+  made_from = origin(config, name, params)
   with jax.set_mesh(mesh):
     solve = _Solver(config, name, params, mesh)
     if distributed.is_primary():
       _write_holdout(config, store, solve)
+    if not phase.store:
+      if distributed.is_primary():
+        _close_without_store(config, store, layout.count, name, made_from)
+      return
     load = data.LoadPicture(source, keys, config.base_resolution, config.data.channels)
-    done = distributed.from_primary(f'{name}: shards', lambda: shards.finished_shards(store, layout))
+    done = distributed.from_primary(
+      f'{name}: shards', lambda: inversions.finished_shards(store, layout, made_from))
     left = [shard for shard in range(layout.num_shards) if shard not in done]
+    if done and left:
+      names = [layout.name(shard) for shard in left[:8]] + ['...'] * (len(left) > 8)
+      distributed.say(f'{name}: {len(done)} of {layout.num_shards} shards are there; makes {", ".join(names)}')
     mine = left[jax.process_index() :: jax.process_count()]
     count, pairs = 0, sum(len(layout.keys(shard)) for shard in mine)
     progress = logs.Progress(name, pairs, unit='pair' if not distributed.several() else 'pair of this host')
@@ -101,10 +121,14 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
         noise.append(solve(*(np.stack([r[part] for r in records]) for part in ('image', 'label', 'key'))))
         count += len(records)
         progress.update(count, len(records), {'std': float(noise[-1].std())}, force=count == pairs)
-      inversions.write_shard(store, layout, shard, np.concatenate(noise).astype(phase.dtype))
+      values = np.concatenate(noise).astype(phase.dtype)
+      if bad := [key for key, value in zip(layout.keys(shard), values) if not np.isfinite(value).all()]:
+        raise inversions.NoiseStoreError(f'{name}: the noise of {len(bad)} pictures is not finite, first that of key '
+                                         f'{bad[0]}: the teacher ({where}) is no use')
+      inversions.write_shard(store, layout, shard, values, made_from)
   if distributed.is_primary():
     _wait_for_shards(config, store, layout, left, name, stop)
-    _close(config, store, layout, params, name)
+    _close(config, store, layout, name, made_from)
     if distributed.several():
       distributed.put(f'{name}/closed', 'yes')
   while distributed.several() and not distributed.look(f'{name}/closed'):
@@ -121,17 +145,10 @@ class _Solver:
   """Inverts [N, R, R, C] uint8 images of any N in batches of one size: one compilation."""
 
   def __init__(self, config, name, params, mesh):
-    phase = config.phases[name]
-    networks = models.build(config, name)
-    levels = diffusion.sigmas(phase.num_levels, **sample.schedule(config))
-    self.batch_size = -(-phase.batch_size // mesh.size) * mesh.size
+    self.batch_size = -(-config.phases[name].batch_size // mesh.size) * mesh.size
     self._mesh = mesh
     self._params = sharding.place(params, mesh)
-    self._step = jax.jit(
-      invert.make_invert_step(networks, levels, phase.clip_denoised, phase.add_noise),
-      out_shardings=sharding.replicated(mesh),
-    )
-    self._rng = jax.random.key(config.seed)
+    self._step = jax.jit(make_inverter(config, name), out_shardings=sharding.replicated(mesh))
 
   def __call__(self, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
     out = []
@@ -143,14 +160,14 @@ class _Solver:
         'label': np.pad(labels[part], (0, missing)).astype(np.int32),
         'key': np.pad(keys[part], (0, missing)).astype(np.int32),
       }
-      noise = np.asarray(self._step(self._params, sharding.place_batch(batch, self._mesh), self._rng))
+      noise = np.asarray(self._step(self._params, sharding.place_batch(batch, self._mesh)))
       out.append(noise[: self.batch_size - missing])
     return np.concatenate(out)
 
 
 def _write_holdout(config, store, solve):
   """A few held-out pictures (training ones where nothing is held out) with their noise, for the sample grids."""
-  path = store / grids.HOLDOUT_FILE
+  path = store / inversions.HOLDOUT_FILE
   if path.exists():
     return
   split = 'holdout' if config.data.holdout else 'train'
@@ -183,16 +200,27 @@ def _wait_for_shards(config, store, layout, left, name, stop):
     time.sleep(1)
 
 
-def _close(config, store, layout, params, name):
+def _close(config, store, layout, name, made_from):
   """Writes the manifest."""
   shape = (config.base_resolution, config.base_resolution, config.data.channels)
-  manifest = inversions.write_manifest(
-    store, layout, shape, config.phases[name].dtype, origin(config, name, params)
-  )
+  manifest = inversions.write_manifest(store, layout, shape, config.phases[name].dtype, made_from)
+  _judge(config, name, f'{layout.count} pairs', manifest['mean'], manifest['std'])
+
+
+def _close_without_store(config, store, count, name, made_from):
+  """Writes the manifest that later phases check; `count` pairs are theirs to invert."""
+  noise = inversions.read_holdout(store)['noise']
+  inversions.write_promise(store, count, made_from)
+  print(f'{name}: nothing is stored; the phases that read {name} invert inside their steps', flush=True)
+  _judge(config, name, f'{len(noise)} held-out pictures', noise.mean(), noise.std())
+
+
+def _judge(config, name, what, mean, std):
+  """Says how near the noise is to the prior."""
   sigma_max = config.diffusion.sigma_max
-  print(f'{name}: {layout.count} pairs, noise of mean {manifest["mean"]:.2f} and standard deviation '
-        f'{manifest["std"]:.2f} (the prior: 0 and {sigma_max:g})', flush=True)
-  if manifest['std'] < SMALLEST_RELATIVE_STD * sigma_max:
-    logging.warning(
-      '%s: the inverted noise is narrower than the prior: the teacher is under-trained. Train it longer, or set '
-      'standardize_noise = True in the phases that read this noise.', name)
+  print(f'{name}: {what}, noise of mean {mean:.2f} and standard deviation {std:.2f} (the prior: 0 and {sigma_max:g})',
+        flush=True)
+  if std < SMALLEST_RELATIVE_STD * sigma_max:
+    remedy = ', or set standardize_noise = True in the phases that read this noise' if config.phases[name].store else ''
+    logging.warning('%s: the inverted noise is narrower than the prior: the teacher is under-trained. '
+                    'Train it longer%s.', name, remedy)

@@ -29,6 +29,8 @@ class Networks:
       equal keys make equal augmentations.
     distance: distance(frozen, images, others, rng) -> [B], L_rec's. `frozen` holds the parameters of
       frozen feature networks, as frozen_weights.load makes it.
+    invert: invert(teacher's params, batch) -> noise [B, R, R, C], where the step inverts its batch itself
+      (inverting.make_inverter); None where batches bring their noise.
   """
 
   unet: UNet
@@ -37,6 +39,7 @@ class Networks:
   discriminator: nn.Module | None = None
   features: Callable[..., Any] | None = None
   distance: Callable[..., jax.Array] | None = None
+  invert: Callable[..., jax.Array] | None = None
 
   def apply(self, params, x, c_noise, cond, **kwargs) -> jax.Array:
     """The raw U-Net of a parameter tree."""

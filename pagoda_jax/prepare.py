@@ -165,7 +165,7 @@ def _close(source, output, layout, plan, max_unreadable) -> dict:
       for name, sidecar in sidecars.items()
     },
   }
-  shards.write_json(output / records.MANIFEST, manifest)
+  shards.write_sealed(output / records.MANIFEST, manifest)
   return manifest
 
 

@@ -65,8 +65,13 @@ def make(config, name: str) -> Program:
   networks, step = train.make_step(config, name)
   frozen = frozen_weights.shapes(config, name)
   if phase.stage != 'teacher':
-    noise = jax.ShapeDtypeStruct((count, base, base, config.data.channels), jnp.float32)
-    batch |= {'noise': noise, 'real_image': image, 'real_label': label}
+    batch |= {'real_image': image, 'real_label': label}
+    small = (count, base, base, config.data.channels)
+    if networks.invert is None:
+      batch['noise'] = jax.ShapeDtypeStruct(small, jnp.float32)
+    else:
+      batch |= {'base_image': jax.ShapeDtypeStruct(small, jnp.uint8), 'key': label}
+      frozen = frozen | {'teacher': _shapes_of_params(models.build(config, phase.noise))}
   return Program(step, _begun(config, name, networks, frozen), batch, frozen, rng, trains=True)
 
 

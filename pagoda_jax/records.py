@@ -91,7 +91,7 @@ def read_manifest(folder) -> dict:
   """
   path = epath.Path(folder) / MANIFEST
   try:
-    manifest = json.loads(path.read_text())
+    manifest = shards.read_sealed(path)
     version = manifest['format_version']
   except FileNotFoundError:
     raise SourceError(f'{path}: no finished data set there; `pagoda prepare --source=... --output={folder}` '

@@ -2,7 +2,7 @@
 
 Each shard is a fixed range of keys, whoever writes it. It is written under another name, renamed when
 whole, and followed by a JSON beside it (the sidecar: count, bytes, SHA-256); a shard without a sidecar
-that fits it does not count.
+that fits it does not count. Sidecars and manifests are sealed: they hold a checksum of their own values.
 """
 
 import dataclasses
@@ -77,7 +77,7 @@ class ShardWriter:
       'sha256': file_digest(self._partial),
     }
     self._partial.replace(self._folder / (self._name + SUFFIX))
-    write_json(sidecar_path(self._folder, self._name), sidecar | details, indent=None)
+    write_sealed(sidecar_path(self._folder, self._name), sidecar | details, indent=None)
 
 
 def sidecar_path(folder, name: str) -> epath.Path:
@@ -93,7 +93,7 @@ def read_sidecar(folder, name: str) -> dict:
   """
   path = sidecar_path(folder, name)
   try:
-    return json.loads(path.read_text())
+    return read_sealed(path)
   except (OSError, ValueError) as error:
     raise ShardError(f'{path}: missing or damaged ({error})') from None
 
@@ -128,16 +128,19 @@ def open_shard(folder: str, name: str, count: int):
 
 
 def read_record(folder: str, name: str, count: int, place: int) -> bytes:
-  """Record number `place` of a shard of `count` records.
+  """Record number `place` of a shard of `count` records, none of them empty.
 
   Raises:
     ShardError: names the shard and the record that cannot be read; ArrayRecord checks a hash of each.
   """
+  path = epath.Path(folder) / (name + SUFFIX)
   try:
-    return open_shard(folder, name, count).read([place])[0]
+    record = open_shard(folder, name, count).read([place])[0]
   except (RuntimeError, IndexError) as error:
-    path = epath.Path(folder) / (name + SUFFIX)
     raise ShardError(f'{path}: record {place} is damaged ({_first_line(error)})') from None
+  if not record:  # what ArrayRecord gives, without an error, of a file that was cut short after it was opened
+    raise ShardError(f'{path}: record {place} is damaged (the file ends before it)')
+  return record
 
 
 def _first_line(error):
@@ -157,6 +160,31 @@ def file_digest(path) -> str:
     while chunk := file.read(2**20):
       digest.update(chunk)
   return digest.hexdigest()
+
+
+def write_sealed(path, value: dict, indent: int | None = 2) -> None:
+  """Writes a JSON object with a checksum of its own values, for `read_sealed`; whole or not at all."""
+  write_json(path, value | {'seal': _seal(value)}, indent)
+
+
+def read_sealed(path) -> dict:
+  """The values of a JSON object that `write_sealed` wrote; one without a seal, of older versions, is taken as it is.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is no JSON object, or its values are not those that were written.
+  """
+  value = json.loads(epath.Path(path).read_text())
+  if not isinstance(value, dict):
+    raise ValueError('no JSON object')
+  seal = value.pop('seal', None)
+  if seal not in (None, _seal(value)):
+    raise ValueError('its values do not fit its checksum')
+  return value
+
+
+def _seal(value) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path, value, indent: int | None = 2) -> None:

@@ -1,7 +1,8 @@
 """What a phase trains and must survive a crash: pytrees, their optimisers, one guarded update.
 
 `step` counts train steps, skipped ones included; `skipped` counts consecutive steps whose loss or
-gradient was not finite. `fixed` holds the generator's leaves that a growth phase does not train.
+gradient was not finite, `skipped_total` all of them. `fixed` holds the generator's leaves that a growth
+phase does not train.
 """
 
 import inspect
@@ -21,6 +22,7 @@ class TeacherState:
 
   step: jax.Array
   skipped: jax.Array
+  skipped_total: jax.Array
   params: Tree
   ema: Tree
   opt_state: Tree
@@ -36,6 +38,7 @@ class GeneratorState:
 
   step: jax.Array
   skipped: jax.Array
+  skipped_total: jax.Array
   params: Tree
   fixed: Tree
   ema: Tree
@@ -64,16 +67,13 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
 def init_teacher(params: Tree, config) -> TeacherState:
   """State at step 0. `ema` is a copy: the state is donated, and one buffer cannot be donated twice."""
   optimizer = make_optimizer(config.optimizer, config.steps)
-  zero = jnp.zeros((), jnp.int32)
-  return TeacherState(zero, jnp.zeros((), jnp.int32), params, copy(params), optimizer.init(params))
+  return TeacherState(**_counters(), params=params, ema=copy(params), opt_state=optimizer.init(params))
 
 
 def init_generator(params: Tree, fixed: Tree, discriminator: Tree, config) -> GeneratorState:
   """State at step 0 of a generator whose trained leaves are `params` and whose other leaves are `fixed`."""
-  zero = jnp.zeros((), jnp.int32)
   return GeneratorState(
-    step=zero,
-    skipped=jnp.zeros((), jnp.int32),
+    **_counters(),
     params=params,
     fixed=fixed,
     ema=copy(params),
@@ -83,6 +83,10 @@ def init_generator(params: Tree, fixed: Tree, discriminator: Tree, config) -> Ge
       discriminator['params']
     ),
   )
+
+
+def _counters() -> dict[str, jax.Array]:
+  return {name: jnp.zeros((), jnp.int32) for name in ('step', 'skipped', 'skipped_total')}
 
 
 def copy(tree: Tree) -> Tree:
@@ -103,7 +107,11 @@ def all_finite(*trees: Tree) -> jax.Array:
 def guarded(finite: jax.Array, new, old):
   """`new`, or where `finite` is false `old` with its step counted and the skip recorded."""
   kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-  return kept.replace(step=old.step + 1, skipped=jnp.where(finite, 0, old.skipped + 1))
+  return kept.replace(
+    step=old.step + 1,
+    skipped=jnp.where(finite, 0, old.skipped + 1),
+    skipped_total=old.skipped_total + jnp.where(finite, 0, 1),
+  )
 
 
 def step_keys(rng: jax.Array, step: jax.Array, count: int) -> jax.Array:

@@ -45,7 +45,8 @@ class Phase:
     step: step(state, batch, frozen, rng) -> (state, metrics).
     init: init() -> (state at step 0, host or device arrays; what it starts from, in words).
     stream: what it trains on.
-    frozen: parameters of frozen feature networks, host arrays; {} without any.
+    frozen: parameters of frozen feature networks, and of the teacher that inverts inside the step, host arrays;
+      {} without any.
   """
 
   networks: models.Networks
@@ -63,6 +64,8 @@ def key_of(seed: int, name: str) -> jax.Array:
 def make_step(config, name: str) -> tuple[models.Networks, Callable[..., Any]]:
   """(networks, step(state, batch, frozen, rng) -> (state, metrics)) of a phase of stage teacher, distill or grow."""
   phase, networks = config.phases[name], models.build(config, name)
+  if phase.get('noise') and not config.phases[phase.noise].store:
+    networks = dataclasses.replace(networks, invert=inverting.make_inverter(config, phase.noise))
   return networks, {'teacher': teacher, 'distill': distill, 'grow': grow}[phase.stage].make_train_step(networks, phase)
 
 
@@ -77,10 +80,15 @@ def make_phase(config, folder, name: str) -> Phase:
     stream = data.Stream(config.data, resolution, seed)
     init = functools.partial(init_teacher, config, folder, name, networks, init_key)
     return Phase(networks, step, init, stream)
-  inverting.check_store(config, folder, phase.noise)
-  store = inversions.open_store(epath.Path(folder) / phase.noise, networks.sigma_max, phase.standardize_noise)
-  stream = data.Stream(config.data, resolution, seed, store, phase.pairs_fraction)
+  teacher_params = inverting.check_store(config, folder, phase.noise)
   frozen = frozen_weights.load(config, name)
+  store = epath.Path(folder) / phase.noise
+  if config.phases[phase.noise].store:
+    noise = inversions.open_store(store, networks.sigma_max, phase.standardize_noise)
+  else:
+    noise = data.ToInvert(inversions.read_manifest(store)['count'], config.base_resolution)
+    frozen = frozen | {'teacher': teacher_params}
+  stream = data.Stream(config.data, resolution, seed, noise, phase.pairs_fraction)
   init = functools.partial(init_generator, config, folder, name, networks, frozen, init_key)
   return Phase(networks, step, init, stream, frozen)
 
@@ -183,7 +191,9 @@ class _Loop:
     distributed.beat(self.order, step)
     while step < self.steps and not stopping:
       batch = next(self.batches)
-      keys = batch.pop('key')
+      keys = batch['key']
+      if self.parts.networks.invert is None:
+        del batch['key']  # only there to be logged
       batch = sharding.place_batch(batch, self.mesh)
       train_state, metrics = train_step(train_state, batch, self.frozen, self.rng)
       step += 1
@@ -241,8 +251,11 @@ class _Loop:
       logging.warning('%s: step %d was not finite and was skipped (%d in a row)', self.name, step, skipped)
     if skipped >= MAX_SKIPPED_IN_A_ROW:
       self.saved.wait()
+      latest = self.saved.latest_step()
+      kept = 'There is no checkpoint yet' if latest is None else f'The last checkpoint, of step {latest}, is good'
       raise Diverged(
-        f'{self.name}: loss or gradients were not finite in steps {step - skipped + 1} to {step}; stopped. '
-        f'The last checkpoint is good (step {self.saved.latest_step()}). A lower learning rate or '
-        'float32 precision may help.'
+        f'{self.name}: loss or gradients were not finite in steps {step - skipped + 1} to {step}; stopped. {kept}; '
+        f'the same command goes on from step {latest or 0} with the same data and random numbers. Look for numbers '
+        'that are not finite in what it reads; otherwise a lower learning rate or float32 precision may help, with '
+        'the phase begun anew.'
       )

@@ -142,9 +142,14 @@ def _validate_phase(config, name, earlier, shards):
     _check_start(config, path, 'teacher', phase, earlier, ('teacher',))
   if phase.stage in configs.GENERATOR_STAGES:
     _check_reference(config, path, 'noise', phase.noise, earlier, ('invert',))
+    _check(config.phases[phase.noise].store or not phase.standardize_noise, f'{path}.standardize_noise',
+           phase.standardize_noise,
+           f'needs the mean and deviation of a store, and config.phases.{phase.noise}.store is False')
     _validate_generator(config, phase, path)
   if phase.stage == 'invert':
     _choose(f'{path}.dtype', phase.dtype, configs.NOISE_DTYPES)
+    _check(phase.store or phase.dtype == 'float32', f'{path}.dtype', phase.dtype,
+           f'is the type of what is stored, and {path}.store is False; it must be float32')
     _check(phase.num_levels >= 2, f'{path}.num_levels', phase.num_levels, 'must be >= 2')
     _check(phase.shard_size > 0, f'{path}.shard_size', phase.shard_size, 'must be > 0')
   if phase.stage == 'grow':

@@ -10,6 +10,7 @@ from pagoda_jax import checkpoints, data, distributed, inversions, shards, start
 # What may differ between two runs of one phase: how long, on what, and how much is written down.
 # What lies at init_from is compared itself, by `check_inputs`.
 FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify')
+INVERTED_WITH = 'inverted_with'  # in inputs.json: which network made a generator phase's noise
 SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')
 
 
@@ -111,11 +112,17 @@ def read_config(folder) -> ConfigDict:
 
 
 def progress(folder, config, name: str) -> int:
-  """How far a phase has come: steps of its newest checkpoint, or pairs of a finished noise store; 0 for nothing."""
+  """How far a phase has come: steps of its newest checkpoint, or pairs of a finished noise store; 0 for nothing.
+
+  A store that a part has been lost of since is not finished: the invert phase makes that part anew.
+  """
   phase_folder = epath.Path(folder) / name
   if config.phases[name].stage != 'invert':
     return max(checkpoints.finished_steps(phase_folder), default=0)
-  return inversions.read_manifest(phase_folder)['count'] if (phase_folder / 'manifest.json').exists() else 0
+  if not (phase_folder / inversions.MANIFEST).exists():
+    return 0
+  manifest = inversions.read_manifest(phase_folder)
+  return 0 if inversions.lost_parts(phase_folder, manifest) else manifest['count']
 
 
 def target(config, name: str, max_steps: int | None = None) -> int:
@@ -139,11 +146,16 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
     inputs[other] = progress(folder, config, other)
     if not inputs[other]:
       raise WorkdirError(
-        f'{epath.Path(folder) / other}: nothing finished there, and phase {name} starts from it; run {other} first'
+        f'{epath.Path(folder) / other}: {_lacking(folder, config, other)}, and phase {name} starts from it; '
+        f'run {other} first'
       )
   init_from = config.phases[name].get('init_from')
   if init_from:
     inputs['init_from'] = starts.mark(init_from)
+  noise = config.phases[name].get('noise')
+  if noise:
+    inverted = inversions.read_manifest(epath.Path(folder) / noise)['origin']['teacher_sha256']
+    inputs[INVERTED_WITH] = f'{noise} with teacher {inverted[:16]}'
   path = epath.Path(folder) / name / 'inputs.json'
   if path.exists() and progress(folder, config, name):
     _check_same_inputs(path.parent, json.loads(path.read_text()), inputs, init_from)
@@ -153,13 +165,28 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
   return inputs
 
 
+def _lacking(folder, config, name):
+  path = epath.Path(folder) / name
+  if config.phases[name].stage != 'invert' or not (path / inversions.MANIFEST).exists():
+    return 'nothing finished there'
+  return f'damaged or missing: {", ".join(inversions.lost_parts(path, inversions.read_manifest(path)))}'
+
+
 def _check_same_inputs(folder, before, inputs, init_from):
+  teacher = inputs.get(INVERTED_WITH)
+  if before.get(INVERTED_WITH, teacher) != teacher:
+    raise WorkdirError(
+      f'{folder}: read the noise of {before[INVERTED_WITH]}, and what is there now is {teacher}; '
+      f'delete {folder} to make {folder.name} again'
+    )
   for other, step in inputs.items():
-    if other != 'init_from' and before.get(other, step) > step:
+    if other in ('init_from', INVERTED_WITH):
+      continue
+    if before.get(other, step) > step:
       raise WorkdirError(
         f'{folder}: was made from {other} at step {before[other]}, which is back at step {step}; run {other} first'
       )
-    if other != 'init_from' and before.get(other, step) != step:
+    if before.get(other, step) != step:
       raise WorkdirError(
         f'{folder}: was made from {other} at step {before[other]}, which has gone on to step {step}; '
         f'delete {folder} to make {folder.name} again'

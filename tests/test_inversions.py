@@ -14,7 +14,7 @@ ORIGIN = {'teacher_sha256': 'ab', 'resolution': 4}
 def write(folder, dtype='float32', shards=range(3)):
   folder = epath.Path(folder)
   for shard in shards:
-    inversions.write_shard(folder, LAYOUT, shard, NOISE[list(LAYOUT.keys(shard))].astype(dtype))
+    inversions.write_shard(folder, LAYOUT, shard, NOISE[list(LAYOUT.keys(shard))].astype(dtype), ORIGIN)
   return folder
 
 
@@ -61,6 +61,13 @@ def test_a_damaged_shard_is_named(tmp_path, damage):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
   assert inversions.damaged_shards(folder) == [LAYOUT.name(1)]
+
+
+def test_shards_of_another_teacher_are_not_gone_on_with(tmp_path):
+  folder = write(tmp_path, shards=[0, 2])
+  assert inversions.finished_shards(folder, LAYOUT, ORIGIN) == [0, 2]
+  with pytest.raises(inversions.NoiseStoreError, match='another teacher.*noise-00000-of-00003, noise-00002-of-00003;'):
+    inversions.finished_shards(folder, LAYOUT, {**ORIGIN, 'teacher_sha256': 'cd'})
 
 
 def test_a_store_made_for_something_else_is_refused_field_by_field(tmp_path):

@@ -28,8 +28,10 @@ def make_train_step(networks: Networks, config):
   Returns:
     step(state: GeneratorState, batch, frozen, rng) -> (state, metrics). batch: 'image' [B, H, W, C] with
     'noise' [B, h, w, C] (standard deviation near sigma_max, h x w the base resolution) and 'label' int32
-    [B]; 'real_image' [B, H, W, C] with 'real_label' [B]. Images are uint8 or floats in [-1, 1]. frozen:
-    {'features': {name: variables}} of the frozen feature networks (frozen_weights.load), {} without any.
+    [B]; 'real_image' [B, H, W, C] with 'real_label' [B]. Images are uint8 or floats in [-1, 1]. Where
+    networks.invert is given, 'base_image' [B, h, w, C] and 'key' int32 [B] stand in place of 'noise'. frozen:
+    {'features': {name: variables}} of the frozen feature networks (frozen_weights.load), without any, {}; and
+    {'teacher': params} for networks.invert.
     rng: one typed key for the whole run. metrics: float32 scalars. A step with a number that is not
     finite leaves the state as it was, but for its counters.
   """
@@ -40,6 +42,7 @@ def make_train_step(networks: Networks, config):
     keys = step_keys(rng, state.step, 6)
     images, reals = normalize(batch['image']), normalize(batch['real_image'])
     cond, real_cond = {'label': batch['label']}, {'label': batch['real_label']}
+    noise = noise_of(networks, batch, frozen)
 
     def generate(trained, noise, cond):
       return networks.generate(generator.merge(trained, state.fixed), noise, cond)
@@ -49,10 +52,10 @@ def make_train_step(networks: Networks, config):
       return networks.judge(variables, frozen, images, cond, key)
 
     def prior(key):
-      return networks.sigma_max * jax.random.normal(key, batch['noise'].shape)
+      return networks.sigma_max * jax.random.normal(key, noise.shape)
 
     def reconstruction_loss(trained):
-      return jnp.mean(networks.distance(frozen, images, generate(trained, batch['noise'], cond), keys[0]))
+      return jnp.mean(networks.distance(frozen, images, generate(trained, noise, cond), keys[0]))
 
     def adversarial_loss(trained):
       logits, _ = judge(state.discriminator['params'], generate(trained, prior(keys[1]), cond), cond, keys[2])
@@ -100,9 +103,17 @@ def make_train_step(networks: Networks, config):
       'grad_norm': norm,
       'discriminator_grad_norm': d_norm,
       'skipped_in_a_row': state.skipped,
+      'skipped': state.skipped_total,
     }
 
   return step
+
+
+def noise_of(networks: Networks, batch, frozen) -> jax.Array:
+  """The batch's inverted noise [B, h, w, C]: what it brings, or by the teacher here and now; a constant either way."""
+  if networks.invert is None:
+    return batch['noise']
+  return jax.lax.stop_gradient(networks.invert(frozen['teacher'], batch | {'image': batch['base_image']}))
 
 
 def adversarial_weight(config, rec_grads, adv_grads) -> jax.Array:

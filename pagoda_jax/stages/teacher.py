@@ -43,7 +43,8 @@ def make_train_step(networks: Networks, config):
     params = optax.apply_updates(state.params, updates)
     new = state.replace(params=params, opt_state=opt_state, ema=mix(state.ema, params, config.ema))
     state = guarded(all_finite(loss, norm), new, state)
-    return state, {'loss': loss, 'grad_norm': norm, 'skipped_in_a_row': state.skipped}
+    return state, {'loss': loss, 'grad_norm': norm, 'skipped_in_a_row': state.skipped,
+                   'skipped': state.skipped_total}
 
   return step
 
