@@ -215,6 +215,8 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
     work = f'{steps}{found.images} images{each}' + (f', {pairs:,} pairs' if pairs else ', pairs not known')
     record = side**2 * config.data.channels * jnp.dtype(phase.dtype).itemsize
     left = _row('noise store', _bytes(record * pairs) if pairs else f'{_bytes(record)} a pair')
+    if not phase.store:
+      work, left = 'held-out pictures only', _row('noise store', 'none: the phases that read it invert in their steps')
   else:
     work = f'{phase.steps:,} steps of {found.images} images'
     keep = config.checkpoint
@@ -245,7 +247,9 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
 def images_of(config, name: str, pairs: int | None) -> int | None:
   """Images that a phase works through."""
   phase = config.phases[name]
-  return pairs if phase.stage == 'invert' else phase.steps * phase.batch_size
+  if phase.stage == 'invert':
+    return pairs if phase.store else 0
+  return phase.steps * phase.batch_size
 
 
 def work_text(flops: float, topology, mfu: float) -> str:
