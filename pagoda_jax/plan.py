@@ -63,18 +63,22 @@ class PhaseCosts:
     return self.state + self.frozen + self.gradients + self.activations
 
 
+def phase_topology(config, name: str, topology):
+  """The devices that the phase's step runs on together: `invert` runs on each host by itself."""
+  return topology.one_host if config.phases[name].stage == 'invert' else topology
+
+
 def phase_mesh(config, name: str, topology) -> tuple[int, int]:
-  """Sizes of the axes ('data', 'fsdp') that a phase's step runs on; `invert` runs on each host by itself."""
-  if config.phases[name].stage == 'invert':
-    return topology.count // topology.hosts, 1
-  return sharding.axis_sizes(**config.mesh, count=topology.count)
+  """Sizes of the axes ('data', 'fsdp') of the mesh of those devices."""
+  devices = phase_topology(config, name, topology).count
+  return (devices, 1) if config.phases[name].stage == 'invert' else sharding.axis_sizes(**config.mesh, count=devices)
 
 
 def phase_program(config, name: str, topology) -> programs.Program:
   """The phase's program at the batch size that it runs with on the topology."""
   if config.phases[name].stage == 'invert':  # a host's batch is filled up to a multiple of its devices
     config = config.copy_and_resolve_references()
-    devices = topology.count // topology.hosts
+    devices = topology.one_host.count
     config.phases[name].batch_size = -(-config.phases[name].batch_size // devices) * devices
   return programs.make(config, name)
 
@@ -175,10 +179,10 @@ def headline(config, target: int, known: float | None = None) -> list[str]:
           f'teacher at {base} px: {whole:.1f}x fewer FLOPs per image than at {target} px']
 
 
-def compiled_lines(config, name: str, topology, devices, found: PhaseCosts) -> list[str]:
+def compiled_lines(config, name: str, topology, found: PhaseCosts) -> list[str]:
   """What XLA's compiler for the topology's devices says about a phase's step."""
-  sizes = phase_mesh(config, name, topology)
-  mesh = sharding.make_mesh(*sizes, devices=devices[: math.prod(sizes)])
+  devices = topologies.compile_devices(phase_topology(config, name, topology))
+  mesh = sharding.make_mesh(*phase_mesh(config, name, topology), devices=devices)
   program = phase_program(config, name, topology)
   start = time.monotonic()
   try:
@@ -330,9 +334,10 @@ def run(fv, args) -> int:
   if fv.topology:
     topology = topologies.parse(fv.topology)
     jax.config.update('jax_platforms', 'cpu')  # whatever this machine has, it is not what is asked about
-    devices = topologies.compile_devices(topology) if fv.aot else None
   else:
-    topology, devices = topologies.here(), jax.devices()
+    topology = topologies.here()
+  if fv.aot:
+    topologies.compile_devices(topology)  # says at once where nothing can be compiled
   validation.validate(config, topology.count)
   for name in fv.phases:
     if name not in config.order:
@@ -352,7 +357,7 @@ def run(fv, args) -> int:
       teacher = teacher or found.flops / found.images
     print('\n' + '\n'.join(phase_lines(config, name, topology, found, pairs, fv.mfu)), flush=True)
     if fv.aot:
-      print('\n'.join(compiled_lines(config, name, topology, devices, found)), flush=True)
+      print('\n'.join(compiled_lines(config, name, topology, found)), flush=True)
   print(f'\n{", ".join(chosen)}: {work_text(total, topology, fv.mfu)}')
   print('\n'.join(headline(config, target, teacher)))
   return 0

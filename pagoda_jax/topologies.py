@@ -55,12 +55,17 @@ class Topology:
 
   @property
   def is_tpu(self) -> bool:
-    return self.chip.kind.startswith('TPU')
+    return self.chip_name in ('v5e', 'v6e')
 
   @property
   def hosts(self) -> int:
     # A single host has up to 8 TPU chips, hosts of a larger slice 4 each.
     return 1 if self.count <= 8 else -(-self.count // self.chip.per_host)
+
+  @property
+  def one_host(self) -> 'Topology':
+    """The devices of one of the hosts."""
+    return Topology(self.chip_name, self.count // self.hosts)
 
   def __str__(self) -> str:
     return f'{self.count} x {self.chip_name}' + (f' on {self.hosts} hosts' if self.hosts > 1 else '')
