@@ -212,6 +212,10 @@ def experiment(**overrides) -> ConfigDict:
       'phases': {},
       'precision': 'float32',
       'mesh': {'data': -1, 'fsdp': 1},
+      # Three keys that change memory and time, not results; a run can go on with others.
+      'microbatch': 0,  # most images that a device trains on at once; 0: its whole share of batch_size
+      'remat': (),  # resolutions of U-Net blocks whose activations are computed again in the backward pass
+      'shard_frozen': False,  # feature networks: split by the mesh's fsdp axis, not whole on every device
       'checkpoint': {'every_steps': 1000, 'keep': 3, 'keep_every': 0},
       'log': {'every_steps': 50, 'samples_every': 1000, 'samples': 64},
       # What the end-of-run summary measures of each phase's samples; 0 samples: nothing.

@@ -52,9 +52,10 @@ def abstract(tree, mesh: Mesh):
   )
 
 
-def place(tree, mesh: Mesh):
-  """Puts a tree of host arrays (equal on every host) on the mesh by the rule."""
-  return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), leaf_sharding(np.shape(leaf), mesh)), tree)
+def place(tree, mesh: Mesh, by_rule: bool = True):
+  """Puts a tree of host arrays (equal on every host) on the mesh: by the rule, or whole on every device."""
+  sharding_of = leaf_sharding if by_rule else lambda shape, mesh: replicated(mesh)
+  return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), sharding_of(np.shape(leaf), mesh)), tree)
 
 
 def place_batch(batch, mesh: Mesh):

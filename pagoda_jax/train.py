@@ -19,6 +19,7 @@ from pagoda_jax import (
   inversions,
   inverting,
   logs,
+  microbatch,
   models,
   sharding,
   starts,
@@ -59,24 +60,25 @@ def key_of(seed: int, name: str) -> jax.Array:
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) % 2**31)
 
 
-def make_phase(config, folder, name: str) -> Phase:
+def make_phase(config, folder, name: str, num_devices: int) -> Phase:
   """Networks, step, initial state and data of a phase of stage teacher, distill or grow."""
   phase = config.phases[name]
   networks = models.build(config, name)
   seed = int(zlib.crc32(name.encode()) + config.seed) % 2**31
   init_key = key_of(config.seed, f'{name}/init')
   resolution = configs.phase_resolution(config, name)
+  parts = microbatch.count_parts(phase.batch_size, num_devices, config.microbatch)
   if phase.stage == 'teacher':
     stream = data.Stream(config.data, resolution, seed)
     init = functools.partial(init_teacher, config, folder, name, networks, init_key)
-    return Phase(networks, teacher.make_train_step(networks, phase), init, stream)
+    return Phase(networks, teacher.make_train_step(networks, phase, parts), init, stream)
   inverting.check_store(config, folder, phase.noise)
   store = inversions.open_store(epath.Path(folder) / phase.noise, networks.sigma_max, phase.standardize_noise)
   stream = data.Stream(config.data, resolution, seed, store, phase.pairs_fraction)
   frozen = frozen_weights.load(config, name)
   init = functools.partial(init_generator, config, folder, name, networks, frozen, init_key)
   make_step = distill.make_train_step if phase.stage == 'distill' else grow.make_train_step
-  return Phase(networks, make_step(networks, phase), init, stream, frozen)
+  return Phase(networks, make_step(networks, phase, parts), init, stream, frozen)
 
 
 def init_teacher(config, folder, name: str, networks, key) -> tuple[state.TeacherState, str]:
@@ -127,10 +129,10 @@ class _Loop:
     self.phase_folder = folder / name
     self.phase = config.phases[name]
     self.saved = checkpoints.Checkpoints(self.phase_folder, config.checkpoint.keep, config.checkpoint.keep_every)
-    self.parts = make_phase(config, folder, name)
+    self.parts = make_phase(config, folder, name, mesh.size)
     self.batches = self.parts.stream.batches(self.phase.batch_size, jax.process_index(), jax.process_count())
     self.rng = key_of(config.seed, name)
-    self.frozen = sharding.place(self.parts.frozen, mesh)
+    self.frozen = sharding.place(self.parts.frozen, mesh, config.shard_frozen)
 
   def restored_or_fresh(self):
     """(state on the mesh, step)."""

@@ -82,6 +82,7 @@ def _validate_shared(config):
   for source, key in (('folder', 'path'), ('array_record', 'path'), ('tfds', 'name')):
     _check(data.source != source or data[key], f'config.data.{key}', data[key], f'source {source} needs it')
   _choose('config.precision', config.precision, configs.PRECISIONS)
+  _check(config.microbatch >= 0, 'config.microbatch', config.microbatch, 'must be >= 0')
   _validate_network(config.network)
   base, levels = config.base_resolution, len(config.network.channel_mult)
   _check(base > 0 and base % 2 ** (levels - 1) == 0, 'config.base_resolution', base,
