@@ -66,12 +66,6 @@ def apply(images: jax.Array, params: dict[str, jax.Array]) -> jax.Array:
   return images
 
 
-def diff_augment(rng, images: jax.Array, policy: tuple[str, ...] = POLICY) -> jax.Array:
-  """`images` [B, H, W, C] after a fresh draw of `policy`; ValueError for a name that is not in POLICY."""
-  batch, height, width, _ = images.shape
-  return apply(images, draw(rng, batch, (height, width), policy))
-
-
 def brightened(images, amount):
   """images + amount; amount [B]."""
   return images + _per_image(amount, images)

@@ -222,6 +222,10 @@ def experiment(**overrides) -> ConfigDict:
       'phases': {},
       'precision': 'float32',
       'mesh': {'data': -1, 'fsdp': 1},
+      # Three keys that change memory and time, not results; a run can go on with others.
+      'microbatch': 0,  # most images that a device trains on at once; 0: its whole share of batch_size
+      'remat': (),  # resolutions of U-Net blocks whose activations are computed again in the backward pass
+      'shard_frozen': False,  # feature networks: split by the mesh's fsdp axis, not whole on every device
       'barrier_timeout': 1800,  # seconds that any host waits for another before it ends with a message naming it
       'checkpoint': {
         'every_steps': 1000,

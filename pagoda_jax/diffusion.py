@@ -82,16 +82,16 @@ def weighted_error(denoise, params, images, cond, sigma, noise, sigma_data: floa
   return weight * (denoised - images) ** 2
 
 
-def edm_loss(denoise, params, images, cond, rng, p_mean=-1.2, p_std=1.2, sigma_data=0.5, **kwargs) -> jax.Array:
-  """EDM's training loss: the weighted error, summed over an image and averaged over the batch.
-
-  `rng` gives the noise levels and the noise; arguments are otherwise those of `weighted_error`.
-  """
+def training_draws(rng: jax.Array, shape: tuple[int, ...], p_mean: float = -1.2, p_std: float = 1.2):
+  """(noise levels [B], normal draws [B, H, W, C]) for images of a shape [B, H, W, C]."""
   level_rng, noise_rng = jax.random.split(rng)
-  sigma = training_sigma(jax.random.normal(level_rng, images.shape[:1]), p_mean, p_std)
-  noise = jax.random.normal(noise_rng, images.shape)
+  return training_sigma(jax.random.normal(level_rng, shape[:1]), p_mean, p_std), jax.random.normal(noise_rng, shape)
+
+
+def edm_loss(denoise, params, images, cond, sigma, noise, sigma_data: float = 0.5, **kwargs) -> jax.Array:
+  """EDM's training loss of every image, [B]: the sum of its `weighted_error`, which explains the arguments."""
   error = weighted_error(denoise, params, images, cond, sigma, noise, sigma_data, **kwargs)
-  return error.sum(axis=(1, 2, 3)).mean()
+  return error.sum(axis=(1, 2, 3))
 
 
 def one_step(network_apply, params, z, cond, sigma_max: float = 80.0, sigma_data: float = 0.5, **kwargs) -> jax.Array:

@@ -25,9 +25,11 @@ class Networks:
   Attributes:
     unet: the teacher or the generator.
     discriminator: None for the teacher.
-    features: features(frozen, images, rng) -> maps that the discriminator sees, of the augmented images;
-      equal keys make equal augmentations.
-    distance: distance(frozen, images, others, rng) -> [B], L_rec's. `frozen` holds the parameters of
+    feature_draws: feature_draws(rng, count) -> random parameters of the augmentation of `count` images.
+    features: features(frozen, images, draws) -> maps that the discriminator sees, of the augmented images;
+      equal draws make equal augmentations.
+    distance_draws: the same for the distance.
+    distance: distance(frozen, images, others, draws) -> [B], L_rec's. `frozen` holds the parameters of
       frozen feature networks, as frozen_weights.load makes it.
     invert: invert(teacher's params, batch) -> noise [B, R, R, C], where the step inverts its batch itself
       (inverting.make_inverter); None where batches bring their noise.
@@ -37,7 +39,9 @@ class Networks:
   sigma_max: float = 80.0
   sigma_data: float = 0.5
   discriminator: nn.Module | None = None
+  feature_draws: Callable[..., Any] | None = None
   features: Callable[..., Any] | None = None
+  distance_draws: Callable[..., Any] | None = None
   distance: Callable[..., jax.Array] | None = None
   invert: Callable[..., jax.Array] | None = None
 
@@ -53,12 +57,10 @@ class Networks:
     """One-step images [B, S, S, C] from noise [B, R, R, C] of standard deviation near sigma_max."""
     return diffusion.one_step(self.apply, params, noise, cond, self.sigma_max, self.sigma_data)
 
-  def judge(self, variables, frozen, images, cond, rng) -> tuple[jax.Array, dict]:
-    """(logits [B, n], updated collections) of the discriminator in train mode; `rng` draws the augmentation."""
+  def judge(self, variables, maps, cond) -> tuple[jax.Array, dict]:
+    """(logits [B, n], updated collections) of the discriminator in train mode, from what `features` returns."""
     collections = [name for name in variables if name != 'params']
-    return self.discriminator.apply(
-      variables, self.features(frozen, images, rng), cond, train=True, mutable=collections
-    )
+    return self.discriminator.apply(variables, maps, cond, train=True, mutable=collections)
 
   def noise_shape(self, batch: int) -> tuple[int, int, int, int]:
     """Shape of the noise that makes `batch` images."""
@@ -73,26 +75,27 @@ def build(config, phase_name: str) -> Networks:
   if phase.stage not in configs.GENERATOR_STAGES:
     return Networks(**shared)
   resolution = configs.phase_resolution(config, phase_name)
-  discriminator, features = _discriminator(phase.discriminator, config.data.num_classes, resolution, unet.dtype)
+  discriminator, view = _discriminator(phase.discriminator, config.data.num_classes, resolution, unet.dtype)
   distance = _distance(phase.reconstruction, resolution, unet.dtype)
-  return Networks(**shared, discriminator=discriminator, features=features, distance=distance)
+  return Networks(**shared, discriminator=discriminator, feature_draws=view[0], features=view[1],
+                  distance_draws=distance[0], distance=distance[1])
 
 
 def _discriminator(config, num_classes: int, resolution: int, dtype):
-  """(module, what it sees)."""
+  """(module, (draw, features): what it sees)."""
   classes = num_classes if config.conditional else 0
   if config.features == 'projected':
     networks = perception.projected_networks(config.backbones, resolution, dtype)
-    return DiscriminatorEnsemble(classes, dtype), perception.projected_view(networks, config.augment)
+    return DiscriminatorEnsemble(classes, dtype), perception.projected_view(networks, resolution, config.augment)
   pixels = PyramidDiscriminator(config.channels, classes, config.spectral_norm, dtype)
-  return pixels, perception.pixel_view(config.scales, config.augment)
+  return pixels, perception.pixel_view(config.scales, resolution, config.augment)
 
 
 def _distance(config, resolution: int, dtype):
-  """L_rec's distance."""
+  """(draw, distance): L_rec's distance."""
   if config.distance == 'projected':
     networks = perception.projected_networks(config.backbones, resolution, dtype)
-    return perception.projected_distance(networks, config.augment)
+    return perception.projected_distance(networks, resolution, config.augment)
   if config.distance == 'lpips':
     return perception.lpips_distance(dtype)
   return perception.pixel_distance(config.scale_weights)
@@ -112,6 +115,7 @@ def make_unet(config, phase_name: str) -> UNet:
     image_channels=config.data.channels,
     num_classes=config.data.num_classes,
     grown=tuple(grown),
+    remat=config.remat,
     dtype=jnp.dtype(config.precision),
     **architectures.fields_of(config.network),
   )
@@ -134,7 +138,8 @@ def init_discriminator(networks: Networks, frozen, resolution: int, rng: jax.Arr
   `frozen` (or its shapes) tells the shapes of the maps; no feature network is run.
   """
   images = jax.ShapeDtypeStruct((1, resolution, resolution, networks.unet.image_channels), jnp.float32)
-  maps = jax.eval_shape(networks.features, frozen, images, rng)
+  seen = lambda frozen, images, rng: networks.features(frozen, images, networks.feature_draws(rng, 1))
+  maps = jax.eval_shape(seen, frozen, images, rng)
 
   def init(rng):
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), maps)

@@ -1,10 +1,13 @@
 """How images are compared and judged: as pixels, or through frozen feature networks.
 
-What `models.build` gives a train step. The parameters of feature networks are always an argument,
-frozen = {'features': {name: variables}}; frozen_weights.py makes it.
+What `models.build` gives a train step: pairs of a function of images and one that draws its augmentation,
+draw(rng, count) -> tree of [count, ...]. Drawn apart, because a batch may be worked through in parts. The
+parameters of feature networks are always an argument, frozen = {'features': {name: variables}};
+frozen_weights.py makes it.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 
@@ -59,61 +62,73 @@ def lpips_network(dtype) -> LPIPS:
   return LPIPS(dtype=dtype)
 
 
-def pixel_view(scales: int, policy: Sequence[str]):
-  """features(frozen, images, rng) -> a pyramid of the augmented images themselves."""
+def pixel_view(scales: int, resolution: int, policy: Sequence[str]):
+  """(draw, features(frozen, images, draws) -> a pyramid of the augmented images themselves)."""
 
-  def features(frozen, images, rng):
+  def draw(rng, count):
+    return augment.draw(rng, count, resolution, policy)
+
+  def features(frozen, images, draws):
     del frozen
-    return pixel_pyramid(augment.diff_augment(rng, images, policy), scales)
+    return pixel_pyramid(augment.apply(images, draws), scales)
 
-  return features
+  return draw, features
 
 
-def projected_view(networks: Mapping[str, ProjectedFeatures], policy: Sequence[str]):
-  """features(frozen, images, rng) -> {name: projected maps} of images augmented at their own size.
+def projected_view(networks: Mapping[str, ProjectedFeatures], resolution: int, policy: Sequence[str]):
+  """(draw, features(frozen, images, draws) -> {name: projected maps} of images augmented at their own size)."""
 
-  Each feature network has its own draw of the augmentation.
-  """
-
-  def features(frozen, images, rng):
+  def features(frozen, images, draws):
     return {
-      name: network.apply(frozen['features'][name], augment.diff_augment(key, images, policy))
-      for (name, network), key in zip(networks.items(), jax.random.split(rng, len(networks)))
+      name: network.apply(frozen['features'][name], augment.apply(images, draws[name]))
+      for name, network in networks.items()
     }
 
-  return features
+  return functools.partial(draw_for_each, networks, resolution, policy), features
+
+
+def draw_for_each(networks: Iterable[str], size: int, policy: Sequence[str], rng: jax.Array, count: int):
+  """{feature network: a draw of its own} of the augmentation of `count` images of a size."""
+  names = tuple(networks)
+  return {name: augment.draw(key, count, size, policy) for name, key in zip(names, jax.random.split(rng, len(names)))}
+
+
+def draw_nothing(rng: jax.Array, count: int) -> dict:
+  """For a distance of the images as they are."""
+  del rng, count
+  return {}
 
 
 def pixel_distance(weights: Sequence[float]):
-  """distance(frozen, images, others, rng) -> [B]: weighted mean squared differences, finest resolution first."""
+  """(draw, distance(frozen, images, others, draws) -> [B]): weighted mean squared differences, finest resolution first.
+  """
   factors = {2**i: weight for i, weight in enumerate(weights) if weight}
-  return lambda frozen, images, others, rng: losses.pixel_distance(images, others, factors)
+  return draw_nothing, lambda frozen, images, others, draws: losses.pixel_distance(images, others, factors)
 
 
-def projected_distance(networks: Mapping[str, ProjectedFeatures], policy: Sequence[str]):
-  """distance(frozen, images, others, rng) -> [B], in the projected features of all networks.
+def projected_distance(networks: Mapping[str, ProjectedFeatures], resolution: int, policy: Sequence[str]):
+  """(draw, distance(frozen, images, others, draws) -> [B]), in the projected features of all networks.
 
   Unlike for the discriminator, images are first resized and then augmented, as in PaGoDA's release;
   both get the same draw, and each feature network its own.
   """
 
-  def distance(frozen, images, others, rng):
+  def distance(frozen, images, others, draws):
     images, others = enlarged(images), enlarged(others)
     total = 0.0
-    for (name, network), key in zip(networks.items(), jax.random.split(rng, len(networks))):
-      maps = [
-        network.apply(frozen['features'][name], augment.diff_augment(key, x, policy)) for x in (images, others)
-      ]
+    for name, network in networks.items():
+      maps = [network.apply(frozen['features'][name], augment.apply(x, draws[name])) for x in (images, others)]
       total += losses.projected_distance(*maps)
     return total
 
-  return distance
+  size = RESIZED if resolution < NATIVE_FROM else resolution
+  return functools.partial(draw_for_each, networks, size, policy), distance
 
 
 def lpips_distance(dtype):
-  """distance(frozen, images, others, rng) -> [B], LPIPS of images resized as for the other networks."""
+  """(draw, distance(frozen, images, others, draws) -> [B]), LPIPS of images resized as for the other networks."""
   network = lpips_network(dtype)
-  return lambda frozen, images, others, rng: network.apply(
+  return draw_nothing, lambda frozen, images, others, draws: network.apply(
     frozen['features'][LPIPS_NAME], enlarged(images), enlarged(others)
   )
 

@@ -80,7 +80,7 @@ def phase_program(config, name: str, topology) -> programs.Program:
     config = config.copy_and_resolve_references()
     devices = topology.one_host.count
     config.phases[name].batch_size = -(-config.phases[name].batch_size // devices) * devices
-  return programs.make(config, name)
+  return programs.make(config, name, phase_topology(config, name, topology).count)
 
 
 def bytes_of(tree) -> int:
@@ -156,6 +156,7 @@ def recipe_at(config, side: int, attention: bool = True):
     recipe.network.mid_attention = attention and config.network.mid_attention
     teachers = [phase for phase in config.phases.values() if phase.stage == 'teacher']
     recipe.phases = {'teacher': teachers[0] if teachers else configs.teacher()}
+    recipe.update({'microbatch': 0, 'remat': ()})  # which compute things twice
   return recipe
 
 

@@ -48,8 +48,8 @@ class Program(NamedTuple):
       return jax.jit(self.step, **options).trace(begun, *arguments)
 
 
-def make(config, name: str) -> Program:
-  """The program of a phase; nothing is allocated, no file is read."""
+def make(config, name: str, num_devices: int = 1) -> Program:
+  """The program of a phase on so many devices; nothing is allocated, no file is read."""
   phase = config.phases[name]
   base, side, count = config.base_resolution, configs.phase_resolution(config, name), phase.batch_size
   image = jax.ShapeDtypeStruct((count, side, side, config.data.channels), jnp.uint8)
@@ -62,7 +62,7 @@ def make(config, name: str) -> Program:
     solve = invert.make_invert_step(networks, levels, phase.clip_denoised, phase.add_noise)
     step = lambda params, batch, frozen, rng: solve(params, batch, rng)
     return Program(step, _shapes_of_params(networks), batch | {'key': label}, {}, rng, trains=False)
-  networks, step = train.make_step(config, name)
+  networks, step = train.make_step(config, name, num_devices)
   frozen = frozen_weights.shapes(config, name)
   if phase.stage != 'teacher':
     batch |= {'real_image': image, 'real_label': label}

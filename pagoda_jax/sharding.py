@@ -57,13 +57,14 @@ def abstract(tree, mesh: Mesh):
   )
 
 
-def place(tree, mesh: Mesh):
-  """Puts a tree of host arrays (equal on every host) on the mesh by the rule."""
+def place(tree, mesh: Mesh, by_rule: bool = True):
+  """Puts a tree of host arrays (equal on every host) on the mesh: by the rule, or whole on every device."""
 
   def put(leaf):
     leaf = np.asarray(leaf)
+    where = leaf_sharding(leaf.shape, mesh) if by_rule else replicated(mesh)
     # device_put would first compare the whole array between the hosts.
-    return jax.make_array_from_callback(leaf.shape, leaf_sharding(leaf.shape, mesh), lambda index: leaf[index])
+    return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
 
   return jax.tree.map(put, tree)
 

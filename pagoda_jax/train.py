@@ -20,6 +20,7 @@ from pagoda_jax import (
   inversions,
   inverting,
   logs,
+  microbatch,
   models,
   sharding,
   starts,
@@ -61,18 +62,20 @@ def key_of(seed: int, name: str) -> jax.Array:
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) % 2**31)
 
 
-def make_step(config, name: str) -> tuple[models.Networks, Callable[..., Any]]:
+def make_step(config, name: str, num_devices: int) -> tuple[models.Networks, Callable[..., Any]]:
   """(networks, step(state, batch, frozen, rng) -> (state, metrics)) of a phase of stage teacher, distill or grow."""
   phase, networks = config.phases[name], models.build(config, name)
   if phase.get('noise') and not config.phases[phase.noise].store:
     networks = dataclasses.replace(networks, invert=inverting.make_inverter(config, phase.noise))
-  return networks, {'teacher': teacher, 'distill': distill, 'grow': grow}[phase.stage].make_train_step(networks, phase)
+  parts = microbatch.count_parts(phase.batch_size, num_devices, config.microbatch)
+  make = {'teacher': teacher, 'distill': distill, 'grow': grow}[phase.stage].make_train_step
+  return networks, make(networks, phase, parts)
 
 
-def make_phase(config, folder, name: str) -> Phase:
+def make_phase(config, folder, name: str, num_devices: int) -> Phase:
   """Networks, step, initial state and data of a phase of stage teacher, distill or grow."""
   phase = config.phases[name]
-  networks, step = make_step(config, name)
+  networks, step = make_step(config, name, num_devices)
   seed = int(zlib.crc32(name.encode()) + config.seed) % 2**31
   init_key = key_of(config.seed, f'{name}/init')
   resolution = configs.phase_resolution(config, name)
@@ -152,11 +155,11 @@ class _Loop:
     kept = config.checkpoint
     self.saved = checkpoints.Checkpoints(self.phase_folder, kept.keep, kept.keep_every, kept.best, kept.best_mode)
     self.since_save = []  # config.checkpoint.best, step by step
-    self.parts = make_phase(config, folder, name)
+    self.parts = make_phase(config, folder, name, mesh.size)
     self.batches = self.parts.stream.batches(
       self.phase.batch_size, sharding.local_rows(self.phase.batch_size, mesh))
     self.rng = jax.jit(lambda: key_of(config.seed, name), out_shardings=sharding.replicated(mesh))()
-    self.frozen = sharding.place(self.parts.frozen, mesh)
+    self.frozen = sharding.place(self.parts.frozen, mesh, config.shard_frozen)
 
   def restored_or_fresh(self):
     """(state on the mesh, step)."""

@@ -82,12 +82,17 @@ def _validate_shared(config):
   for source, key in (('folder', 'path'), ('array_record', 'path'), ('tfds', 'name')):
     _check(data.source != source or data[key], f'config.data.{key}', data[key], f'source {source} needs it')
   _choose('config.precision', config.precision, configs.PRECISIONS)
+  _check(config.microbatch >= 0, 'config.microbatch', config.microbatch, 'must be >= 0')
   _validate_network(config.network)
   base, levels = config.base_resolution, len(config.network.channel_mult)
   _check(base > 0 and base % 2 ** (levels - 1) == 0, 'config.base_resolution', base,
          f'must be a multiple of {2 ** (levels - 1)}: config.network.channel_mult has {levels} levels')
   _check(base <= data.resolution, 'config.base_resolution', base,
          f'must not exceed config.data.resolution = {data.resolution}')
+  lowest = base >> (levels - 1)
+  sides = [lowest << doublings for doublings in range((data.resolution // lowest).bit_length())]
+  _check(isinstance(config.remat, (tuple, list)) and set(config.remat) <= set(sides), 'config.remat', config.remat,
+         f'must be a tuple of some of {", ".join(map(str, sides))}, the resolutions of the U-Nets')
   d = config.diffusion
   _check(0 < d.sigma_min < d.sigma_max, 'config.diffusion.sigma_min', d.sigma_min,
          f'must lie between 0 and sigma_max = {d.sigma_max}')
@@ -107,6 +112,7 @@ def _validate_network(network):
          f'must have {levels} levels, as config.network.channel_mult, or none')
   for key in ('stem_channels', 'embed_channels', 'num_heads', 'augment_dim'):
     _check(network[key] >= 0, f'config.network.{key}', network[key], 'must be >= 0')
+  _check(0 <= network.dropout < 1, 'config.network.dropout', network.dropout, 'must lie in [0, 1)')
 
 
 def _batch_shards(config, num_devices):
@@ -138,6 +144,8 @@ def _validate_phase(config, name, earlier, shards):
     best, choices = config.checkpoint.best, configs.METRICS[phase.stage]
     _check(not best or best in choices, 'config.checkpoint.best', best,
            f"must be '' or a metric of every phase; {name} ({phase.stage}) has {', '.join(choices)}")
+    if shards:
+      _validate_microbatch(config, phase.batch_size // shards, f'{path}.batch_size = {phase.batch_size}')
   if phase.stage in ('invert', 'distill'):
     _check_start(config, path, 'teacher', phase, earlier, ('teacher',))
   if phase.stage in configs.GENERATOR_STAGES:
@@ -164,6 +172,13 @@ def _validate_phase(config, name, earlier, shards):
            f'must be {start} (the resolution of {phase.start or phase.init_from}) times 2, 4, 8, ...')
     _check(phase.resolution <= config.data.resolution, f'{path}.resolution', phase.resolution,
            f'must not exceed config.data.resolution = {config.data.resolution}')
+
+
+def _validate_microbatch(config, share, batch_size):
+  most = config.microbatch
+  divisors = ', '.join(str(n) for n in range(1, share + 1) if share % n == 0)
+  _check(most == 0 or most >= share or share % most == 0, 'config.microbatch', most,
+         f'must divide {share} ({divisors}), a device\'s share of {batch_size}, or be larger or 0')
 
 
 def _check_start(config, path, key, phase, earlier, stages):

@@ -73,6 +73,10 @@ BAD = [
   ('phases.distill.init_from', 'w', ["init_from = 'w'", "beside config.phases.distill.teacher = 'teacher'"]),
   ('phases.grow_16.init_from', 'w', ["init_from = 'w'", "beside config.phases.grow_16.start = 'distill'"]),
   ('phases.grow_16.init_levels', ((8, 1, False),), ['grow_16.init_levels', 'grow_16.init_from is empty']),
+  ('network.dropout', 1.0, ['config.network.dropout = 1.0', '[0, 1)']),
+  ('microbatch', -1, ['config.microbatch = -1', '>= 0']),
+  ('remat', (16, 4), ['config.remat = (16, 4)', 'some of 8, 16,']),
+  ('remat', 16, ['config.remat = 16', 'tuple']),
   ('diffusion.sigma_min', 90.0, ['config.diffusion.sigma_min = 90.0', 'sigma_max = 80.0']),
 ]
 
@@ -86,6 +90,15 @@ def test_refuses(key, value, expected):
     validation.validate(config, 8)
   for text in expected:
     assert text in str(error.value)
+
+
+def test_a_microbatch_divides_every_devices_share_or_holds_it_whole():
+  config = tiny.get_config()
+  for most, devices in ((0, 1), (4, 1), (8, 1), (100, 1), (3, 4), (3, None)):
+    config.microbatch = most
+    validation.validate(config, devices)
+  with pytest.raises(configs.ConfigError, match=r'config.microbatch = 3: must divide 8 \(1, 2, 4, 8\).*batch_size = 8'):
+    validation.validate(config, 1)
 
 
 def test_init_levels_are_three_numbers_each_and_count_as_resolution():

@@ -144,7 +144,8 @@ def gaussian_loss(scale, rng, batch=20000):
     return params * optimal_denoise(x, sigma, {'label': 0.0})
 
   images = DATA_STD * normal(5, (batch, 1, 1, 1))
-  return diffusion.edm_loss(denoise, scale, images, {}, rng, sigma_data=DATA_STD)
+  sigma, noise = diffusion.training_draws(rng, images.shape)
+  return jnp.mean(diffusion.edm_loss(denoise, scale, images, {}, sigma, noise, sigma_data=DATA_STD))
 
 
 def test_edm_loss_and_its_gradient_on_gaussian_data():
@@ -159,7 +160,7 @@ def test_edm_loss_and_its_gradient_on_gaussian_data():
   np.testing.assert_allclose(gradient, numeric, rtol=1e-3)
 
 
-def test_edm_loss_sums_over_pixels_and_averages_over_images():
+def test_edm_loss_sums_over_pixels():
   def denoise_to_zero(params, x, sigma, cond):
     return jnp.zeros_like(x)
 
@@ -168,5 +169,6 @@ def test_edm_loss_sums_over_pixels_and_averages_over_images():
   np.testing.assert_allclose(sigma, np.exp([-1.2, 0.0, -2.4, 1.2]), rtol=1e-6)
   error = diffusion.weighted_error(denoise_to_zero, None, images, COND, sigma, np.zeros(SHAPE))
   np.testing.assert_allclose(error[:, 0, 0, 0], (sigma**2 + 0.25) / (0.5 * sigma) ** 2, rtol=1e-5)
-  fixed = diffusion.edm_loss(denoise_to_zero, None, images, COND, jax.random.key(0), p_mean=0.0, p_std=0.0)
-  np.testing.assert_allclose(fixed, 12 * (1 + 0.25) / 0.25, rtol=1e-5)
+  sigma, noise = diffusion.training_draws(jax.random.key(0), SHAPE, p_mean=0.0, p_std=0.0)
+  fixed = diffusion.edm_loss(denoise_to_zero, None, images, COND, sigma, noise)
+  np.testing.assert_allclose(fixed, [12 * (1 + 0.25) / 0.25] * len(images), rtol=1e-5)

@@ -107,7 +107,8 @@ def test_the_distance_is_of_resized_then_augmented_images_with_one_draw_for_both
   networks, frozen = models.build(config, 'distill'), frozen_weights.load(config, 'distill')
   rng = np.random.default_rng(0)
   images, others = rng.uniform(-1, 1, (2, 2, 8, 8, 1)).astype(np.float32)
-  distance = networks.distance(frozen, images, others, RNG)
+  draws = networks.distance_draws(RNG, 2)
+  distance = networks.distance(frozen, images, others, draws)
   expected = 0
   modules = perception.projected_networks(configs.BACKBONES, 8, jnp.float32)
   for name, key in zip(configs.BACKBONES, jax.random.split(RNG, 2)):
@@ -115,7 +116,7 @@ def test_the_distance_is_of_resized_then_augmented_images_with_one_draw_for_both
     seen = [augment.apply(perception.enlarged(x), draw) for x in (images, others)]
     expected += losses.projected_distance(*(modules[name].apply(frozen['features'][name], x) for x in seen))
   np.testing.assert_allclose(distance, expected, rtol=1e-5)
-  assert np.all(networks.distance(frozen, images, images, RNG) == 0)
+  assert np.all(networks.distance(frozen, images, images, draws) == 0)
 
 
 def test_images_below_256_px_are_resized_and_others_enter_as_they_are(folder):
@@ -186,7 +187,7 @@ def test_lpips_trains_on_its_two_published_files(folder):
   shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert shapes(frozen_weights.shapes(config, 'distill')) == shapes(frozen)
   images, others = np.random.default_rng(0).uniform(-1, 1, (2, 1, 8, 8, 1)).astype(np.float32)
-  distance = lambda x: networks.distance(frozen, images, x, RNG)[0]
+  distance = lambda x: networks.distance(frozen, images, x, {})[0]
   value, gradient = jax.value_and_grad(distance)(others)
   module = perception.lpips_network(jnp.float32)
   large = (perception.enlarged(jnp.asarray(x)) for x in (images, others))

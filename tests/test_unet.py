@@ -15,7 +15,7 @@ TINY = dict(resolution=8, channels=16, channel_mult=(1, 2), num_blocks=1, attent
 BASE = UNet(**TINY)
 GROWN = BASE.clone(grown=((16, 1), {'channels': 8, 'num_blocks': 1, 'scale_shift': True}))
 BATCH = 2
-DROPOUT_KEY = jax.random.key(0, impl='rbg')  # rbg compiles faster
+DROPOUT_KEYS = jax.random.split(jax.random.key(0), BATCH)
 
 
 def shapes(module):
@@ -45,7 +45,7 @@ def random_inputs(module, seed=1):
 @functools.cache
 def apply(module):
   return jax.jit(lambda params, *args, **kwargs: module.apply({'params': params}, *args, **kwargs),
-                 static_argnames=('train', 'features_only'))
+                 static_argnames='features_only')
 
 
 def rms(x):
@@ -137,15 +137,24 @@ def test_remat_and_dropout():
 
   def gradient(module):
     def loss(params):
-      return jnp.sum(module.apply({'params': params}, *inputs, train=True, rngs={'dropout': DROPOUT_KEY}) ** 2)
+      return jnp.sum(module.apply({'params': params}, *inputs, dropout_keys=DROPOUT_KEYS) ** 2)
     return jax.jit(jax.grad(loss))(params)
 
   plain, saved = gradient(module), gradient(module.clone(remat=[8]))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, saved)
   assert 'remat' in str(jax.make_jaxpr(lambda p: module.clone(remat=[8]).apply({'params': p}, *inputs))(params))
   evaluated = apply(module)(params, *inputs)
-  trained = apply(module)(params, *inputs, train=True, rngs={'dropout': DROPOUT_KEY})
+  trained = apply(module)(params, *inputs, dropout_keys=DROPOUT_KEYS)
   assert rms(trained - evaluated) > 1e-2
+
+
+def test_dropout_keeps_the_mean_and_gives_each_image_its_own():
+  x = jnp.ones((2, 100, 100))
+  y = np.asarray(layers.dropped(x, 0.2, DROPOUT_KEYS))
+  assert set(np.unique(y)) == {np.float32(0), np.float32(1.25)}
+  np.testing.assert_allclose(y.mean((1, 2)), 1, atol=0.02)
+  assert np.any(y[0] != y[1])
+  np.testing.assert_array_equal(layers.dropped(x[1:], 0.2, DROPOUT_KEYS[1:])[0], y[1])
 
 
 @pytest.mark.parametrize('change, message', [

@@ -50,6 +50,15 @@ def embedding_dense(features: int, name: str, use_bias: bool = True) -> nn.Dense
   return nn.Dense(features, use_bias, kernel_init=kernel_init, precision=jax.lax.Precision.HIGHEST, name=name)
 
 
+def dropped(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
+  """x [B, ...], values zero with probability `rate` < 1 and the others scaled to keep the mean.
+
+  One key an image, [B]: what happens to it does not depend on the batch that it is in.
+  """
+  kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+  return jnp.where(kept, x / (1 - rate), 0)
+
+
 class LabelEmbedding(nn.Module):
   """A learned vector for each label in 0..num_classes-1; zeros for -1 (no label); NaN from num_classes on."""
 
@@ -116,8 +125,8 @@ class ResBlock(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, embedding: jax.Array, train: bool) -> jax.Array:
-    """x [B, H, W, C], embedding [B, E] (after its last SiLU) -> [B, H', W', channels]."""
+  def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
+    """x [B, H, W, C], embedding [B, E] (after its last SiLU), keys [B] (None: no dropout) -> [B, H', W', channels]."""
     def norm(y, name):
       return group_norm(y.shape[-1], self.min_group_channels, self.norm_eps, self.dtype, name)(y)
 
@@ -137,7 +146,8 @@ class ResBlock(nn.Module):
       y = nn.silu(norm(y, 'norm_1') * (1 + scale) + shift)
     else:
       y = nn.silu(norm(y + condition, 'norm_1'))
-    y = nn.Dropout(self.dropout, deterministic=not train)(y)
+    if self.dropout and dropout_keys is not None:
+      y = dropped(y, self.dropout, dropout_keys)
     x = (skip + conv(y, 'conv_1', init=zeros_init)) * self.skip_scale
     if self.heads:
       attention = Attention(self.heads, self.min_group_channels, self.norm_eps, self.dtype, name='attention')

@@ -1,6 +1,7 @@
 """The U-Net: teacher, one-step generator and grown generator are all this one module."""
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -120,7 +121,7 @@ class UNet(nn.Module):
       cond: Mapping[str, jax.Array],
       *,
       augment: jax.Array | None = None,
-      train: bool = False,
+      dropout_keys: jax.Array | None = None,
       features_only: bool = False,
   ) -> jax.Array:
     """The raw network F of Karras et al. 2022, equation 7.
@@ -131,7 +132,7 @@ class UNet(nn.Module):
       cond: 'label' int [B] in 0..num_classes-1, or -1 for no label (also if absent; not read if
         num_classes is 0); 'omega' [B], guidance strength, needed if omega_embedding.
       augment: [B, augment_dim] augmentation labels; absent means zeros.
-      train: whether dropout is active (needs the 'dropout' rng).
+      dropout_keys: [B] keys of the images' dropout; None: no dropout, as in sampling.
       features_only: return the decoder's features, before the output head.
 
     Returns:
@@ -144,19 +145,26 @@ class UNet(nn.Module):
     if x.shape[1:3] != (self.resolution, self.resolution):
       raise ValueError(f'input is {x.shape[1]}x{x.shape[2]}, the network is for {self.resolution}x{self.resolution}')
     embedding = self._embedding(c_noise, cond, augment)
+
+    def run(block, x):
+      keys = None
+      if self.dropout and dropout_keys is not None:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, zlib.crc32(block.name.encode()))
+      return self._module(block)(x, embedding, keys)
+
     encoder, middle, decoder = self.blocks()
     stem = nn.Conv(self.stem_width, (3, 3), kernel_init=layers.kernel_init, dtype=self.dtype, name='in_conv')
     x = stem(x)
     skips = [x]
     for block in encoder:
-      x = self._module(block)(x, embedding, train)
+      x = run(block, x)
       skips.append(x)
     for block in middle:
-      x = self._module(block)(x, embedding, train)
+      x = run(block, x)
     for block in decoder:
       if block.takes_skip:
         x = jnp.concatenate([x, skips.pop()], axis=-1)
-      x = self._module(block)(x, embedding, train)
+      x = run(block, x)
     if features_only:
       return x
     # The head stays in float32: a generator's output is the image itself, and bfloat16 would band it.
@@ -236,9 +244,7 @@ class UNet(nn.Module):
     return blocks
 
   def _module(self, block: Block) -> nn.Module:
-    kind = layers.ResBlock
-    if block.resolution in self.remat:
-      kind = nn.remat(kind, static_argnums=(3,))  # `train`, counting self
+    kind = nn.remat(layers.ResBlock) if block.resolution in self.remat else layers.ResBlock
     return kind(
         channels=block.channels,
         resample=block.resample,

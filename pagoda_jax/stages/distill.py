@@ -4,18 +4,20 @@ L = L_rec + lambda * L_adv. L_rec compares a real image with the generator's ans
 noise; L_adv compares other real images with what the generator makes of noise from the prior.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from pagoda_jax import losses
+from pagoda_jax import losses, microbatch
 from pagoda_jax.data import normalize
 from pagoda_jax.models import Networks
 from pagoda_jax.networks import generator
 from pagoda_jax.state import GeneratorState, all_finite, guarded, make_optimizer, mix, step_keys
 
 
-def make_train_step(networks: Networks, config):
+def make_train_step(networks: Networks, config, parts: int = 1):
   """The train step of a generator: one update of the generator and one of the discriminator.
 
   Both players' gradients are taken at the state's parameters, each on its own half of the step's
@@ -24,6 +26,8 @@ def make_train_step(networks: Networks, config):
   Args:
     networks: networks.unet is the generator; networks.discriminator its opponent.
     config: a phase made by config.distill() or config.grow().
+    parts: how many parts a batch is worked through in (microbatch.py): less memory, the same result. The
+      generator and the feature networks are; the discriminator sees whole batches, for their statistics.
 
   Returns:
     step(state: GeneratorState, batch, frozen, rng) -> (state, metrics). batch: 'image' [B, H, W, C] with
@@ -47,35 +51,41 @@ def make_train_step(networks: Networks, config):
     def generate(trained, noise, cond):
       return networks.generate(generator.merge(trained, state.fixed), noise, cond)
 
-    def judge(params, images, cond, key):
-      variables = {**state.discriminator, 'params': params}
-      return networks.judge(variables, frozen, images, cond, key)
-
     def prior(key):
       return networks.sigma_max * jax.random.normal(key, noise.shape)
 
-    def reconstruction_loss(trained):
-      return jnp.mean(networks.distance(frozen, images, generate(trained, noise, cond), keys[0]))
+    def distances(trained, images, noise, cond, draws):
+      return networks.distance(frozen, images, generate(trained, noise, cond), draws)
+
+    def maps_of_fakes(trained, noise, cond, draws):
+      return networks.features(frozen, generate(trained, noise, cond), draws)
 
     def adversarial_loss(trained):
-      logits, _ = judge(state.discriminator['params'], generate(trained, prior(keys[1]), cond), cond, keys[2])
-      return losses.hinge_generator(logits)
+      see = microbatch.mapped(functools.partial(maps_of_fakes, trained), parts)
+      maps = see(prior(keys[1]), cond, networks.feature_draws(keys[2], len(images)))
+      return losses.hinge_generator(networks.judge(state.discriminator, maps, cond)[0])
 
     def discriminator_loss(params):
-      # One draw of the augmentation for real and fake; the running statistics of both passes are kept.
-      real_logits, after_real = judge(params, reals, real_cond, keys[4])
+      # The running statistics of both passes are kept.
+      real_logits, after_real = networks.judge({**state.discriminator, 'params': params}, real_maps, real_cond)
       variables = {**state.discriminator, **after_real, 'params': params}
-      fake_logits, after_both = networks.judge(variables, frozen, fakes, real_cond, keys[4])
+      fake_logits, after_both = networks.judge(variables, fake_maps, real_cond)
       return losses.hinge_discriminator(real_logits, fake_logits), (real_logits, fake_logits, after_both)
 
-    rec, rec_grads = jax.value_and_grad(reconstruction_loss)(state.params)
+    rec, rec_grads = microbatch.mean_and_grad(distances, parts)(
+      state.params, images, noise, cond, networks.distance_draws(keys[0], len(images))
+    )
     adv, adv_grads = jax.value_and_grad(adversarial_loss)(state.params)
     weight = adversarial_weight(config.adversarial, rec_grads, adv_grads)
     grads = jax.tree.map(lambda r, a: config.reconstruction.weight * r + weight * a, rec_grads, adv_grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
-    fakes = generate(state.params, prior(keys[3]), real_cond)
+    draws = networks.feature_draws(keys[4], len(reals))  # one of the augmentation for real and fake
+    real_maps = microbatch.mapped(functools.partial(networks.features, frozen), parts)(reals, draws)
+    fake_maps = microbatch.mapped(functools.partial(maps_of_fakes, state.params), parts)(
+      prior(keys[3]), real_cond, draws
+    )
     (d_loss, (real_logits, fake_logits, statistics)), d_grads = jax.value_and_grad(
       discriminator_loss, has_aux=True
     )(state.discriminator['params'])

@@ -4,18 +4,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pagoda_jax import diffusion
+from pagoda_jax import diffusion, microbatch
 from pagoda_jax.data import normalize
 from pagoda_jax.models import Networks
 from pagoda_jax.state import TeacherState, all_finite, guarded, make_optimizer, mix, step_keys
 
 
-def make_train_step(networks: Networks, config):
+def make_train_step(networks: Networks, config, parts: int = 1):
   """The train step of the teacher.
 
   Args:
     networks: networks.unet is trained.
     config: a phase made by config.teacher().
+    parts: how many parts a batch is worked through in (microbatch.py): less memory, the same result.
 
   Returns:
     step(state: TeacherState, batch, frozen, rng) -> (state, metrics). batch: 'image' [B, H, W, C] uint8
@@ -31,13 +32,16 @@ def make_train_step(networks: Networks, config):
     images = normalize(batch['image'])
     labels = dropped_labels(drop_key, batch['label'], config.label_dropout)
 
-    def loss_of(params):
+    sigma, noise = diffusion.training_draws(loss_key, images.shape, config.p_mean, config.p_std)
+    dropout_keys = jax.random.split(dropout_key, len(images))
+
+    def losses_of(params, images, labels, sigma, noise, dropout_keys):
       return diffusion.edm_loss(
-        networks.denoise, params, images, {'label': labels}, loss_key, config.p_mean, config.p_std,
-        networks.sigma_data, train=True, rngs={'dropout': dropout_key},
+        networks.denoise, params, images, {'label': labels}, sigma, noise, networks.sigma_data,
+        dropout_keys=dropout_keys,
       )
 
-    loss, grads = jax.value_and_grad(loss_of)(state.params)
+    loss, grads = microbatch.mean_and_grad(losses_of, parts)(state.params, images, labels, sigma, noise, dropout_keys)
     norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
