@@ -21,7 +21,8 @@ Hardware: 296 M parameters with RAdam and EMA are 4.7 GB of state in float32; ac
 device a few GB more. The paper's batch of 256 for each loss asks for a pod slice or several accelerators
 (--config.mesh.fsdp=N shards the state); `--config.precision=bfloat16` halves the activations.
 Inversion is 2.6 M pairs of 78 evaluations each, 126 GB of noise in float32 (`--config.phases.invert.dtype=float16`
-halves it). Expected (paper): FID-50k 1.21 at one evaluation an image.
+halves it). `--config.phases.invert.store=False` stores none: each step then inverts its own batch, 78 evaluations of
+the teacher a pair in every epoch. Expected (paper): FID-50k 1.21 at one evaluation an image.
 
 Shown to run (`pytest -m full_size`): random weights of full size, float32, batch 1, two CPU cores: two steps of distill
 in 474 s (nearly all compilation) and 14.5 GiB with projected features, 271 s and 14.9 GiB with LPIPS.

@@ -35,7 +35,7 @@ def write_shard(folder: epath.Path, layout: shards.Layout, shard: int, noise: np
   writer = shards.ShardWriter(folder, layout.name(shard))
   for record in noise:
     writer.add(np.ascontiguousarray(record).tobytes())
-  writer.close(first_key=layout.keys(shard)[0], origin=_origin_mark(origin), **moments(noise))
+  writer.close(first_key=layout.keys(shard)[0], origin=origin_mark(origin), **moments(noise))
 
 
 def finished_shards(folder, layout: shards.Layout, origin: dict) -> list[int]:
@@ -44,7 +44,7 @@ def finished_shards(folder, layout: shards.Layout, origin: dict) -> list[int]:
   Raises:
     NoiseStoreError: names those that were made from something else: they must not be mixed with new ones.
   """
-  finished, mark = shards.finished_shards(folder, layout), _origin_mark(origin)
+  finished, mark = shards.finished_shards(folder, layout), origin_mark(origin)
   origins = {layout.name(shard): shards.read_sidecar(folder, layout.name(shard)).get('origin') for shard in finished}
   foreign = [name for name, found in origins.items() if found not in (None, mark)]  # older versions wrote none
   if foreign:
@@ -53,7 +53,8 @@ def finished_shards(folder, layout: shards.Layout, origin: dict) -> list[int]:
   return finished
 
 
-def _origin_mark(origin: dict) -> str:
+def origin_mark(origin: dict) -> str:
+  """A short digest of what noise was made from."""
   return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -170,7 +171,7 @@ def open_store(folder, sigma_max: float, standardize: bool) -> NoiseStore:
 
 
 def read_holdout(folder) -> dict[str, np.ndarray]:
-  """'image', 'label' and 'noise' (not standardised) of the held-out pictures.
+  """'image', 'label' and 'noise' (not standardised) of the held-out pictures; 'origin', the mark of where it is from.
 
   Raises:
     NoiseStoreError: the file is missing or damaged.
@@ -178,7 +179,8 @@ def read_holdout(folder) -> dict[str, np.ndarray]:
   path = epath.Path(folder) / HOLDOUT_FILE
   try:
     with path.open('rb') as file, np.load(file) as arrays:
-      return {key: arrays[key] for key in ('image', 'label', 'noise')}
+      held = {key: arrays[key] for key in ('image', 'label', 'noise')}
+      return held | {'origin': arrays['origin'] if 'origin' in arrays else None}  # older versions wrote none
   except Exception as error:  # what damaged bytes lead NumPy's and zipfile's readers to; the file has a checksum
     raise NoiseStoreError(f'{path}: missing or damaged ({error}); delete it and start the same `pagoda run` again: the '
                           'invert phase makes it anew, and nothing else') from None

@@ -98,7 +98,7 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
   with jax.set_mesh(mesh):
     solve = _Solver(config, name, params, mesh)
     if distributed.is_primary():
-      _write_holdout(config, store, solve)
+      _write_holdout(config, name, store, solve, made_from)
     if not phase.store:
       if distributed.is_primary():
         _close_without_store(config, store, layout.count, name, made_from)
@@ -122,9 +122,7 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
         count += len(records)
         progress.update(count, len(records), {'std': float(noise[-1].std())}, force=count == pairs)
       values = np.concatenate(noise).astype(phase.dtype)
-      if bad := [key for key, value in zip(layout.keys(shard), values) if not np.isfinite(value).all()]:
-        raise inversions.NoiseStoreError(f'{name}: the noise of {len(bad)} pictures is not finite, first that of key '
-                                         f'{bad[0]}: the teacher ({where}) is no use')
+      _check_finite(values, layout.keys(shard), name)
       inversions.write_shard(store, layout, shard, values, made_from)
   if distributed.is_primary():
     _wait_for_shards(config, store, layout, left, name, stop)
@@ -139,6 +137,13 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
 def _leave_if_asked(stop, name, standing):
   if stop.wanted_alone(name):
     raise Interrupted(f'{name}: stopped with {standing}; start the same command again to go on', stop.exit_code)
+
+
+def _check_finite(noise, keys, name):
+  bad = [key for key, value in zip(keys, noise) if not np.isfinite(value).all()]
+  if bad:
+    raise inversions.NoiseStoreError(f'{name}: the noise of {len(bad)} of {len(noise)} pictures is not finite, first '
+                                     f'that of key {bad[0]}: its teacher cannot be used')
 
 
 class _Solver:
@@ -165,10 +170,10 @@ class _Solver:
     return np.concatenate(out)
 
 
-def _write_holdout(config, store, solve):
+def _write_holdout(config, name, store, solve, made_from):
   """A few held-out pictures (training ones where nothing is held out) with their noise, for the sample grids."""
-  path = store / inversions.HOLDOUT_FILE
-  if path.exists():
+  path, mark = store / inversions.HOLDOUT_FILE, inversions.origin_mark(made_from)
+  if path.exists() and inversions.read_holdout(store)['origin'] == mark:
     return
   split = 'holdout' if config.data.holdout else 'train'
   total = len(data.open_source(config.data, split))
@@ -179,7 +184,9 @@ def _write_holdout(config, store, solve):
   buffer = io.BytesIO()
   # Keys past those of the training pictures, so that no noise is drawn twice.
   keys = len(data.source_keys(config.data)[1]) + np.arange(len(small))
-  np.savez(buffer, image=images, label=labels, noise=solve(small, labels, keys))
+  noise = solve(small, labels, keys)
+  _check_finite(noise, keys, name)
+  np.savez(buffer, image=images, label=labels, noise=noise, origin=mark)
   store.mkdir(parents=True, exist_ok=True)
   partial = store / 'holdout.partial'
   partial.write_bytes(buffer.getvalue())

@@ -138,7 +138,16 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
   """
   mesh = sharding.make_mesh(**config.mesh)
   with jax.set_mesh(mesh):
-    _Loop(config, epath.Path(folder), name, workdir.target(config, name, max_steps), mesh).run(stop)
+    loop = _Loop(config, epath.Path(folder), name, workdir.target(config, name, max_steps), mesh)
+    try:
+      loop.run(stop)
+    except checkpoints.CheckpointError:
+      raise
+    except Exception:
+      loop.finish_save()
+      raise
+    finally:
+      loop.batches.close()  # ends the worker processes, and gives back the memory shared with them
 
 
 class _Loop:
@@ -231,9 +240,18 @@ class _Loop:
         stop.exit_code,
       )
 
+  def finish_save(self):
+    """After an error: a save that is under way would be lost with the process."""
+    try:
+      self.saved.wait()
+    except checkpoints.CheckpointError as error:
+      logging.error('%s', error)
+
   def report(self, step, metrics, log, progress, force=False):
     """Progress at every step, numbers to the log every log.every_steps and at the end."""
     self.check(step, metrics)
+    if skipped := int(metrics['skipped_in_a_row']):
+      logging.warning('%s: step %d was not finite and was skipped (%d in a row)', self.name, step, skipped)
     due = force or step % self.config.log.every_steps == 0
     values = {key: float(value) for key, value in metrics.items()} if due else {'loss': float(metrics['loss'])}
     progress.update(step, self.phase.batch_size, {'loss': values['loss']}, force=force)
@@ -250,8 +268,6 @@ class _Loop:
 
   def check(self, step, metrics):
     skipped = int(metrics['skipped_in_a_row'])
-    if skipped:
-      logging.warning('%s: step %d was not finite and was skipped (%d in a row)', self.name, step, skipped)
     if skipped >= MAX_SKIPPED_IN_A_ROW:
       self.saved.wait()
       latest = self.saved.latest_step()

@@ -70,8 +70,7 @@ def one_step(parts, begun, devices):
     return jax.device_get(after.params), jax.device_get(metrics), batch['key']
 
 
-@pytest.mark.parametrize('name', ['distill', 'grow_16'])
-@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize('name, devices', [('distill', 1), ('distill', 8), ('grow_16', 8)])
 def test_a_step_is_the_same_as_with_a_store(finished, run, name, devices):
   config = tiny.get_config()
   stored = train.make_phase(config, finished, name)
