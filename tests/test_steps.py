@@ -6,47 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import step_tools
 import tiny
+from step_tools import PHASES, RNG
 
-from pagoda_jax import config as configs
-from pagoda_jax import models, sharding, state
+from pagoda_jax import sharding, state
 from pagoda_jax.networks import generator
 from pagoda_jax.stages import distill, grow, teacher
 
 CONFIG = tiny.get_config()
-RNG = jax.random.key(0)
-
-
-def batch_of(name, seed=0):
-  resolution, count = configs.phase_resolution(CONFIG, name), 8
-  rng = np.random.default_rng(seed)
-  images = rng.integers(0, 256, (2, count, resolution, resolution, 1), dtype=np.uint8)
-  labels = rng.integers(0, 10, (2, count)).astype(np.int32)
-  if name == 'teacher':
-    return {'image': images[0], 'label': labels[0]}
-  noise = (80 * rng.standard_normal((count, 8, 8, 1))).astype(np.float32)
-  return {'image': images[0], 'label': labels[0], 'noise': noise, 'real_image': images[1], 'real_label': labels[1]}
 
 
 @functools.cache
 def setup(name):
   """(train step, state at step 0 as host arrays) of a phase of the tiny experiment."""
-  phase, networks = CONFIG.phases[name], models.build(CONFIG, name)
-  params = jax.tree.map(spread, models.init_unet(networks.unet, RNG))
-  if name == 'teacher':
-    return teacher.make_train_step(networks, phase), jax.device_get(state.init_teacher(params, phase))
-  fixed = {}
-  if name == 'grow_16':
-    params, fixed = generator.split_trainable(params, (8, 16))
-  opponent = models.init_discriminator(networks, {}, configs.phase_resolution(CONFIG, name), RNG)
-  make = distill.make_train_step if name == 'distill' else grow.make_train_step
-  return make(networks, phase), jax.device_get(state.init_generator(params, fixed, opponent, phase))
-
-
-def spread(leaf):
-  """Zero-initialised leaves would hide most of the network from these tests."""
-  noise = np.random.default_rng(leaf.size).standard_normal(leaf.shape).astype(np.float32)
-  return jnp.asarray(leaf + 0.05 * noise)
+  networks, start = step_tools.start_of(CONFIG, name)
+  make = {'teacher': teacher, 'distill': distill, 'grow_16': grow}[name].make_train_step
+  return make(networks, CONFIG.phases[name]), start
 
 
 def run_step(name, devices, fsdp=1, batch=None):
@@ -56,7 +32,7 @@ def run_step(name, devices, fsdp=1, batch=None):
     placed = sharding.place(start, mesh)
     shardings = (sharding.tree_shardings(placed, mesh), sharding.replicated(mesh))
     compiled = jax.jit(step, donate_argnums=0, out_shardings=shardings)
-    batch = batch or batch_of(name)
+    batch = batch or step_tools.batch_of(CONFIG, name)
     rows = sharding.local_rows(len(batch['image']), mesh)
     batch = sharding.place_batch({key: value[rows] for key, value in batch.items()}, mesh)
     out, metrics = compiled(placed, batch, {}, jax.device_get(RNG))
@@ -66,9 +42,6 @@ def run_step(name, devices, fsdp=1, batch=None):
 def largest_change(a, b):
   changes = jax.tree.map(lambda x, y: np.max(np.abs(np.asarray(x) - np.asarray(y)), initial=0), a, b)
   return max(jax.tree.leaves(changes), default=0)
-
-
-PHASES = ('teacher', 'distill', 'grow_16')
 
 
 @pytest.mark.parametrize('name', PHASES)
@@ -105,7 +78,7 @@ def test_growth_trains_only_new_blocks_the_last_old_level_and_the_head():
 @pytest.mark.parametrize('name', PHASES)
 def test_a_step_with_a_nan_is_skipped_and_counted(name):
   _, start = setup(name)
-  broken = dict(batch_of(name))
+  broken = step_tools.batch_of(CONFIG, name)
   broken['image'] = broken['image'].astype(np.float32) / 127.5 - 1
   broken['image'][3, 0, 0, 0] = np.nan
   after, metrics = run_step(name, 1, batch=broken)

@@ -1,0 +1,215 @@
+"""Microbatches, remat and the placement of frozen networks: less memory, the same result."""
+
+import dataclasses
+import functools
+import re
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import published_files
+import pytest
+import step_tools
+import tiny
+from step_tools import PHASES, RNG
+
+from pagoda_jax import config as configs
+from pagoda_jax import frozen_weights, microbatch, models, perception, sharding, state, weights, workdir
+from pagoda_jax.networks.discriminator import Discriminator
+from pagoda_jax.stages import distill, grow, teacher
+
+COUNT = 16  # images in a batch: two for each of eight devices
+LITE = configs.BACKBONES[0]
+
+
+def experiment(**changes):
+  """Few blocks, as nearly all the time goes into compiling; random draws of every kind. One plain gradient step:
+  an adaptive one would amplify rounding where gradients are near zero."""
+  config = tiny.get_config()
+  config.network.update({'channels': 16, 'num_blocks': 0, 'mid_attention': False, 'dropout': 0.2})
+  config.phases.teacher.label_dropout = 0.5
+  config.phases.grow_16.num_blocks = 0
+  config.phases.grow_16.discriminator.update({'spectral_norm': False, 'augment': ('translation',)})
+  for name in PHASES:
+    phase = config.phases[name]
+    phase.batch_size = COUNT
+    for key in {'optimizer', 'discriminator_optimizer'} & set(phase):
+      phase[key] = configs.optimizer(name='sgd', learning_rate=1e-3 if name == 'teacher' else 1e-1)
+  config.update(changes)
+  return config
+
+
+class Outcome(NamedTuple):
+  """What a step made of `before`, and the program that it was."""
+
+  before: object
+  after: object
+  metrics: dict
+  program: jax.stages.Compiled
+
+  @property
+  def temporaries(self) -> int:
+    return self.program.memory_analysis().temp_size_in_bytes
+
+
+def step_once(config, name, networks, before, mesh, frozen) -> Outcome:
+  """One step from the state `before` (host arrays), with `frozen` on the mesh."""
+  parts = microbatch.count_parts(COUNT, mesh.size, config.microbatch)
+  make = {'teacher': teacher, 'distill': distill, 'grow_16': grow}[name].make_train_step
+  step = make(networks, config.phases[name], parts)
+  options = {
+    'xla_backend_optimization_level': 0,
+    # On CPU this pass lets what is to be computed again be merged with its first computation. Accelerators keep it.
+    'xla_disable_hlo_passes': 'cse_barrier_expander',
+  }
+  with jax.set_mesh(mesh):
+    placed = sharding.place(before, mesh)
+    shardings = (sharding.tree_shardings(placed, mesh), sharding.replicated(mesh))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
+    batch = sharding.place_batch(step_tools.batch_of(config, name, COUNT), mesh)
+    program = jitted.lower(placed, batch, frozen, RNG).compile(compiler_options=options)
+    after, metrics = program(placed, batch, frozen, RNG)
+    return Outcome(before, jax.device_get(after), jax.device_get(metrics), program)
+
+
+@functools.cache
+def start(name):
+  return step_tools.start_of(experiment(), name)[1]
+
+
+@functools.cache
+def outcome(name, devices=1, **changes) -> Outcome:
+  mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+  config = experiment(**changes)
+  return step_once(config, name, models.build(config, name), start(name), mesh, {})
+
+
+def flat(tree) -> np.ndarray:
+  return np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in jax.tree.leaves(tree)])
+
+
+def difference(a, b, before) -> float:
+  """How far two trees are apart, relative to what the step changed."""
+  return np.linalg.norm(flat(a) - flat(b)) / np.linalg.norm(flat(a) - flat(before))
+
+
+SWITCHES = {
+  'microbatch': {'microbatch': 4},
+  'remat': {'remat': (8, 16)},
+  'both on eight devices': {'microbatch': 1, 'remat': (8, 16), 'devices': 8},
+}
+
+
+@pytest.mark.parametrize('name', PHASES)
+@pytest.mark.parametrize('switch', SWITCHES)
+def test_a_step_is_the_same(name, switch):
+  plain, other = outcome(name), outcome(name, **SWITCHES[switch])
+  assert other.metrics['loss'] == pytest.approx(plain.metrics['loss'], rel=1e-6)
+  for a, b in zip(jax.tree.leaves(plain.after), jax.tree.leaves(other.after), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max(initial=0))
+  for part in {'params', 'discriminator'} & set(vars(plain.after)):
+    print(name, switch, part, difference(*(getattr(x, part) for x in (plain.after, other.after, plain.before))))
+    assert difference(*(getattr(x, part) for x in (plain.after, other.after, plain.before))) < 1e-4
+
+
+@pytest.mark.parametrize('name', PHASES)
+def test_each_switch_lowers_the_programs_memory(name):
+  plain = outcome(name).temporaries
+  print(name, plain, [outcome(name, **s).temporaries for s in SWITCHES.values()])
+  assert outcome(name, **SWITCHES['microbatch']).temporaries < 0.4 * plain
+  assert outcome(name, **SWITCHES['remat']).temporaries < 0.6 * plain
+
+
+@pytest.mark.parametrize('name', PHASES)
+def test_no_image_leaves_its_device(name):
+  """With whole parameters on each device the only communication is that of sums."""
+  text = outcome(name, **SWITCHES['both on eight devices']).program.as_text()
+  found = set(re.findall(r' (all-\w[\w-]*|collective-[\w-]+|reduce-scatter)(?:-start)?\(', text))
+  assert found == {'all-reduce'}
+
+
+@pytest.mark.parametrize('name', PHASES)
+def test_bfloat16_with_both_switches_is_close_to_float32(name):
+  exact = outcome(name)
+  rough = outcome(name, precision='bfloat16', microbatch=4, remat=(8, 16))
+  assert all(np.isfinite(value) for value in rough.metrics.values()) and rough.after.skipped == 0
+  assert {leaf.dtype for leaf in jax.tree.leaves(rough.after.params)} == {np.dtype(np.float32)}
+  print(name, rough.metrics['loss']/exact.metrics['loss']-1, difference(exact.after.params, rough.after.params, exact.before.params))
+  assert rough.metrics['loss'] == pytest.approx(exact.metrics['loss'], rel=2e-2)
+  assert 1e-5 < difference(exact.after.params, rough.after.params, exact.before.params) < 5e-2
+
+
+@pytest.fixture
+def frozen(tmp_path, monkeypatch):
+  """A tiny EfficientNet-lite in the published one's place."""
+  backbone = {'architecture': 'efficientnet_lite', 'stem': 4, 'repeats': (1,) * 7, 'widths': (8,) * 7,
+              'expansions': (1, *(2,) * 6), 'kernels': (3,) * 7}
+  monkeypatch.setattr(perception, 'BACKBONES', {LITE: backbone})
+  monkeypatch.setattr(perception, 'RESIZED', 64)
+  monkeypatch.setattr(perception, 'PROJECTED_WIDTH', 8)
+  monkeypatch.setenv(weights.ENVIRONMENT, str(tmp_path))
+  published_files.unlocked(monkeypatch)
+  published_files.write(tmp_path, LITE)
+  return frozen_weights.load(projected(), 'distill')
+
+
+def projected(**changes):
+  config = experiment(**changes)
+  config.phases.distill.discriminator = configs.discriminator(features='projected', backbones=(LITE,))
+  return config
+
+
+def bytes_on_first_device(tree) -> int:
+  return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def test_frozen_networks_whole_or_split_and_batches_whole_or_in_parts_make_the_same_step(frozen, monkeypatch):
+  mesh = sharding.make_mesh(fsdp=8)
+  whole = sharding.place(frozen, mesh, by_rule=False)
+  with monkeypatch.context() as patch:
+    patch.setattr(sharding, 'SHARDED_FROM', 64)  # these networks are tiny
+    split = sharding.place(frozen, mesh, by_rule=True)
+  assert bytes_on_first_device(whole) == sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
+  assert bytes_on_first_device(split) < 0.3 * bytes_on_first_device(whole)
+
+  config, built = projected(), models.build(projected(), 'distill')
+  networks = dataclasses.replace(  # two small heads with batch norms, for the published four
+    built,
+    discriminator=Discriminator(((8, 8), (8,)), num_classes=10),
+    features=lambda *args: built.features(*args)[LITE][1:3],
+  )
+  opponent = models.init_discriminator(networks, frozen, 8, RNG)
+  before = state.init_generator(start('distill').params, {}, opponent, config.phases.distill)
+  before = jax.device_get(before)
+  plain = step_once(config, 'distill', networks, before, mesh, whole)
+  other = step_once(projected(microbatch=1), 'distill', networks, before, mesh, split)
+  print(plain.temporaries,other.temporaries)
+  for part in ('params', 'discriminator'):
+      print(part, difference(*(getattr(x, part) for x in (plain.after, other.after, plain.before))))
+  print({k: other.metrics[k]/plain.metrics[k]-1 for k in plain.metrics if plain.metrics[k]})
+
+
+def test_maps_and_distance_of_an_image_do_not_depend_on_the_batch(frozen):
+  config = projected()
+  config.phases.distill.reconstruction.update({'distance': 'projected', 'backbones': (LITE,)})
+  networks = models.build(config, 'distill')
+
+  def seen(images, others, draws, view_draws):
+    return networks.distance(frozen, images, others, draws), networks.features(frozen, images, view_draws)
+
+  seen = jax.jit(seen, compiler_options={'xla_backend_optimization_level': 0})
+  images, others = np.random.default_rng(0).uniform(-1, 1, (2, 4, 8, 8, 1)).astype(np.float32)
+  batch = (images, others, networks.distance_draws(RNG, 4), networks.feature_draws(RNG, 4))
+  rows = np.array([3, 1, 3, 1])
+  some = seen(*jax.tree.map(lambda x: x[rows], batch))
+  for a, b in zip(jax.tree.leaves(seen(*batch)), jax.tree.leaves(some), strict=True):
+    np.testing.assert_allclose(a[rows], b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
+def test_a_run_can_go_on_with_other_switches():
+  config, other = experiment(), experiment(microbatch=2, remat=(8,), shard_frozen=True)
+  other.mesh.fsdp = 2
+  assert workdir.identity(config, 'grow_16') == workdir.identity(other, 'grow_16')
+  unets = [models.make_unet(c, 'grow_16') for c in (config, other)]
+  plain, remat = (jax.eval_shape(functools.partial(models.fresh_params, unet), RNG) for unet in unets)
+  assert unets[1].remat == (8,) and plain == remat
