@@ -62,7 +62,7 @@ def key_of(seed: int, name: str) -> jax.Array:
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) % 2**31)
 
 
-def make_step(config, name: str, num_devices: int) -> tuple[models.Networks, Callable[..., Any]]:
+def make_step(config, name: str, num_devices: int = 1) -> tuple[models.Networks, Callable[..., Any]]:
   """(networks, step(state, batch, frozen, rng) -> (state, metrics)) of a phase of stage teacher, distill or grow."""
   phase, networks = config.phases[name], models.build(config, name)
   if phase.get('noise') and not config.phases[phase.noise].store:
@@ -72,7 +72,7 @@ def make_step(config, name: str, num_devices: int) -> tuple[models.Networks, Cal
   return networks, make(networks, phase, parts)
 
 
-def make_phase(config, folder, name: str, num_devices: int) -> Phase:
+def make_phase(config, folder, name: str, num_devices: int = 1) -> Phase:
   """Networks, step, initial state and data of a phase of stage teacher, distill or grow."""
   phase = config.phases[name]
   networks, step = make_step(config, name, num_devices)
