@@ -204,9 +204,7 @@ class _Loop:
     while step < self.steps and not stopping:
       batch = next(self.batches)
       keys = batch['key']
-      if self.parts.networks.invert is None:
-        del batch['key']  # only there to be logged
-      batch = sharding.place_batch(batch, self.mesh)
+      batch = sharding.place_batch(drop_keys(batch), self.mesh)
       train_state, metrics = train_step(train_state, batch, self.frozen, self.rng)
       step += 1
       if step == first:
@@ -278,3 +276,8 @@ class _Loop:
         'that are not finite in what it reads; otherwise a lower learning rate or float32 precision may help, with '
         'the phase begun anew.'
       )
+
+
+def drop_keys(batch: dict) -> dict[str, np.ndarray]:
+  """The batch without what is only there to be logged: keys, but where pictures are inverted by them."""
+  return batch if 'base_image' in batch else {key: value for key, value in batch.items() if key != 'key'}

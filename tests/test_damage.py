@@ -1,7 +1,6 @@
 """Noise stores and prepared pictures that are changed, cut short or removed: named, never used, mended."""
 
 import json
-import pathlib
 import re
 import shutil
 import subprocess
@@ -11,16 +10,11 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from runs import CONFIG, ROOT, pagoda
 
-from pagoda_jax import checkpoints, inversions, main, pictures, prepare, records, shards, sources, train
+from pagoda_jax import checkpoints, inversions, pictures, prepare, records, shards, sources, train
 
-ROOT = pathlib.Path(__file__).parent.parent
-CONFIG = f'--config={ROOT / "tests" / "tiny.py"}'
 LAYOUT = inversions.make_layout(count=8, shard_size=8)
-
-
-def pagoda(*args):
-  return main.main([str(arg) for arg in args])
 
 
 def noise_store(folder, side):

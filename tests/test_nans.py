@@ -1,16 +1,15 @@
 """Numbers that are not finite in a real run: a step is skipped and counted, three in a row stop it."""
 
 import json
-import pathlib
 
 import numpy as np
 import pytest
 import tiny
 from etils import epath
+from runs import CONFIG
 
 from pagoda_jax import checkpoints, inversions, main, shards, train
 
-CONFIG = f'--config={pathlib.Path(__file__).parent / "tiny.py"}'
 COUNTERS = ('step', 'skipped', 'skipped_total')
 
 

@@ -9,22 +9,14 @@ import numpy as np
 import pytest
 import tiny
 from etils import epath
+from runs import CONFIG, digest, pagoda
 
-from pagoda_jax import checkpoints, data, inversions, inverting, main, sharding, train, validation
 from pagoda_jax import config as configs
+from pagoda_jax import data, inversions, inverting, sharding, train, validation
+from pagoda_jax.interrupts import StopRequest
 
-CONFIG = f'--config={pathlib.Path(__file__).parent / "tiny.py"}'
 WITHOUT_STORE = '--config.phases.invert.store=False'
 LEFT_BY_INVERT = {'config.json', 'holdout.npz', 'inputs.json', 'manifest.json'}
-
-
-def pagoda(*args):
-  return main.main([str(arg) for arg in args])
-
-
-def digest(folder, phase):
-  state, step = checkpoints.read_state(folder / phase)
-  return step, checkpoints.digest(state, checkpoints.read_data_position(folder / phase, step))
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +34,8 @@ def test_the_steps_noise_is_the_stores(finished, tmp_path, mirror, add_noise):
   shutil.copytree(finished / 'teacher', tmp_path / 'teacher')
   config = tiny.get_config()
   config.data.mirror, config.phases.invert.add_noise = mirror, add_noise
-  inverting.run_phase(config, tmp_path, 'invert', max_steps=1)
+  with StopRequest() as stop:
+    inverting.run_phase(config, tmp_path, 'invert', stop, max_steps=1)
   store = inversions.open_store(tmp_path / 'invert', 80.0, standardize=False)
   teacher, invert = inverting.check_store(config, tmp_path, 'invert'), inverting.make_inverter(config, 'invert')
   batch = next(data.Stream(config.data, 16, 3, data.ToInvert(len(store), 8)).batches(8))

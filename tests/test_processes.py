@@ -133,7 +133,8 @@ def test_noise_written_by_two_processes_with_a_kill_is_that_of_one(finished, tmp
   after = {path.name: path.stat().st_mtime_ns for path in store.glob('noise-*.json')}
   assert len(before) >= 3
   assert [name for name, time in before.items() if after[name] != time] == []  # none was made again
-  stores = [inversions.NoiseStore(str(tmp_path / folder / 'invert')) for folder in ('pair', 'alone')]
+  folders = [tmp_path / run / 'invert' for run in ('pair', 'alone')]
+  stores = [inversions.open_store(folder, 80.0, standardize=False) for folder in folders]
   assert len(stores[0]) == len(stores[1]) == 4500
   for key in range(4500):
     assert stores[0][key].tobytes() == stores[1][key].tobytes(), key
