@@ -6,20 +6,21 @@ import re
 from typing import NamedTuple
 
 import jax
+import network_tools
 import numpy as np
-import published_files
 import pytest
 import step_tools
 import tiny
+from flax import linen as nn
 from step_tools import PHASES, RNG
 
 from pagoda_jax import config as configs
-from pagoda_jax import frozen_weights, microbatch, models, perception, sharding, state, weights, workdir
+from pagoda_jax import microbatch, models, perception, sharding, state, workdir
 from pagoda_jax.networks.discriminator import Discriminator
+from pagoda_jax.networks.frozen.projections import ProjectedFeatures
 from pagoda_jax.stages import distill, grow, teacher
 
 COUNT = 16  # images in a batch: two for each of eight devices
-LITE = configs.BACKBONES[0]
 
 
 def experiment(**changes):
@@ -93,105 +94,104 @@ def difference(a, b, before) -> float:
   return np.linalg.norm(flat(a) - flat(b)) / np.linalg.norm(flat(a) - flat(before))
 
 
+def assert_same(plain, other):
+  """Equal to rounding: every parameter, and what the step changed as a whole (biases before a batch norm move by
+  rounding alone)."""
+  assert other.metrics['loss'] == pytest.approx(plain.metrics['loss'], rel=1e-6)
+  for a, b in zip(jax.tree.leaves(plain.after.params), jax.tree.leaves(other.after.params), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max())
+  for part in {'params', 'discriminator'} & set(vars(plain.after)):
+    assert difference(*(getattr(x, part) for x in (plain.after, other.after, plain.before))) < 1e-5, part
+
+
 SWITCHES = {
   'microbatch': {'microbatch': 4},
   'remat': {'remat': (8, 16)},
   'both on eight devices': {'microbatch': 1, 'remat': (8, 16), 'devices': 8},
 }
+# Growth's step is distillation's: remat alone is tried on one of them.
+CASES = [(name, switch) for name in PHASES for switch in SWITCHES if (name, switch) != ('distill', 'remat')]
 
 
-@pytest.mark.parametrize('name', PHASES)
-@pytest.mark.parametrize('switch', SWITCHES)
+@pytest.mark.parametrize('name, switch', CASES)
 def test_a_step_is_the_same(name, switch):
-  plain, other = outcome(name), outcome(name, **SWITCHES[switch])
-  assert other.metrics['loss'] == pytest.approx(plain.metrics['loss'], rel=1e-6)
-  for a, b in zip(jax.tree.leaves(plain.after), jax.tree.leaves(other.after), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max(initial=0))
-  for part in {'params', 'discriminator'} & set(vars(plain.after)):
-    print(name, switch, part, difference(*(getattr(x, part) for x in (plain.after, other.after, plain.before))))
-    assert difference(*(getattr(x, part) for x in (plain.after, other.after, plain.before))) < 1e-4
+  assert_same(outcome(name), outcome(name, **SWITCHES[switch]))
 
 
-@pytest.mark.parametrize('name', PHASES)
-def test_each_switch_lowers_the_programs_memory(name):
-  plain = outcome(name).temporaries
-  print(name, plain, [outcome(name, **s).temporaries for s in SWITCHES.values()])
-  assert outcome(name, **SWITCHES['microbatch']).temporaries < 0.4 * plain
-  assert outcome(name, **SWITCHES['remat']).temporaries < 0.6 * plain
+@pytest.mark.parametrize('name, switch', CASES)
+def test_the_compiled_step_needs_less_memory(name, switch):
+  most = {'microbatch': 0.4, 'remat': 0.6, 'both on eight devices': 0.2}[switch]
+  assert outcome(name, **SWITCHES[switch]).temporaries < most * outcome(name).temporaries
 
 
 @pytest.mark.parametrize('name', PHASES)
 def test_no_image_leaves_its_device(name):
-  """With whole parameters on each device the only communication is that of sums."""
+  """Where every device has the whole parameters, nothing but sums is communicated."""
   text = outcome(name, **SWITCHES['both on eight devices']).program.as_text()
-  found = set(re.findall(r' (all-\w[\w-]*|collective-[\w-]+|reduce-scatter)(?:-start)?\(', text))
-  assert found == {'all-reduce'}
+  found = re.findall(r' (all-[a-z-]+?|collective-[a-z-]+?|reduce-scatter)(?:-start|-done)?\(', text)
+  assert set(found) == {'all-reduce'}
 
 
-@pytest.mark.parametrize('name', PHASES)
+@pytest.mark.parametrize('name', ['teacher', 'grow_16'])
 def test_bfloat16_with_both_switches_is_close_to_float32(name):
-  exact = outcome(name)
-  rough = outcome(name, precision='bfloat16', microbatch=4, remat=(8, 16))
+  exact, rough = outcome(name), outcome(name, precision='bfloat16', microbatch=4, remat=(8, 16))
   assert all(np.isfinite(value) for value in rough.metrics.values()) and rough.after.skipped == 0
   assert {leaf.dtype for leaf in jax.tree.leaves(rough.after.params)} == {np.dtype(np.float32)}
-  assert rough.metrics['loss'] == pytest.approx(exact.metrics['loss'], rel=2e-2)
-  assert 1e-5 < difference(exact.after.params, rough.after.params, exact.before.params) < 5e-2
+  assert rough.metrics['loss'] == pytest.approx(exact.metrics['loss'], rel=5e-3)
+  assert 1e-4 < difference(exact.after.params, rough.after.params, exact.before.params) < 5e-2
+
+
+class Backbone(nn.Module):
+  """One map, for the four of a published feature network."""
+
+  @nn.compact
+  def __call__(self, x):
+    return [nn.silu(nn.Conv(16, (3, 3), 2)(x))]
 
 
 @pytest.fixture
-def frozen(tmp_path, monkeypatch):
-  """A tiny EfficientNet-lite in the published one's place."""
-  backbone = {'architecture': 'efficientnet_lite', 'stem': 4, 'repeats': (1,) * 7, 'widths': (8,) * 7,
-              'expansions': (1, *(2,) * 6), 'kernels': (3,) * 7}
-  monkeypatch.setattr(perception, 'BACKBONES', {LITE: backbone})
-  monkeypatch.setattr(perception, 'RESIZED', 64)
-  monkeypatch.setattr(perception, 'PROJECTED_WIDTH', 8)
-  monkeypatch.setenv(weights.ENVIRONMENT, str(tmp_path))
-  published_files.unlocked(monkeypatch)
-  published_files.write(tmp_path, LITE)
-  return frozen_weights.load(projected(), 'distill')
-
-
-def projected(**changes):
-  config = experiment(**changes)
-  config.phases.distill.discriminator = configs.discriminator(features='projected', backbones=(LITE,))
-  return config
+def projected(monkeypatch):
+  """(networks, frozen) of a distill phase whose losses see projected features and batch norms."""
+  monkeypatch.setattr(perception, 'RESIZED', 16)
+  feature_network = {'small': ProjectedFeatures(Backbone(), widths=(16,), mixed_widths=(16,), input_size=16)}
+  variables = network_tools.random_variables(feature_network['small'], np.zeros((1, 8, 8, 1)))
+  feature_draws, features = perception.projected_view(feature_network, 8, ('brightness', 'translation'))
+  distance_draws, distance = perception.projected_distance(feature_network, 8, ('brightness', 'translation'))
+  networks = dataclasses.replace(
+    models.build(experiment(), 'distill'),
+    discriminator=Discriminator(widths=((8, 8),)),
+    feature_draws=feature_draws,
+    features=lambda *args: features(*args)['small'],
+    distance_draws=distance_draws,
+    distance=distance,
+  )
+  return networks, {'features': {'small': variables}}
 
 
 def bytes_on_first_device(tree) -> int:
   return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def test_frozen_networks_whole_or_split_and_batches_whole_or_in_parts_make_the_same_step(frozen, monkeypatch):
+def test_frozen_networks_whole_or_split_and_batches_whole_or_in_parts_make_the_same_step(projected, monkeypatch):
+  networks, frozen = projected
   mesh = sharding.make_mesh(fsdp=8)
   whole = sharding.place(frozen, mesh, by_rule=False)
   with monkeypatch.context() as patch:
-    patch.setattr(sharding, 'SHARDED_FROM', 64)  # these networks are tiny
+    patch.setattr(sharding, 'SHARDED_FROM', 16)  # this network is tiny
     split = sharding.place(frozen, mesh, by_rule=True)
   assert bytes_on_first_device(whole) == sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
   assert bytes_on_first_device(split) < 0.3 * bytes_on_first_device(whole)
 
-  config, built = projected(), models.build(projected(), 'distill')
-  networks = dataclasses.replace(  # two small heads with batch norms, for the published four
-    built,
-    discriminator=Discriminator(((8, 8), (8,)), num_classes=10),
-    features=lambda *args: built.features(*args)[LITE][1:3],
-  )
   opponent = models.init_discriminator(networks, frozen, 8, RNG)
-  before = state.init_generator(start('distill').params, {}, opponent, config.phases.distill)
-  before = jax.device_get(before)
+  config = experiment()
+  before = jax.device_get(state.init_generator(start('distill').params, {}, opponent, config.phases.distill))
   plain = step_once(config, 'distill', networks, before, mesh, whole)
-  other = step_once(projected(microbatch=1), 'distill', networks, before, mesh, split)
-  print(plain.temporaries,other.temporaries)
-  for part in ('params', 'discriminator'):
-      print(part, difference(*(getattr(x, part) for x in (plain.after, other.after, plain.before))))
-  print({k: other.metrics[k]/plain.metrics[k]-1 for k in plain.metrics if plain.metrics[k]})
+  other = step_once(experiment(microbatch=1), 'distill', networks, before, mesh, split)
+  assert_same(plain, other)
 
 
-def test_maps_and_distance_of_an_image_do_not_depend_on_the_batch(frozen):
-  config = projected()
-  config.phases.distill.reconstruction.update({'distance': 'projected', 'backbones': (LITE,)})
-  networks = models.build(config, 'distill')
+def test_maps_and_distance_of_an_image_do_not_depend_on_the_batch(projected):
+  networks, frozen = projected
 
   def seen(images, others, draws, view_draws):
     return networks.distance(frozen, images, others, draws), networks.features(frozen, images, view_draws)
@@ -202,7 +202,7 @@ def test_maps_and_distance_of_an_image_do_not_depend_on_the_batch(frozen):
   rows = np.array([3, 1, 3, 1])
   some = seen(*jax.tree.map(lambda x: x[rows], batch))
   for a, b in zip(jax.tree.leaves(seen(*batch)), jax.tree.leaves(some), strict=True):
-    np.testing.assert_allclose(a[rows], b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+    np.testing.assert_allclose(a[rows], b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
 def test_a_run_can_go_on_with_other_switches():
