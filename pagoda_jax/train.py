@@ -230,7 +230,6 @@ class _Loop:
     distributed.rest()
     self.saved.wait()
     self.saved.close()
-    self.batches.close()
     log.close()
     if step < self.steps:
       raise Interrupted(
