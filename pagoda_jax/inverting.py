@@ -153,7 +153,8 @@ class _Solver:
     self.batch_size = -(-config.phases[name].batch_size // mesh.size) * mesh.size
     self._mesh = mesh
     self._params = sharding.place(params, mesh)
-    self._step = jax.jit(make_inverter(config, name), out_shardings=sharding.replicated(mesh))
+    # Split as the batch is: on a slice, the devices of one host cannot always exchange among themselves.
+    self._step = jax.jit(make_inverter(config, name), out_shardings=sharding.batch_sharding(mesh))
 
   def __call__(self, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
     out = []

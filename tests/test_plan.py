@@ -35,7 +35,7 @@ def all_split(monkeypatch):
 def test_the_planned_state_is_the_one_that_a_run_leaves(finished, all_split, name):
   found = plan.phase_costs(on_mesh(8), name, EIGHT)
   mesh = sharding.make_mesh(fsdp=8)
-  saved = checkpoints.Checkpoints(finished / name, read_only=True)
+  saved = checkpoints.Checkpoints(finished / name)
   state, _ = saved.restore(4, sharding.abstract(programs.make(tiny.get_config(), name).state, mesh))
   saved.close()
   leaves = jax.tree.leaves(state)

@@ -199,6 +199,6 @@ def test_frozen_parameters_are_in_no_state(folder):
   config = experiment(backbones=(LITE,))
   _, frozen, begun = start(config)
   fields = {field.name for field in dataclasses.fields(begun)}
-  assert fields == {'step', 'skipped', 'params', 'fixed', 'ema', 'opt_state', 'discriminator',
+  assert fields == {'step', 'skipped', 'skipped_total', 'params', 'fixed', 'ema', 'opt_state', 'discriminator',
                     'discriminator_opt_state'}
   assert LITE in frozen['features'] and set(begun.discriminator['params']) == {LITE}
