@@ -30,18 +30,22 @@ if [[ -n ${dry_run-} ]]; then
 fi
 
 if [[ -n $exit_file ]]; then rm -f "$exit_file"; fi
-stopping=''
+stopping='' # a signal came
+child=''
+unsent='' # the signal, where the command was not yet there to get it
 # shellcheck disable=SC2317,SC2329 # the traps call it
 forward() {
   stopping=1
-  kill -s "$1" "$child" 2>/dev/null
+  if [[ -n $child ]]; then kill -s "$1" "$child" 2>/dev/null; else unsent=$1; fi
 }
 trap 'forward TERM' TERM
 trap 'forward INT' INT
 
 for ((attempt = 0; ; attempt++)); do
+  child=''
   "$@" &
   child=$!
+  if [[ -n $unsent ]]; then kill -s "$unsent" "$child" 2>/dev/null; fi
   wait "$child"
   code=$?
   # A signal ends `wait` early, with a code above 128; the command may still be saving.

@@ -22,6 +22,9 @@ from pagoda_jax import checksums, distributed, shards
 FOLDER = 'checkpoints'
 NEWEST = 'newest.json'
 DAMAGED = 'damaged-'  # prefix of those set aside; Orbax takes folders named by a number only
+# An array that every device holds is cut up, and each device writes a part of at least so many bytes. Cutting takes a
+# program for each shape and holds up training: small arrays, to which Orbax by default does it too, are written whole.
+SLICE_BYTES = 2**20
 
 
 class CheckpointError(ValueError):
@@ -56,7 +59,16 @@ class Checkpoints:
       # Orbax calls it on the first host, when every host has written its part and before the checkpoint is published.
       async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
     )
-    self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=('state', 'data', 'metrics_mean'))
+    types = ocp.type_handlers
+    registry = types.create_type_handler_registry(
+      (jax.Array, types.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)),
+      (np.ndarray, types.NumpyHandler()),
+    )
+    self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers={
+      'state': ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+      'data': ocp.JsonCheckpointHandler(),
+      'metrics_mean': ocp.JsonCheckpointHandler(),
+    })
 
   def latest_step(self) -> int | None:
     """Step of the newest checkpoint, saved or being saved; None without one."""
@@ -74,7 +86,7 @@ class Checkpoints:
     """
     if step == self.latest_step():
       return
-    items = {'state': ocp.args.StandardSave(state), 'data': ocp.args.JsonSave(data_position)}
+    items = {'state': ocp.args.PyTreeSave(state), 'data': ocp.args.JsonSave(data_position)}
     if math.isfinite(metric):
       items['metrics_mean'] = ocp.args.JsonSave({self._best: metric})
       self._metrics[step] = metric
@@ -109,7 +121,9 @@ class Checkpoints:
     Raises:
       CheckpointError: it is missing, damaged or of another structure.
     """
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore())
+    onto = ocp.checkpoint_utils.construct_restore_args(abstract_state)
+    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(abstract_state, restore_args=onto),
+                              data=ocp.args.JsonRestore())
     try:
       restored = self._manager.restore(step, args=args)
     except Exception as error:

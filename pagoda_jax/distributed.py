@@ -173,6 +173,10 @@ def rest() -> None:
 def fail(message: str) -> None:
   """Ends this process after an error, and with it the others: they would wait for it in vain."""
   put('failed', f'{_who()}: {message}')
+  _leave()
+
+
+def _leave() -> None:
   sys.stdout.flush()
   sys.stderr.flush()
   if is_primary():
@@ -202,9 +206,12 @@ class _Watch(threading.Thread):
       except (jax.errors.JaxRuntimeError, AttributeError):
         return  # the coordinator is gone; JAX ends this process with its own message
       if failed and not failed.startswith(_who()):
-        self._leave(f'stopped, because {failed}')
+        print(f'{_who()}: stopped, because {failed}', file=sys.stderr)
+        _leave()
       if self.progress and time.monotonic() - self.since > self.limit:
-        self._leave(f'no progress for {self.limit} s; {self._slowest()}')
+        message = f'no progress for {self.limit} s; {self._slowest()}'
+        print(f'{_who()}: {message}', file=sys.stderr)
+        fail(message)
 
   def _slowest(self):
     entries = jax_distributed.global_state.client.key_value_dir_get('pagoda/progress/')
@@ -214,11 +221,6 @@ class _Watch(threading.Thread):
     if len(late) == len(progress):
       return f'all processes are at step {least[-1]}'
     return f'behind the others, at step {least[-1]}: process {", ".join(late)}. See its log.'
-
-  @staticmethod
-  def _leave(message):
-    print(f'{_who()}: {message}', file=sys.stderr, flush=True)
-    os._exit(1)
 
 
 def _meet(address: str, count: int, index: int, limit: int) -> None:

@@ -88,12 +88,10 @@ def bytes_of(tree) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def on_device(tree, mesh) -> int:
-  """Bytes that one device of a mesh (it may be abstract) holds of a tree placed by the rule."""
-  placed = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(sharding.leaf_sharding(x.shape, mesh).shard_shape(x.shape), x.dtype), tree
-  )
-  return bytes_of(placed)
+def on_device(tree, mesh, by_rule: bool = True) -> int:
+  """Bytes that one device of a mesh (it may be abstract) holds of a tree (`sharding.place`)."""
+  part = lambda x: jax.ShapeDtypeStruct(sharding.leaf_sharding(x.shape, mesh, by_rule).shard_shape(x.shape), x.dtype)
+  return bytes_of(jax.tree.map(part, tree))
 
 
 def phase_costs(config, name: str, topology) -> PhaseCosts:
@@ -109,7 +107,10 @@ def phase_costs(config, name: str, topology) -> PhaseCosts:
   else:
     trained, held = {}, {'params': state}
   sums = _SUMS.get(config.phases[name].stage, {})
-  sent = sum(sent_by_rule(tree, mesh, sums.get(part, 0), config.precision) for part, tree in (trained | held).items())
+  sent = sum(
+    sent_by_rule(tree, mesh, sums.get(part, 0), config.precision, by_rule=part != 'frozen' or program.shard_frozen)
+    for part, tree in (trained | held).items()
+  )
   if not program.trains:  # each device of a host gets the whole noise
     sent += (mesh.size - 1) / mesh.size * 4 * program.batch['image'].size
   leaves = jax.tree.leaves(state)
@@ -121,7 +122,7 @@ def phase_costs(config, name: str, topology) -> PhaseCosts:
     arrays=len(leaves),
     split=sum(not sharding.leaf_sharding(leaf.shape, mesh).is_fully_replicated for leaf in leaves),
     state=on_device(state, mesh),
-    frozen=on_device(frozen, mesh),
+    frozen=on_device(frozen, mesh, program.shard_frozen),
     gradients=sum(sums.get(part, 0) * on_device(tree, mesh) for part, tree in trained.items()),
     activations=costs.peak_bytes(traced.jaxpr.jaxpr) / mesh.size,
     images=program.images,
@@ -131,13 +132,13 @@ def phase_costs(config, name: str, topology) -> PhaseCosts:
   )
 
 
-def sent_by_rule(tree, mesh, sums: int, precision: str) -> float:
+def sent_by_rule(tree, mesh, sums: int, precision: str, by_rule: bool = True) -> float:
   """Bytes that each device sends for a tree in a step: see NOTES; all in the type of the computation."""
   sent, ring = 0.0, lambda n: (n - 1) / n
   data_ways, fsdp_ways = mesh.shape['data'], mesh.shape['fsdp']
   for leaf in jax.tree.leaves(tree):
     size = leaf.size * jnp.dtype(precision).itemsize
-    if sharding.leaf_sharding(leaf.shape, mesh).is_fully_replicated:
+    if sharding.leaf_sharding(leaf.shape, mesh, by_rule).is_fully_replicated:
       sent += sums * 2 * ring(mesh.size) * size
     else:
       sent += ring(fsdp_ways) * size

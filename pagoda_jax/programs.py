@@ -19,6 +19,7 @@ class Program(NamedTuple):
     step: step(state, batch, frozen, rng); of stage `invert` the inversion of a batch, whose state is the teacher.
     batch: without what is only logged.
     trains: whether the step gives back a new state, in the place of the old one.
+    shard_frozen: `config.shard_frozen`.
   """
 
   step: Callable[..., Any]
@@ -27,6 +28,7 @@ class Program(NamedTuple):
   frozen: dict
   rng: jax.ShapeDtypeStruct
   trains: bool
+  shard_frozen: bool = False
 
   @property
   def images(self) -> int:
@@ -44,8 +46,8 @@ class Program(NamedTuple):
     if self.trains:
       options = {'out_shardings': (sharding.tree_shardings(begun, mesh), whole), 'donate_argnums': 0}
     with jax.set_mesh(mesh):
-      arguments = placed(self.batch, split), sharding.abstract(self.frozen, mesh), placed(self.rng, whole)
-      return jax.jit(self.step, **options).trace(begun, *arguments)
+      frozen = sharding.abstract(self.frozen, mesh, self.shard_frozen)
+      return jax.jit(self.step, **options).trace(begun, placed(self.batch, split), frozen, placed(self.rng, whole))
 
 
 def make(config, name: str, num_devices: int = 1) -> Program:
@@ -72,7 +74,7 @@ def make(config, name: str, num_devices: int = 1) -> Program:
     else:
       batch |= {'base_image': jax.ShapeDtypeStruct(small, jnp.uint8), 'key': label}
       frozen = frozen | {'teacher': _shapes_of_params(models.build(config, phase.noise))}
-  return Program(step, _begun(config, name, networks, frozen), batch, frozen, rng, trains=True)
+  return Program(step, _begun(config, name, networks, frozen), batch, frozen, rng, True, config.shard_frozen)
 
 
 def _shapes_of_params(networks):

@@ -34,10 +34,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
-def leaf_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-  """Shards the largest divisible dimension over 'fsdp'; small or indivisible arrays are replicated."""
+def leaf_sharding(shape: tuple[int, ...], mesh: Mesh, by_rule: bool = True) -> NamedSharding:
+  """Shards the largest divisible dimension over 'fsdp'; small or indivisible arrays are replicated.
+
+  `by_rule` False, of frozen networks where `config.shard_frozen` is: replicates all.
+  """
   ways = mesh.shape['fsdp']
-  if ways > 1 and np.prod(shape, dtype=np.int64) >= SHARDED_FROM:
+  if by_rule and ways > 1 and np.prod(shape, dtype=np.int64) >= SHARDED_FROM:
     divisible = [axis for axis, size in enumerate(shape) if size % ways == 0]
     if divisible:
       largest = max(divisible, key=lambda axis: shape[axis])
@@ -50,19 +53,19 @@ def tree_shardings(tree, mesh: Mesh):
   return jax.tree.map(lambda leaf: leaf_sharding(leaf.shape, mesh), tree)
 
 
-def abstract(tree, mesh: Mesh):
-  """The tree as ShapeDtypeStructs that carry their shardings: the target of a restore."""
+def abstract(tree, mesh: Mesh, by_rule: bool = True):
+  """The tree as ShapeDtypeStructs that carry their `leaf_sharding`: the target of a restore."""
   return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding(leaf.shape, mesh)), tree
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding(leaf.shape, mesh, by_rule)), tree
   )
 
 
 def place(tree, mesh: Mesh, by_rule: bool = True):
-  """Puts a tree of host arrays (equal on every host) on the mesh: by the rule, or whole on every device."""
+  """Puts a tree of host arrays (equal on every host) on the mesh, every leaf as its `leaf_sharding` says."""
 
   def put(leaf):
     leaf = np.asarray(leaf)
-    where = leaf_sharding(leaf.shape, mesh) if by_rule else replicated(mesh)
+    where = leaf_sharding(leaf.shape, mesh, by_rule)
     # device_put would first compare the whole array between the hosts.
     return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
 

@@ -10,6 +10,7 @@ from pagoda_jax import checkpoints, main
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = f'--config={ROOT / "tests" / "tiny.py"}'
 ORDER = ['teacher', 'invert', 'distill', 'grow_16']
+XLA_FLAGS = '--xla_backend_optimization_level=0'  # of commands as processes: they spend their time compiling
 
 
 def pagoda(*args):
@@ -19,7 +20,7 @@ def pagoda(*args):
 
 def start(*args, **kwargs):
   """A command as a process of its own, on one device."""
-  env = {**os.environ, 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)}
+  env = {**os.environ, 'XLA_FLAGS': XLA_FLAGS, 'PYTHONPATH': str(ROOT)}
   return subprocess.Popen(
     [sys.executable, '-m', 'pagoda_jax.main', *map(str, args)], env=env, text=True,
     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs,

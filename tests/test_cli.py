@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from runs import CONFIG, ORDER, digest, pagoda, start
 
-from pagoda_jax import checkpoints, main, starts
+from pagoda_jax import checkpoints, main, sharding, starts
 
 
 def test_a_run_leaves_checkpoints_metrics_grids_and_its_config(finished):
@@ -43,6 +43,19 @@ def test_a_run_that_went_on_is_bit_identical_to_one_that_never_stopped(finished,
   assert digest(copied, phase) == digest(finished, phase)
   lines = (copied / phase / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['step'] for line in lines] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize('phase, fsdp', [('teacher', 8), ('distill', 2), ('grow_16', 4)])
+def test_a_run_that_went_on_on_another_mesh_sees_the_same_pictures_and_losses(
+    finished, copied, phase, fsdp, monkeypatch):
+  shutil.rmtree(copied / phase / 'checkpoints' / '4')
+  monkeypatch.setattr(sharding, 'SHARDED_FROM', 16)  # so that the tiny networks are split at all
+  assert pagoda('train', CONFIG, f'--workdir={copied}', f'--phase={phase}', f'--config.mesh.fsdp={fsdp}') == 0
+  pictures = [(run / phase / 'batches.jsonl').read_text() for run in (finished, copied)]
+  assert pictures[0] == pictures[1] and pictures[0].count('\n') == 4
+  lines = [(run / phase / 'metrics.jsonl').read_text().splitlines() for run in (finished, copied)]
+  losses = [[json.loads(line)['loss'] for line in run] for run in lines]
+  np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_samples_depend_on_the_seed_and_not_on_the_batch_size(finished, tmp_path):

@@ -58,17 +58,12 @@ def step_once(config, name, networks, before, mesh, frozen) -> Outcome:
   parts = microbatch.count_parts(COUNT, mesh.size, config.microbatch)
   make = {'teacher': teacher, 'distill': distill, 'grow_16': grow}[name].make_train_step
   step = make(networks, config.phases[name], parts)
-  options = {
-    'xla_backend_optimization_level': 0,
-    # On CPU this pass lets what is to be computed again be merged with its first computation. Accelerators keep it.
-    'xla_disable_hlo_passes': 'cse_barrier_expander',
-  }
   with jax.set_mesh(mesh):
     placed = sharding.place(before, mesh)
-    shardings = (sharding.tree_shardings(placed, mesh), sharding.replicated(mesh))
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
+    # On CPU this pass lets what is to be computed again be merged with its first computation. Accelerators keep it.
+    jitted = step_tools.jitted(step, placed, mesh, xla_disable_hlo_passes='cse_barrier_expander')
     batch = sharding.place_batch(step_tools.batch_of(config, name, COUNT), mesh)
-    program = jitted.lower(placed, batch, frozen, RNG).compile(compiler_options=options)
+    program = jitted.lower(placed, batch, frozen, RNG).compile()
     after, metrics = program(placed, batch, frozen, RNG)
     return Outcome(before, jax.device_get(after), jax.device_get(metrics), program)
 
@@ -196,7 +191,7 @@ def test_maps_and_distance_of_an_image_do_not_depend_on_the_batch(projected):
   def seen(images, others, draws, view_draws):
     return networks.distance(frozen, images, others, draws), networks.features(frozen, images, view_draws)
 
-  seen = jax.jit(seen, compiler_options={'xla_backend_optimization_level': 0})
+  seen = jax.jit(seen, compiler_options=step_tools.QUICK)
   images, others = np.random.default_rng(0).uniform(-1, 1, (2, 4, 8, 8, 1)).astype(np.float32)
   batch = (images, others, networks.distance_draws(RNG, 4), networks.feature_draws(RNG, 4))
   rows = np.array([3, 1, 3, 1])

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import step_tools
 import tiny
 from etils import epath
 from runs import CONFIG, digest, pagoda
@@ -56,10 +57,8 @@ def one_step(parts, begun, devices):
   batch = next(parts.stream.batches(8))
   with jax.set_mesh(mesh):
     placed = sharding.place(begun, mesh)
-    shardings = (sharding.tree_shardings(placed, mesh), sharding.replicated(mesh))
-    step = jax.jit(parts.step, donate_argnums=0, out_shardings=shardings)
     args = sharding.place_batch(train.drop_keys(batch), mesh), sharding.place(parts.frozen, mesh), jax.random.key(0)
-    after, metrics = step(placed, *args)
+    after, metrics = step_tools.jitted(parts.step, placed, mesh)(placed, *args)
     return jax.device_get(after.params), jax.device_get(metrics), batch['key']
 
 

@@ -47,6 +47,19 @@ def test_the_planned_state_is_the_one_that_a_run_leaves(finished, all_split, nam
   assert found.fixed == models.count(getattr(state, 'fixed', {}))
 
 
+@pytest.mark.parametrize('split', [False, True])
+def test_frozen_networks_are_planned_as_they_are_placed(all_split, split):
+  config = on_mesh(8)
+  config.shard_frozen = split
+  config.phases.invert.store = False  # the teacher is a frozen network of distill's step
+  found, mesh = plan.phase_costs(config, 'distill', EIGHT), sharding.make_mesh(fsdp=8)
+  frozen = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), programs.make(config, 'distill').frozen)
+  placed = jax.tree.leaves(sharding.place(frozen, mesh, config.shard_frozen))
+  assert found.frozen == sum(leaf.addressable_shards[0].data.nbytes for leaf in placed) > 0
+  # A split teacher is gathered in every step; nothing of a whole one is sent.
+  assert (found.sent > plan.phase_costs(on_mesh(8), 'distill', EIGHT).sent) == split
+
+
 def convolution(x, kernel):
   return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 

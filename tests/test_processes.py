@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 import test_steps
-from runs import CONFIG, ROOT
+from runs import CONFIG, ROOT, XLA_FLAGS
 
 from pagoda_jax import checkpoints, distributed, inversions
 
@@ -36,7 +36,7 @@ def nothing_stays_behind():
 
 
 def spawn(args, devices=1, **env):
-  flags = f'--xla_force_host_platform_device_count={devices}'
+  flags = f'--xla_force_host_platform_device_count={devices} {XLA_FLAGS}'
   env = {**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}', **env}
   STARTED.append(subprocess.Popen(
     [sys.executable, *map(str, args)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import published_files
 import pytest
+import step_tools
 import tiny
 
 from pagoda_jax import augment, frozen_weights, losses, models, perception, sharding, state, weights
@@ -68,10 +69,7 @@ def run_step(config, networks, frozen, start, devices):
   mesh = sharding.make_mesh(devices=jax.devices()[:devices])
   with jax.set_mesh(mesh):
     placed, frozen = sharding.place(start, mesh), sharding.place(frozen, mesh)
-    shardings = (sharding.tree_shardings(placed, mesh), sharding.replicated(mesh))
-    quick = {'xla_backend_optimization_level': 0}  # halves the time: it is nearly all compilation
-    step = jax.jit(distill.make_train_step(networks, config.phases.distill), donate_argnums=0,
-                   out_shardings=shardings, compiler_options=quick)
+    step = step_tools.jitted(distill.make_train_step(networks, config.phases.distill), placed, mesh)
     out, metrics = step(placed, sharding.place_batch(batch(), mesh), frozen, RNG)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
     return jax.device_get(out), jax.device_get(metrics)

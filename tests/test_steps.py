@@ -30,12 +30,10 @@ def run_step(name, devices, fsdp=1, batch=None):
   mesh = sharding.make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
   with jax.set_mesh(mesh):
     placed = sharding.place(start, mesh)
-    shardings = (sharding.tree_shardings(placed, mesh), sharding.replicated(mesh))
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=shardings)
     batch = batch or step_tools.batch_of(CONFIG, name)
     rows = sharding.local_rows(len(batch['image']), mesh)
     batch = sharding.place_batch({key: value[rows] for key, value in batch.items()}, mesh)
-    out, metrics = compiled(placed, batch, {}, jax.device_get(RNG))
+    out, metrics = step_tools.jitted(step, placed, mesh)(placed, batch, {}, jax.device_get(RNG))
     return jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))((out, metrics)))
 
 

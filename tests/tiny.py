@@ -9,7 +9,7 @@ def get_config(variant: str = ''):
   config.data.update({'source': 'mnist', 'resolution': 16, 'channels': 1, 'num_classes': 10, 'mirror': False,
                       'holdout': 500})
   config.network = c.network(channels=8, channel_mult=(1,), num_blocks=1, attention_resolutions=())
-  config.log.update({'every_steps': 1, 'samples_every': 1000, 'samples': 10})
+  config.log.update({'every_steps': 1, 'samples_every': 1000, 'samples': 10, 'batches': True})
   config.checkpoint.update({'every_steps': 2, 'keep': 10})
   players = {
     'batch_size': 8,
