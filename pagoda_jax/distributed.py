@@ -69,8 +69,9 @@ def start(address: str | None, count: int | None, index: int | None, limit: int)
   _meet(address, count, index, limit)
   jax.distributed.initialize(
     address, count, index, local_device_ids=local_devices, initialization_timeout=limit,
-    heartbeat_timeout_seconds=min(HEARTBEAT_SECONDS, limit), shutdown_timeout_seconds=limit,
-    cluster_detection_method='deactivate',
+    # Later than a process that fails is read about, which says why; JAX only says that it is gone.
+    heartbeat_timeout_seconds=min(HEARTBEAT_SECONDS, max(limit, int(5 * POLL_SECONDS))),
+    shutdown_timeout_seconds=limit, cluster_detection_method='deactivate',
   )
   jax.devices()  # each process waits for the others here: better now than within something that one does alone
   _Watch.current = _Watch(limit)

@@ -93,15 +93,23 @@ def test_a_step_on_two_processes_of_four_devices_is_the_step_on_one_device(tmp_p
       np.testing.assert_allclose(a, two[path], rtol=1e-5, atol=1e-5 * np.abs(a).max(), err_msg=path)
 
 
-def test_sigterm_to_one_of_two_saves_both_at_one_step_and_one_process_goes_on_with_the_same_pictures(tmp_path):
-  flags = ['--config.checkpoint.every_steps=100000', '--config.log.batches=True',
-           '--config.phases.teacher.steps=100000']
+def test_two_processes_survive_a_kill_and_a_sigterm_and_one_goes_on_with_the_same_pictures(tmp_path):
+  flags = ['--config.checkpoint.every_steps=4', '--config.phases.teacher.steps=100000']
+  phase = tmp_path / 'pair/teacher'
+  pair = run_both('teacher', tmp_path / 'pair', *flags, '--config.barrier_timeout=60')
+  wait_for(lambda: checkpoints.finished_steps(phase), pair)
+  pair[1].kill()
+  output, _ = pair[0].communicate(timeout=120)
+  assert pair[0].returncode not in (0, 75) and 'another process has gone: see its log' in output, output
+  steps = checkpoints.finished_steps(phase)
+
   pair = run_both('teacher', tmp_path / 'pair', *flags)
-  wait_for(lambda: len(lines(tmp_path / 'pair/teacher/metrics.jsonl')) >= 3, pair)
+  wait_for(lambda: max(checkpoints.finished_steps(phase)) > max(steps), pair)
   pair[1].send_signal(signal.SIGTERM)
   outputs = [process.communicate(timeout=300)[0] for process in pair]
   assert [process.returncode for process in pair] == [75, 75], outputs
-  (step,) = checkpoints.finished_steps(tmp_path / 'pair/teacher')
+  assert f'teacher: goes on from step {max(steps)}' in outputs[0]
+  step = max(checkpoints.finished_steps(phase))
   for output in outputs:
     assert f'stopped after step {step} of 100000 and saved; start the same command again' in output
   assert 'goes on from' in run_one('teacher', tmp_path / 'pair', *flags, f'--max_steps={step + 3}')
