@@ -108,6 +108,7 @@ def compile_devices(topology: Topology) -> list:
   # libtpu would ask the cloud which machine this is, and wait for an answer that does not come.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # its lock guards chips, which a compiler leaves alone
   jax.config.update('jax_enable_compilation_cache', False)  # it could not be read back without the devices
   from jax.experimental import topologies as descriptions
 
