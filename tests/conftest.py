@@ -12,9 +12,17 @@ CACHE = pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'compiled'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
+import jax  # noqa: E402
 from absl import flags  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags
+
+
+@pytest.fixture(scope='module', autouse=True)
+def nothing_stays_compiled():
+  """Compiled programs would pile up to gigabytes; what another module needs again is in the cache on disk."""
+  yield
+  jax.clear_caches()
 
 
 @pytest.fixture(scope='session')
