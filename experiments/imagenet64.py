@@ -29,12 +29,14 @@ the teacher a pair in every epoch. Expected (paper): FID-50k 1.21 at one evaluat
   invert     16.4 TFLOP a pair (78 evaluations)   5.7 GB of 16 per chip   148 chip-hours at an MFU of 0.4
   distill    1.78 TFLOP an image                  9.6 GB of 16 per chip   144 chip-hours; 5.2 GB sent a step and chip
 
-With `--aot`, XLA's compiler for TPU v5e says of invert: 16.5 TFLOP a pair, 5.55 GB per chip (arguments 1.21 GB,
-temporary 4.13 GB, program 194 MB), 9.44 MB of all-gather a step; 28 minutes on two busy cores (9 of CPU time).
+With `--aot`, XLA's compiler for TPU v5e, HBM per chip in all (arguments, temporary, program), what a chip sends in a
+step, and the minutes of the compilation on two busy cores (of CPU time):
+
+  invert     16.5 TFLOP a pair     5.55 GB (1.21, 4.13, 0.19)   9.44 MB of all-gather    28 (9)
+  distill    2.11 TFLOP an image   9.34 GB (5.57, 3.37, 0.40)   5.13 GB of all-reduce    31 (19)
 
 With `--target=512` the last line reads: teacher at 64 px: 308.1x fewer FLOPs per image than at 512 px (attention on the
-same levels; 66.8x without attention). `--aot` has not been seen to end for `distill` (stopped after 36 minutes on
-two busy cores, at 15 GB of memory).
+same levels; 66.8x without attention).
 
 Shown to run (`pytest -m full_size`): random weights of full size, float32, batch 1, two CPU cores: two steps of distill
 in 474 s (nearly all compilation) and 14.5 GiB with projected features, 271 s and 14.9 GiB with LPIPS.
