@@ -131,10 +131,13 @@ def open_tfds(name: str, data_dir: str = '', split: str = 'train') -> TfdsSource
     split: such as 'train' or 'train[:90%]'.
 
   Raises:
-    SourceError: there is no such data set or split, it has no image, or it is not prepared as ArrayRecord.
+    SourceError: there is no such data set or split, it has no image, it cannot be read, or it is not prepared as
+      ArrayRecord.
   """
   import tensorflow_datasets as tfds
+  from google.protobuf import json_format
 
+  where = data_dir or 'the default data_dir'
   try:
     builder = _tfds_builder(name, data_dir)
     features = builder.info.features
@@ -144,11 +147,16 @@ def open_tfds(name: str, data_dir: str = '', split: str = 'train') -> TfdsSource
     if image_key is None:
       raise SourceError(f'tfds {name}: no image among its features {", ".join(features)}')
     count = len(_tfds_records(name, data_dir, split, image_key))
-  except tfds.core.DatasetNotFoundError as error:
-    raise SourceError(f'tfds {name}: {_first_line(error)}') from None
-  except (AssertionError, KeyError, NotImplementedError, OSError) as error:
+  except SourceError:
+    raise
+  except (json_format.ParseError, OSError) as error:  # to prepare it again would be the wrong advice
+    raise SourceError(f'tfds {name}: damaged or unreadable in {where} ({_first_line(error)})') from None
+  except (AssertionError, KeyError, NotImplementedError, ValueError) as error:
+    if isinstance(error, ValueError) and 'file format' not in str(error):  # no such data set or split
+      raise SourceError(f'tfds {name}: {_first_line(error)}') from None
+    # Nothing there is a KeyError or AssertionError; another file format a ValueError or NotImplementedError.
     raise SourceError(
-      f'tfds {name}, split {split}: not prepared as ArrayRecord in {data_dir or "the default data_dir"} '
+      f'tfds {name}, split {split}: not prepared as ArrayRecord in {where} '
       f'({_first_line(error)}). Where TensorFlow is installed: tfds.builder({name!r}, '
       f'data_dir={data_dir or None!r}, file_format="array_record").download_and_prepare()'
     ) from None

@@ -193,6 +193,18 @@ def test_what_tfds_lacks_is_said(tmp_path, name, split, expected):
     sources.open_tfds(name, str(tmp_path), split)
 
 
+@pytest.mark.parametrize('old, new, expected', [
+  ('array_record', 'tfrecord', 'not prepared as ArrayRecord.*download_and_prepare'),
+  ('{', '', 'damaged or unreadable'),
+])
+def test_tfds_in_another_format_and_its_damaged_description_are_told_apart(tmp_path, old, new, expected):
+  make_data.write_tfds(tmp_path, 'small_pictures', 2)
+  (info,) = tmp_path.rglob('dataset_info.json')
+  info.write_text(info.read_text().replace(old, new))
+  with pytest.raises(sources.SourceError, match=expected):
+    sources.open_tfds('small_pictures', str(tmp_path))
+
+
 def test_a_damaged_tfds_record_is_named(tmp_path):
   make_data.write_tfds(tmp_path, 'small_pictures', 2)
   path = next(tmp_path.rglob('*.array_record-*'))
