@@ -7,23 +7,23 @@ import traceback
 
 from absl import flags, logging
 
-# command -> (module, its function that defines flags, its function that runs, what it does)
+# command -> what it does; pagoda_jax/cli/COMMAND.py has its flags and what it prints
 COMMANDS = {
-  'run': ('pipeline', 'define_flags', 'run', 'all phases of an experiment in order; goes on where it stopped'),
-  'train': ('pipeline', 'define_train_flags', 'run_train', 'one phase of an experiment'),
-  'plan': ('plan', 'define_flags', 'run', 'what each phase of an experiment costs, before it runs'),
-  'sample': ('sample', 'define_flags', 'run', 'images from a trained phase, to .png or .npz'),
-  'prepare': ('prepare', 'define_flags', 'run', 'pictures from anywhere into ArrayRecord shards of one resolution'),
-  'bench': ('bench', 'define_flags', 'run', 'how fast this machine reads pictures (data), converts weights (convert)'),
-  'inspect': ('inspection', 'define_flags', 'run', "a work directory's checkpoints, parameters and digests"),
-  'convert': ('convert.command', 'define_flags', 'run', 'published PyTorch weights to a folder, and back'),
-  'weights': ('weights', 'define_flags', 'run', 'list | check [NAME ...] | path NAME: published files on this machine'),
+  'run': 'all phases of an experiment in order; goes on where it stopped',
+  'train': 'one phase of an experiment',
+  'plan': 'what each phase of an experiment costs, before it runs',
+  'sample': 'images from a trained phase, to .png or .npz',
+  'prepare': 'pictures from anywhere into ArrayRecord shards of one resolution',
+  'bench': 'how fast this machine reads pictures (data), converts weights (convert)',
+  'inspect': "a work directory's checkpoints, parameters and digests",
+  'convert': 'published PyTorch weights to a folder, and back',
+  'weights': 'list | check [NAME ...] | path NAME: published files on this machine',
 }
 
 
 def usage() -> str:
   """The list of commands."""
-  lines = [f'  {name:<9} {entry[3]}' for name, entry in COMMANDS.items()]
+  lines = [f'  {name:<9} {COMMANDS[name]}' for name, purpose in COMMANDS.items()]
   return '\n'.join(['usage: pagoda COMMAND [--flag=value ...]', '', 'commands:', *lines, '',
                     '`pagoda COMMAND --help` lists the flags of a command with their defaults.'])
 
@@ -41,17 +41,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run_command(name: str, args: list[str]) -> int:
-  module_name, define, run, purpose = COMMANDS[name]
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   logging.set_verbosity(logging.WARNING)
-  module = importlib.import_module(f'pagoda_jax.{module_name}')
+  module = importlib.import_module(f'pagoda_jax.cli.{name}')
   fv = flags.FlagValues()
   sys.argv = [f'pagoda {name}', *args]  # where config_flags looks for --config.KEY=VALUE, whoever called main()
-  getattr(module, define)(fv)
+  module.define_flags(fv)
   if any(arg in ('--help', '-h', '--helpfull') for arg in args):
-    print(f'usage: pagoda {name} [--flag=value ...]\n{purpose}\n\n{fv.get_help()}')
+    print(f'usage: pagoda {name} [--flag=value ...]\n{COMMANDS[name]}\n\n{fv.get_help()}')
     return 0
-  from pagoda_jax.interrupts import Interrupted
+  from pagoda_jax.runtime.interrupts import Interrupted
 
   try:
     rest = fv([f'pagoda {name}', *args])[1:]
@@ -62,12 +61,12 @@ def _run_command(name: str, args: list[str]) -> int:
     return 2
   flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's global flags
   set_up_jax()
-  from pagoda_jax import distributed
+  from pagoda_jax.runtime import distributed
 
   try:
     if 'coordinator_address' in fv:
       distributed.start(fv.coordinator_address, fv.num_processes, fv.process_id, fv.config.barrier_timeout)
-    return getattr(module, run)(fv, rest) or 0
+    return module.run(fv, rest) or 0
   except Interrupted as stop:
     print(stop, file=sys.stderr)
     return stop.exit_code

@@ -1,26 +1,18 @@
-"""An experiment's phases in order; what is finished is skipped. `pagoda run` and `pagoda train`."""
+"""An experiment's phases in order; what is finished is skipped."""
 
 import time
 
 import jax
-from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
-from pagoda_jax import (
-  checkpoints,
-  data,
-  distributed,
-  evaluate,
-  frozen_weights,
-  inverting,
-  logs,
-  train,
-  validation,
-  workdir,
-)
 from pagoda_jax import config as configs
-from pagoda_jax.interrupts import Interrupted, StopRequest
+from pagoda_jax import validation
+from pagoda_jax.data import stream as streams
+from pagoda_jax.runtime import distributed
+from pagoda_jax.runtime.interrupts import Interrupted, StopRequest
+from pagoda_jax.runtime.progress import duration
+from pagoda_jax.training import checkpoints, inverting, loop, workdir
+from pagoda_jax.weights import frozen_weights
 
 
 def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> None:
@@ -41,7 +33,7 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> N
     Interrupted: a phase was asked to stop, and has saved.
   """
   validation.validate(config, jax.device_count())
-  data.settle(config)
+  streams.settle(config)
   for name in phases:
     if name not in config.order:
       raise configs.ConfigError(f'phase {name!r}: must be one of {", ".join(config.order)}')
@@ -78,49 +70,6 @@ def run_phase(config, folder, name: str, stop: StopRequest, max_steps: int | Non
     distributed.say(f'{name}: finished already ({done} of {target})')
     return
   start = time.monotonic()
-  module = inverting if config.phases[name].stage == 'invert' else train
+  module = inverting if config.phases[name].stage == 'invert' else loop
   module.run_phase(config, folder, name, stop, max_steps)
-  distributed.say(f'{name}: finished in {logs.duration(time.monotonic() - start)}')
-
-
-def _define_shared(fv):
-  config_flags.DEFINE_config_file('config', None, 'Experiment file, such as experiments/mnist.py or '
-                                  'experiments/mnist.py:long; --config.KEY=VALUE overrides a key.',
-                                  lock_config=True, flag_values=fv)
-  flags.DEFINE_string('workdir', None, 'Work directory: made if need be, gone on from if it is there.', flag_values=fv)
-  flags.DEFINE_integer('max_steps', None, 'Cap on the steps of every phase, for smoke runs.', lower_bound=1,
-                       flag_values=fv)
-  flags.mark_flags_as_required(['config', 'workdir'], flag_values=fv)
-  distributed.define_flags(fv)
-
-
-def define_flags(fv) -> None:
-  """Flags of `pagoda run`."""
-  _define_shared(fv)
-  flags.DEFINE_list('phases', [], 'Phases to run, such as distill,grow_16; default: all.', flag_values=fv)
-
-
-def define_train_flags(fv) -> None:
-  """Flags of `pagoda train`."""
-  _define_shared(fv)
-  flags.DEFINE_string('phase', None, 'The phase to run.', flag_values=fv)
-  flags.mark_flag_as_required('phase', flag_values=fv)
-
-
-def run_train(fv, args) -> int:
-  """`pagoda train`: one phase."""
-  del args
-  run_experiment(fv.config, fv.workdir, (fv.phase,), fv.max_steps)
-  return 0
-
-
-def run(fv, args) -> int:
-  """`pagoda run`: all phases, then the summary."""
-  del args
-  start = time.monotonic()
-  run_experiment(fv.config, fv.workdir, tuple(fv.phases), fv.max_steps)
-  evaluate.write_ladder(fv.config, fv.workdir, epath.Path(fv.workdir) / 'ladder.png')
-  if fv.config.evaluation.samples:
-    distributed.say(evaluate.summary(fv.config, fv.workdir))
-  distributed.say(f'finished in {logs.duration(time.monotonic() - start)}; sample grids: {fv.workdir}/*/samples/*.png')
-  return 0
+  distributed.say(f'{name}: finished in {duration(time.monotonic() - start)}')

@@ -6,16 +6,17 @@ import time
 import jax
 import numpy as np
 
-from pagoda_jax import checkpoints, distributed, sharding
+from pagoda_jax.runtime import distributed, sharding
+from pagoda_jax.training import checkpoints
 
 
 def step(folder):
   """One train step of each stage on all devices; process 0 leaves the parameters and the loss."""
-  import test_steps
+  import step_tools
 
   sharding.SHARDED_FROM = 16
-  for name in test_steps.PHASES:
-    after, metrics = test_steps.run_step(name, jax.device_count(), fsdp=2)
+  for name in step_tools.PHASES:
+    after, metrics = step_tools.run_step(name, jax.device_count(), fsdp=2)
     if distributed.is_primary():
       np.savez(f'{folder}/{name}.npz', loss=metrics['loss'], **checkpoints.flat_leaves(after.params))
 

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import torch_writers
 
-from pagoda_jax import perception, published
-from pagoda_jax.convert import formats
+from pagoda_jax.method import perception
+from pagoda_jax.weights import published
+from pagoda_jax.weights.convert import formats
 
 VGG = {'widths': (64, 128, 256, 512, 512), 'depths': (2, 2, 3, 3, 3)}
 

@@ -5,7 +5,8 @@ import pathlib
 import subprocess
 import sys
 
-from pagoda_jax import checkpoints, main
+from pagoda_jax import main
+from pagoda_jax.training import checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = f'--config={ROOT / "tests" / "tiny.py"}'

@@ -1,15 +1,20 @@
 """What a train step is called with in tests: networks, a state at step 0, a batch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny
 
 from pagoda_jax import config as configs
-from pagoda_jax import models, sharding, state
-from pagoda_jax.networks import generator
+from pagoda_jax.networks import growth
+from pagoda_jax.runtime import sharding
+from pagoda_jax.stages import distill, grow, models, state, teacher
 
 PHASES = ('teacher', 'distill', 'grow_16')
 RNG = jax.random.key(0)
+CONFIG = tiny.get_config()
 QUICK = {'xla_backend_optimization_level': 0}  # halves the time of tests that do little but compile
 
 
@@ -39,7 +44,7 @@ def start_of(config, name, frozen=None):
     return networks, jax.device_get(state.init_teacher(params, phase))
   fixed = {}
   if name == 'grow_16':
-    params, fixed = generator.split_trainable(params, (8, 16))
+    params, fixed = growth.split_trainable(params, (8, 16))
   opponent = models.init_discriminator(networks, frozen or {}, configs.phase_resolution(config, name), RNG)
   return networks, jax.device_get(state.init_generator(params, fixed, opponent, phase))
 
@@ -48,3 +53,24 @@ def _spread(leaf):
   """Zero-initialised leaves would hide most of the network from these tests."""
   noise = np.random.default_rng(leaf.size).standard_normal(leaf.shape).astype(np.float32)
   return jnp.asarray(leaf + 0.05 * noise)
+
+
+@functools.cache
+def setup(name):
+  """(train step, state at step 0 as host arrays) of a phase of the tiny experiment."""
+  networks, start = start_of(CONFIG, name)
+  make = {'teacher': teacher, 'distill': distill, 'grow_16': grow}[name].make_train_step
+  return make(networks, CONFIG.phases[name]), start
+
+
+def run_step(name, devices, fsdp=1, batch=None):
+  """(state, metrics) after one step of a phase on so many devices, as host arrays."""
+  step, start = setup(name)
+  mesh = sharding.make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
+  with jax.set_mesh(mesh):
+    placed = sharding.place(start, mesh)
+    batch = batch or batch_of(CONFIG, name)
+    rows = sharding.local_rows(len(batch['image']), mesh)
+    batch = sharding.place_batch({key: value[rows] for key, value in batch.items()}, mesh)
+    out, metrics = jitted(step, placed, mesh)(placed, batch, {}, jax.device_get(RNG))
+    return jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))((out, metrics)))

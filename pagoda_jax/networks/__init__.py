@@ -1,0 +1,1 @@
+"""Flax modules; they know nothing of configs, files or devices."""

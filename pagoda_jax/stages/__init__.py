@@ -1,0 +1,1 @@
+"""START READING HERE: teacher, invert, distill, grow, one make_train_step each, and what they are given."""

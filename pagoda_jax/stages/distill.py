@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pagoda_jax import losses, microbatch
-from pagoda_jax.data import normalize
-from pagoda_jax.models import Networks
-from pagoda_jax.networks import generator
-from pagoda_jax.state import GeneratorState, all_finite, guarded, make_optimizer, mix, step_keys
+from pagoda_jax.data.images import normalize
+from pagoda_jax.method import losses, microbatch
+from pagoda_jax.networks import growth
+from pagoda_jax.stages.models import Networks
+from pagoda_jax.stages.state import GeneratorState, all_finite, guarded, make_optimizer, mix, step_keys
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):
@@ -49,7 +49,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     noise = noise_of(networks, batch, frozen)
 
     def generate(trained, noise, cond):
-      return networks.generate(generator.merge(trained, state.fixed), noise, cond)
+      return networks.generate(growth.merge(trained, state.fixed), noise, cond)
 
     def prior(key):
       return networks.sigma_max * jax.random.normal(key, noise.shape)
@@ -130,6 +130,6 @@ def adversarial_weight(config, rec_grads, adv_grads) -> jax.Array:
   """lambda: the configured weight, times the ratio of last-layer gradient norms where adaptive."""
   if not config.adaptive:
     return jnp.float32(config.weight)
-  block, layer, kernel = generator.last_layer(rec_grads)
+  block, layer, kernel = growth.last_layer(rec_grads)
   rec_norm, adv_norm = (jnp.linalg.norm(grads[block][layer][kernel]) for grads in (rec_grads, adv_grads))
   return losses.adaptive_weight(rec_norm, adv_norm, config.weight, config.low, config.high)

@@ -6,7 +6,7 @@ network starts as the old features, nearest-up-sampled. Only the new blocks, the
 highest-resolution level and the head train.
 """
 
-from pagoda_jax.networks import generator
+from pagoda_jax.networks import growth
 from pagoda_jax.stages import distill
 
 # The step is distillation's: the state's split into trained and fixed leaves makes the difference.
@@ -24,9 +24,9 @@ def grown_params(new_params, old_params, old_resolution: int, new_resolution: in
   Returns:
     (trained, fixed, report): two trees that `networks.generator.merge` joins, and what was copied.
   """
-  params, report = generator.grow_params(new_params, old_params)
+  params, report = growth.grow_params(new_params, old_params)
   levels = [old_resolution]
   while levels[-1] < new_resolution:
     levels.append(2 * levels[-1])
-  trained, fixed = generator.split_trainable(params, levels)
+  trained, fixed = growth.split_trainable(params, levels)
   return trained, fixed, report

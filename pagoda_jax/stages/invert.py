@@ -5,9 +5,9 @@ import functools
 import jax
 import numpy as np
 
-from pagoda_jax import diffusion
-from pagoda_jax.data import normalize
-from pagoda_jax.models import Networks
+from pagoda_jax.data.images import normalize
+from pagoda_jax.method import diffusion
+from pagoda_jax.stages.models import Networks
 
 
 def make_invert_step(networks: Networks, levels, clip_denoised: bool = True, add_noise: bool = False):

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pagoda_jax import diffusion, microbatch
-from pagoda_jax.data import normalize
-from pagoda_jax.models import Networks
-from pagoda_jax.state import TeacherState, all_finite, guarded, make_optimizer, mix, step_keys
+from pagoda_jax.data.images import normalize
+from pagoda_jax.method import diffusion, microbatch
+from pagoda_jax.stages.models import Networks
+from pagoda_jax.stages.state import TeacherState, all_finite, guarded, make_optimizer, mix, step_keys
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):

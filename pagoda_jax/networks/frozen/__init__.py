@@ -1,0 +1,1 @@
+"""Networks whose published weights stay as they are."""

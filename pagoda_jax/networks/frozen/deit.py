@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pagoda_jax import resize
+from pagoda_jax.data import resize
 
 
 class DeiT(nn.Module):

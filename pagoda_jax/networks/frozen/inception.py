@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pagoda_jax import resize
+from pagoda_jax.data import resize
 from pagoda_jax.networks.frozen.efficientnet_lite0 import frozen_norm
 
 INPUT_SIZE = 299

@@ -11,7 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pagoda_jax import resize
+from pagoda_jax.data import resize
+from pagoda_jax.networks.frozen.deit import DeiT
+from pagoda_jax.networks.frozen.efficientnet_lite0 import EfficientNetLite
 
 # torch's default initialisation of convolutions, U(-1, 1) / sqrt(fan_in): the projections stay as drawn.
 _kernel_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
@@ -120,3 +122,38 @@ class RandomProjection(nn.Module):
 
   def _pointwise(self, width, name):
     return nn.Conv(width, (1, 1), kernel_init=_kernel_init, dtype=self.dtype, name=name)
+
+
+def backbone(options: dict, **fields) -> EfficientNetLite | DeiT:
+  """The module of `options`; `fields` are its others, such as dtype."""
+  kind = {'efficientnet_lite': EfficientNetLite, 'deit': DeiT}[options['architecture']]
+  return kind(**{name: value for name, value in options.items() if name != 'architecture'}, **fields)
+
+
+def projected(options: dict, **fields) -> ProjectedFeatures:
+  """The module of `options`, with the backbone's published normalisation; `fields`: input_size, dtype."""
+  mean, deviation = NORMALIZATION[options['backbone']['architecture']]
+  dtype = {'dtype': fields['dtype']} if 'dtype' in fields else {}
+  module = backbone(options['backbone'], **dtype)
+  return ProjectedFeatures(**(options | {'backbone': module}), mean=mean, deviation=deviation, **fields)
+
+
+def options_of_backbone(backbone: dict, width: int = 64) -> dict:
+  """`projected`'s arguments for StyleGAN-XL's projections of a backbone.
+
+  The published files hold backbones only: the projections are drawn by `projected(...).init`, and the
+  backbone then put in by `convert.random_projections.with_backbone`.
+
+  Args:
+    backbone: what convert.timm.options returns.
+    width: channels of the finest map; the others have 2, 4 and 8 times as many before mixing scales.
+  """
+  reassembly = None
+  if backbone['architecture'] == 'deit':
+    reassembly = tuple(backbone['width'] // n for n in (8, 4, 2, 1))
+  return {
+      'backbone': backbone,
+      'reassembly_widths': reassembly,
+      'widths': (width, 2 * width, 4 * width, 8 * width),
+      'mixed_widths': (width, width, 2 * width, 4 * width),
+  }

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pagoda_jax import losses
+from pagoda_jax.networks.frozen.maps import lpips_per_layer
 
 # The published scaling: ImageNet's mean and deviation, for images in [-1, 1].
 SHIFT = (-0.030, -0.088, -0.188)
@@ -52,7 +52,7 @@ class LPIPS(nn.Module):
 
   def per_layer(self, images_a: jax.Array, images_b: jax.Array) -> jax.Array:
     """The five terms of the distance, [5, B]."""
-    return losses.lpips_per_layer(self.features(images_a), self.features(images_b), self.weights)
+    return lpips_per_layer(self.features(images_a), self.features(images_b), self.weights)
 
   def features(self, images: jax.Array) -> list[jax.Array]:
     """The five maps of images in [-1, 1]."""

@@ -1,0 +1,31 @@
+"""Flags that several commands share."""
+
+from absl import flags
+from ml_collections import config_flags
+
+
+def define_experiment(fv) -> None:
+  """--config."""
+  config_flags.DEFINE_config_file('config', None, 'Experiment file, such as experiments/mnist.py or '
+                                  'experiments/mnist.py:long; --config.KEY=VALUE overrides a key.',
+                                  lock_config=True, flag_values=fv)
+
+
+def define_training(fv) -> None:
+  """--config and what a run of its phases needs besides."""
+  define_experiment(fv)
+  flags.DEFINE_string('workdir', None, 'Work directory: made if need be, gone on from if it is there.', flag_values=fv)
+  flags.DEFINE_integer('max_steps', None, 'Cap on the steps of every phase, for smoke runs.', lower_bound=1,
+                       flag_values=fv)
+  flags.mark_flags_as_required(['config', 'workdir'], flag_values=fv)
+  define_processes(fv)
+
+
+def define_processes(fv) -> None:
+  """Flags for machines that nothing announces to JAX; Cloud TPU, GKE with TPUs, Slurm and Open MPI need none."""
+  flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, to train with several processes. '
+                      'Not needed on Cloud TPU, GKE with TPUs, and under Slurm.', flag_values=fv)
+  flags.DEFINE_integer('num_processes', None, 'How many processes there are, with --coordinator_address.',
+                       lower_bound=1, flag_values=fv)
+  flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0, with --coordinator_address.',
+                       lower_bound=0, flag_values=fv)

@@ -1,0 +1,118 @@
+"""`pagoda convert`: published PyTorch weights -> a folder that a phase can start from, and back."""
+
+from absl import flags
+from etils import epath
+
+from pagoda_jax.runtime.files import file_digest
+from pagoda_jax.stages import architectures
+from pagoda_jax.use import to_published
+from pagoda_jax.weights import locate, published
+from pagoda_jax.weights.convert import folders, formats, torch_files
+from pagoda_jax.weights.convert.mapping import ConversionError
+
+_ASKED = ('resolution', 'attention_order', 'num_heads', 'channels_per_head', 'grown_num_blocks')
+_ASKED += ('head_channels', 'groups')
+_UNET_FORMATS = ('edm', 'pagoda')
+
+
+def define_flags(fv: flags.FlagValues) -> None:
+  """Defines the flags of `pagoda convert`."""
+
+  def text(name, default, help):
+    flags.DEFINE_string(name, default, help, flag_values=fv)
+
+  def number(name, help):
+    flags.DEFINE_integer(name, None, help, lower_bound=0, flag_values=fv)
+
+  text(
+    'input',
+    None,
+    'Weights file, local or gs://, or a name of `pagoda weights list`; with --to=torch, a converted '
+    'folder, or a phase in a work directory.',
+  )
+  text('output', None, 'Folder to make; with --to=torch, a .safetensors file.')
+  flags.DEFINE_enum('to', 'jax', ['jax', 'torch'], 'Which way.', flag_values=fv)
+  text('format', '', f'One of {", ".join(formats.FORMATS)}; default: by the names of the tensors.')
+  text('key', '', 'Entry of a checkpoint to take, such as ema or state/model; default: an average before raw weights.')
+  text(
+    'prefix',
+    '',
+    'Convert only the tensors whose names begin so: one of several networks, such as '
+    "'discriminators.tf_efficientnet_lite0.'",
+  )
+  text('linear', '', "lpips: the file of linear weights, where --input is torchvision's VGG16.")
+  text('weights_dir', None, f'Folder of published files, looked in before ${locate.ENVIRONMENT} and the user cache.')
+  text(
+    'attention_order', None, "pagoda: order of attention channels: 'flash' (the released files), 'legacy', 'xformers'."
+  )
+  number('resolution', 'pagoda: pixels of the input; default 64.')
+  number('num_heads', 'pagoda: attention heads; default 0, by --channels_per_head.')
+  number('channels_per_head', 'pagoda: default 64.')
+  number('grown_num_blocks', 'pagoda: residual blocks of an added level after the up-sampling one; default 2.')
+  number('head_channels', 'timm, random_projections: channels of a DeiT head; default 64.')
+  number('groups', 'diffusers: groups of the group norms; default 32.')
+  number('step', 'With --to=torch and a phase: step of the checkpoint; default: the newest.')
+  flags.mark_flags_as_required(['input', 'output'], flag_values=fv)
+
+
+def run(fv: flags.FlagValues, args: list[str]) -> int:
+  """`pagoda convert`.
+
+  Raises:
+    ValueError, FileNotFoundError: what is wrong with the input or the flags; nothing is left at --output.
+  """
+  if args:
+    raise ValueError(f'pagoda convert takes flags only, not {" ".join(args)}')
+  for line in _to_torch(fv) if fv.to == 'torch' else _to_jax(fv):
+    print(line)
+  return 0
+
+
+def _to_jax(fv):
+  """Writes the folder and yields lines on what was done."""
+  path, published_format = _located(fv.input, fv.weights_dir)
+  linear = _located(fv.linear, fv.weights_dir)[0] if fv.linear else ''
+  _refuse_existing(fv.output)
+  asked = {name: fv[name].value for name in _ASKED}
+  converted = formats.read_converted(path, fv.format or published_format, fv.key, fv.prefix, linear, **asked)
+  source = {'file': path.name, 'sha256': file_digest(path), 'key': fv.key, 'prefix': fv.prefix}
+  if linear:
+    source |= {'linear': linear.name, 'linear_sha256': file_digest(linear)}
+  folders.write_converted(fv.output, converted, source)
+  yield from converted.notes
+  count = folders.read_description(fv.output)['parameters']
+  yield f'{fv.output}: {count:,} parameters of {path.name}, format {converted.format}'
+  if converted.format in _UNET_FORMATS:
+    yield f'start a phase from it with --config.phases.PHASE.init_from={fv.output}, and in the experiment file'
+    yield from (f'  {line}' for line in architectures.config_lines(converted.options))
+
+
+def _to_torch(fv):
+  """Writes the file and yields lines on what was done."""
+  if not str(fv.output).endswith('.safetensors'):
+    raise ConversionError(f'--output={fv.output}: --to=torch writes a .safetensors file')
+  folder = epath.Path(fv.input)
+  if not folder.is_dir():
+    raise FileNotFoundError(f'{folder}: no such folder; --to=torch reads a converted folder or WORKDIR/PHASE')
+  if folders.is_converted(folder):
+    converted = folders.read_folder(folder)
+  else:
+    converted = to_published.read_phase(folder, fv.step, fv.attention_order)
+  state_dict = formats.to_state_dict(converted)
+  torch_files.write_safetensors(fv.output, state_dict, {'format': 'pt'})
+  yield from converted.notes
+  yield f'{fv.output}: {len(state_dict)} tensors under the names of format {converted.format}'
+
+
+def _located(given: str, weights_dir) -> tuple[epath.Path, str]:
+  """(path, format where the registry knows it) of a file or of a published file's name."""
+  path = epath.Path(given).expanduser()
+  if given in {entry.name for entry in published.REGISTRY} and not path.exists():
+    return locate.find(given, weights_dir), locate.entry(given).format
+  return path, ''
+
+
+def _refuse_existing(output: str) -> None:
+  """Before minutes of work, and not after."""
+  if epath.Path(output).exists():
+    raise ConversionError(f'{output} exists already; remove it, or choose another --output')

@@ -1,0 +1,76 @@
+"""`pagoda inspect`: what a work directory holds, and one digest over everything in a checkpoint."""
+
+from absl import flags
+from etils import epath
+
+from pagoda_jax.data import noise_store
+from pagoda_jax.training import checkpoints, workdir
+
+
+def define_flags(fv) -> None:
+  flags.DEFINE_string('workdir', None, 'Work directory of a run.', flag_values=fv)
+  flags.DEFINE_string('phase', '', 'One phase, with its parameter tree; default: all, a line each.', flag_values=fv)
+  flags.DEFINE_string('step', '', "Step of the checkpoint, or 'best'; default: the newest whole one.", flag_values=fv)
+  flags.mark_flags_as_required(['workdir'], flag_values=fv)
+
+
+def run(fv, args) -> int:
+  """`pagoda inspect`."""
+  del args
+  config = workdir.read_config(fv.workdir)
+  if fv.phase and fv.phase not in config.phases:
+    raise ValueError(f'--phase={fv.phase}: must be one of {", ".join(config.order)}')
+  for name in [fv.phase] if fv.phase else config.order:
+    print('\n'.join(describe(epath.Path(fv.workdir) / name, config, fv.step, bool(fv.phase))))
+  return 0
+
+
+def describe(folder: epath.Path, config, step: str, whole: bool) -> list[str]:
+  """Lines about a phase: its checkpoints, which of them are damaged, and a digest; with `whole`, every leaf."""
+  stage = config.phases[folder.name].stage
+  if stage == 'invert':
+    return describe_store(folder)
+  damage = {step: checkpoints.damage(folder, step) for step in checkpoints.finished_steps(folder)}
+  good = [step for step in damage if not damage[step]]
+  lines = [f'  step {step} is damaged: {wrong}' for step, wrong in damage.items() if wrong]
+  lines += [f'  {path} was damaged and has been set aside' for path in checkpoints.set_aside(folder)]
+  if not good:
+    return [f'{folder.name} ({stage}): no {"whole " if lines else ""}checkpoint', *lines]
+  chosen = checkpoints.chosen_step(folder, step, config.checkpoint)
+  state, chosen = checkpoints.read_state(folder, max(good) if chosen is None else chosen)
+  sha = checkpoints.digest(state, checkpoints.read_data_position(folder, chosen))
+  best = checkpoints.best_step(folder, config.checkpoint)
+  said = f', the best: {best[0]} (mean {config.checkpoint.best} {best[1]:.4g})' if best else ''
+  lines.insert(0, f'{folder.name} ({stage}): whole checkpoints at steps {", ".join(map(str, good))}{said}; '
+                  f'step {chosen}: sha256 {sha}')
+  return lines + (leaf_table(state) if whole else [])
+
+
+def leaf_table(state) -> list[str]:
+  """One line a leaf (path, shape, dtype), then the counts of each part of the state."""
+  leaves = checkpoints.flat_leaves(state)
+  width = max(map(len, leaves))
+  lines = [f'  {path:<{width}}  {str(leaf.shape):<20} {leaf.dtype}' for path, leaf in leaves.items()]
+  for part in state:
+    count = sum(leaf.size for path, leaf in leaves.items() if path.split('/')[0] == part)
+    lines.append(f'  {part}: {count:,} numbers')
+  return lines
+
+
+def describe_store(folder: epath.Path) -> list[str]:
+  """The manifest of a noise store and the state of its shards."""
+  if not (folder / 'manifest.json').exists():
+    return [f'{folder.name} (invert): not finished']
+  manifest = noise_store.read_manifest(folder)
+  damaged = sorted({*noise_store.damaged_shards(folder), *noise_store.lost_parts(folder, manifest)})
+  origin = [f'  {key}: {value}' for key, value in manifest['origin'].items()]
+  if not manifest['shards']:
+    lost = f'; damaged or missing: {", ".join(damaged)}' if damaged else ''
+    return [f'{folder.name} (invert): {manifest["count"]} pairs, not stored: the phases that read them invert inside '
+            f'their steps{lost}', *origin]
+  state = f'damaged or missing: {", ".join(damaged)}' if damaged else 'all shards whole'
+  return [
+    f'{folder.name} (invert): {manifest["count"]} pairs of {tuple(manifest["shape"])} {manifest["dtype"]}, '
+    f'mean {manifest["mean"]:.3f}, standard deviation {manifest["std"]:.3f}; {state}',
+    *origin,
+  ]

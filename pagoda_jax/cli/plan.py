@@ -1,0 +1,165 @@
+"""`pagoda plan`: what each phase of an experiment costs, before it runs."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from pagoda_jax import config as configs
+from pagoda_jax import validation
+from pagoda_jax.cli import common
+from pagoda_jax.planning import plan
+from pagoda_jax.planning.plan import PhaseCosts
+from pagoda_jax.runtime import topologies
+
+NOTES = """\
+FLOPs: XLA's count of the traced step before it optimises, a loop's body as often as it runs. Activations: an estimate,
+the most that the step's own values take at once as it is written; a compiler fuses some away and pads others. Sends:
+by rule, what each device passes on in a ring: arrays split over fsdp are gathered once, gradients summed. --aot asks
+the compiler about all of these."""
+
+
+def define_flags(fv) -> None:
+  common.define_experiment(fv)
+  flags.DEFINE_string('topology', '', f'{topologies.CHOICES}; default: the devices of this machine.', flag_values=fv)
+  flags.DEFINE_bool('aot', False, "Compiles each phase's step for the topology (TPUs, cpu:N), without its devices: "
+                    'minutes a phase. For TPUs with the tpu extra.', flag_values=fv)
+  flags.DEFINE_float('mfu', 0.4, "Share of the chips' bfloat16 peak that the run is taken to reach.", lower_bound=1e-6,
+                     upper_bound=1, flag_values=fv)
+  flags.DEFINE_integer('num_images', None, "Training images; default: the source's.", lower_bound=1, flag_values=fv)
+  flags.DEFINE_integer('target', None, 'Resolution that the last line compares with; default: config.data.resolution.',
+                       lower_bound=1, flag_values=fv)
+  flags.DEFINE_list('phases', [], 'Phases to plan, such as distill,grow_16; default: all.', flag_values=fv)
+  flags.mark_flag_as_required('config', flag_values=fv)
+
+
+def run(fv, args) -> int:
+  del args
+  config, target = fv.config, fv.target or fv.config.data.resolution
+  if fv.topology:
+    topology = topologies.parse(fv.topology)
+    jax.config.update('jax_platforms', 'cpu')  # whatever this machine has, it is not what is asked about
+  else:
+    topology = topologies.here()
+  if fv.aot:
+    topologies.compile_devices(topology)  # says at once where nothing can be compiled
+  validation.validate(config, topology.count)
+  for name in fv.phases:
+    if name not in config.order:
+      raise configs.ConfigError(f'--phases={name}: must be one of {", ".join(config.order)}')
+  if target % config.base_resolution:
+    raise configs.ConfigError(f'--target={target}: must be a multiple of {config.base_resolution}, the teacher\'s')
+  pairs, assumed = plan.settled_pairs(config, fv.num_images)
+  chip = topology.chip
+  facts = f', each {_flop(chip.peak)}/s in bfloat16 and {_bytes(chip.memory)}' if chip.peak else ''
+  print('\n'.join([f'Planned for {topology}{facts}.', NOTES, *assumed]), flush=True)
+  total, teacher = 0.0, None
+  chosen = [name for name in config.order if not fv.phases or name in fv.phases]
+  for name in chosen:
+    found = plan.phase_costs(config, name, topology)
+    total += (plan.images_of(config, name, pairs) or 0) * found.flops / found.images
+    if config.phases[name].stage == 'teacher':
+      teacher = teacher or found.flops / found.images
+    print('\n' + '\n'.join(phase_lines(config, name, topology, found, pairs, fv.mfu)), flush=True)
+    if fv.aot:
+      print('\n'.join(compiled_lines(plan.compiled(config, name, topology, found))), flush=True)
+  print(f'\n{", ".join(chosen)}: {work_text(total, topology, fv.mfu)}')
+  print('\n'.join(headline(config, target, teacher)))
+  return 0
+
+
+def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | None, mfu: float) -> list[str]:
+  """The phase as a paragraph."""
+  phase, side = config.phases[name], configs.phase_resolution(config, name)
+  data_ways, fsdp_ways = plan.phase_mesh(config, name, topology)
+  if phase.stage == 'invert':
+    each = f' on each of {topology.hosts} hosts' if topology.hosts > 1 else ''
+    steps = f'{-(-pairs // (found.images * topology.hosts)):,} steps of ' if pairs else 'steps of '
+    work = f'{steps}{found.images} images{each}' + (f', {pairs:,} pairs' if pairs else ', pairs not known')
+    record = side**2 * config.data.channels * jnp.dtype(phase.dtype).itemsize
+    left = _row('noise store', _bytes(record * pairs) if pairs else f'{_bytes(record)} a pair')
+    if not phase.store:
+      work, left = 'held-out pictures only', _row('noise store', 'none: the phases that read it invert in their steps')
+  else:
+    work = f'{phase.steps:,} steps of {found.images} images'
+    keep = config.checkpoint
+    kept = keep.keep + (phase.steps // keep.keep_every if keep.keep_every else 0)
+    left = _row('checkpoint', f'{_bytes(found.state_bytes)}, {kept} of them at most')
+  placed = 'all arrays whole on every device'
+  if found.split:
+    share = (found.state_bytes - found.state) / (1 - 1 / fsdp_ways) / found.state_bytes
+    placed = (f'{found.split} of {found.arrays} arrays ({share:.1%} of the bytes) split {fsdp_ways} ways along their '
+              'largest divisible dimension, the others whole on every device')
+  limit = topology.chip.memory
+  of_limit = f' of {_bytes(limit)}{": TOO MUCH" if found.memory > limit else ""}' if limit else ''
+  parts = {'state': found.state, 'frozen networks': found.frozen, 'gradients': found.gradients,
+           'activations': found.activations}
+  images = plan.images_of(config, name, pairs)
+  return [
+    f'{name} (stage {phase.stage}, {side} px): {work}',
+    _row('parameters', f'{found.trained:,} trained, {found.fixed:,} only applied'),
+    _row('sharding', f'mesh data={data_ways} fsdp={fsdp_ways}: batch {data_ways * fsdp_ways} ways; state: {placed}'),
+    _row('FLOPs', f'{_flop(found.flops / found.images)} per image, {_flop(found.flops)} per step'),
+    _row('memory', f'about {_bytes(found.memory)}{of_limit} per device: {_listed(parts)}'),
+    _row('sends', f'about {_bytes(found.sent)} per device and step' if found.sent else 'nothing'),
+    left,
+    _row('in all', work_text(images * found.flops / found.images, topology, mfu) if images else 'not known'),
+  ]
+
+
+def compiled_lines(found: plan.Compiled) -> list[str]:
+  """What XLA's compiler says."""
+  if found.misfit:
+    return [_row('compiled', f'does not fit: {found.misfit}')]
+  count, kind = found.devices
+  return [
+    _row('compiled', f'in {found.seconds:.0f} s for {count} x {kind}'),
+    _row('  FLOPs', f'{_flop(found.flops / found.images)} per image, {_flop(found.flops)} per step'),
+    _row('  memory', f'{_bytes(sum(found.memory.values()))} per device: {_listed(found.memory)}'),
+    _row('  sends', f'{_bytes(sum(found.sent.values()))} per device and step: {_listed(found.sent) or "nothing"}'),
+  ]
+
+
+def headline(config, target: int, known: float | None = None) -> list[str]:
+  """What the method saves: the teacher where it is trained against the same network at the target resolution.
+
+  `known`: `teacher_flops` at the base resolution, where it has been counted already.
+  """
+  base = config.base_resolution
+  if target == base:
+    return [f'teacher at {base} px: the target is {base} px too; --target={8 * base} compares with {8 * base} px']
+  plain = plan.teacher_flops(config, target, attention=False) / plan.teacher_flops(config, base, attention=False)
+  whole = plan.teacher_flops(config, target) / (known or plan.teacher_flops(config, base))
+  return [f'the same network without attention, whose cost grows with the fourth power of the side: {plain:.1f}x',
+          f'teacher at {base} px: {whole:.1f}x fewer FLOPs per image than at {target} px']
+
+
+def work_text(flops: float, topology, mfu: float) -> str:
+  """Operations, and the time that they take where the chip's peak is known."""
+  if not topology.chip.peak:
+    return _flop(flops)
+  hours, chips = plan.chip_hours(flops, topology.chip, mfu), topology.count
+  return f'{_flop(flops)}, {hours:.3g} chip-hours at an MFU of {mfu:g}: {hours / chips:.3g} hours on {chips}'
+
+
+def _row(title: str, text: str) -> str:
+  return f'  {title:<11} {text}'
+
+
+def _listed(sizes: dict) -> str:
+  return ', '.join(f'{what} {_bytes(size)}' for what, size in sizes.items() if size)
+
+
+def _bytes(size: float) -> str:
+  return _number(size) + 'B'
+
+
+def _flop(count: float) -> str:
+  return _number(count) + 'FLOP'
+
+
+def _number(value: float) -> str:
+  """Three digits, a space and a decimal prefix."""
+  power = min(max(int(math.log10(max(value, 1) * 1.0005) // 3), 0), 6)
+  return f'{value / 1000**power:.3g} {["", "k", "M", "G", "T", "P", "E"][power]}'

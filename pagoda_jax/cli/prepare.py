@@ -1,0 +1,38 @@
+"""`pagoda prepare`: pictures from anywhere into ArrayRecord shards of one resolution."""
+
+import os
+
+from absl import flags
+
+from pagoda_jax.data import pictures, prepare, records
+
+
+def define_flags(fv) -> None:
+  flags.DEFINE_string('source', '', 'folder:PATH (class sub-folders, or a captions.jsonl), tfds:NAME, '
+                      'array_record:PATH or mnist.', flag_values=fv)
+  flags.DEFINE_string('output', None, 'Folder to write to: made if need be, gone on with if it is there.',
+                      flag_values=fv)
+  flags.DEFINE_integer('resolution', 512, 'Side of the stored pictures in pixels.', lower_bound=1, flag_values=fv)
+  flags.DEFINE_integer('workers', 0, 'Processes; 0: one for each core.', lower_bound=0, flag_values=fv)
+  flags.DEFINE_integer('shard_size', 2048, 'Pictures a shard, the unit that is made anew after a crash.',
+                       lower_bound=1, flag_values=fv)
+  flags.DEFINE_enum('format', 'png', pictures.FORMATS, 'Format of the stored pictures.', flag_values=fv)
+  flags.DEFINE_integer('quality', 95, 'Quality of JPEGs.', lower_bound=1, upper_bound=100, flag_values=fv)
+  flags.DEFINE_float('max_unreadable', 0.01, 'Share of pictures that may be unreadable; they are listed and left out.',
+                     lower_bound=0, upper_bound=1, flag_values=fv)
+  flags.DEFINE_string('data_dir', '', 'Of tfds; default: its own default.', flag_values=fv)
+  flags.DEFINE_string('split', 'train', 'Of tfds.', flag_values=fv)
+  flags.DEFINE_bool('verify', False, 'Only check what is in --output against its checksums.', flag_values=fv)
+  flags.mark_flag_as_required('output', flag_values=fv)
+
+
+def run(fv, args) -> int:
+  del args
+  if fv.verify:
+    print(prepare.summary(fv.output, prepare.verify(fv.output)) + ', all whole')
+    return 0
+  recipe = records.Recipe(fv.resolution, fv.format, fv.quality)
+  source = prepare.open_input(fv.source, fv.data_dir, fv.split)
+  manifest = prepare.prepare(source, fv.output, recipe, fv.shard_size, fv.workers or os.cpu_count(), fv.max_unreadable)
+  print(prepare.summary(fv.output, manifest))
+  return 0

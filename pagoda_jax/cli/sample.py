@@ -1,0 +1,30 @@
+"""`pagoda sample`: images from a trained phase, to .png or .npz."""
+
+from absl import flags
+from etils import epath
+
+from pagoda_jax.stages import sampler
+from pagoda_jax.use import sample
+
+
+def define_flags(fv) -> None:
+  flags.DEFINE_string('workdir', None, 'Work directory of a run.', flag_values=fv)
+  flags.DEFINE_string('phase', '', 'Phase to draw from; default: the last that has a checkpoint.', flag_values=fv)
+  flags.DEFINE_string('step', '', "Step of the checkpoint, or 'best'; default: the newest.", flag_values=fv)
+  flags.DEFINE_integer('num_images', 64, 'Number of images.', lower_bound=1, flag_values=fv)
+  flags.DEFINE_string('labels', 'cycle', "Classes: 'cycle', 'random', or a list such as 3,5,7.", flag_values=fv)
+  flags.DEFINE_integer('seed', 0, 'Seed: the same seed gives the same images.', lower_bound=0, flag_values=fv)
+  flags.DEFINE_integer('batch_size', sampler.CHUNK, 'Images a call.', lower_bound=1, flag_values=fv)
+  flags.DEFINE_string('out', 'samples.png', 'File to write: .png (a grid) or .npz (arr_0, arr_1).', flag_values=fv)
+  flags.mark_flags_as_required(['workdir'], flag_values=fv)
+
+
+def run(fv, args) -> int:
+  del args
+  if epath.Path(fv.out).suffix not in sample.FORMATS:
+    raise ValueError(f'--out={fv.out}: must end in {" or ".join(sample.FORMATS)}')
+  images, labels, phase, step = sample.draw(
+    fv.workdir, fv.phase, fv.step, fv.num_images, fv.labels, fv.seed, fv.batch_size)
+  sample.write(fv.out, images, labels)
+  print(f'{fv.out}: {len(images)} images of {images.shape[1]} px, phase {phase}, step {step}')
+  return 0

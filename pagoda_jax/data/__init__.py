@@ -1,0 +1,1 @@
+"""Pictures: where they come from, prepared records, the stream of batches, the store of noise."""

@@ -1,0 +1,42 @@
+"""Images as arrays: uint8 to [-1, 1] and back, grids of them, PNG files."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from PIL import Image
+
+
+def normalize(images: jax.Array) -> jax.Array:
+  """uint8 0..255 -> float32 [-1, 1], on the device; floats (latents, images already scaled) pass as float32."""
+  if images.dtype == jnp.uint8:
+    return images.astype(jnp.float32) / 127.5 - 1
+  return images.astype(jnp.float32)
+
+
+def to_uint8(images) -> np.ndarray:
+  """[-1, 1] floats -> 0..255, rounded to nearest."""
+  return np.clip(np.round((np.asarray(images, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def image_grid(images: np.ndarray, columns: int = 0, smallest_side: int = 32) -> np.ndarray:
+  """Tiles [N, H, W, C] uint8 images (C 1 or 3) to one [H', W', C]; tiny images are shown in larger pixels."""
+  count, height, width, channels = images.shape
+  columns = columns or int(np.ceil(np.sqrt(count)))
+  rows = -(-count // columns)
+  padded = np.zeros((rows * columns, height, width, channels), np.uint8)
+  padded[:count] = images
+  grid = padded.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+  grid = grid.reshape(rows * height, columns * width, channels)
+  factor = max(1, -(-smallest_side // height))
+  return grid.repeat(factor, 0).repeat(factor, 1)
+
+
+def write_png(path, image: np.ndarray) -> None:
+  """Writes [H, W, C] uint8 as a PNG, whole or not at all."""
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.parent / (path.name + '.partial')
+  with partial.open('wb') as file:
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, 'PNG')
+  partial.replace(path)

@@ -1,0 +1,210 @@
+"""The data set that `pagoda prepare` writes: encoded pictures of one resolution in ArrayRecord shards.
+
+A record is the length of a JSON header (4 bytes, little-endian), the header {"shard", "record", "label",
+"name", "caption" where there is one}, and the picture's PNG or JPEG bytes. manifest.json, written last,
+holds classes, counts, settings and the SHA-256 of every shard and of the sidecar beside it, which lists
+the shard's labels.
+"""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from pagoda_jax.data import pictures, shards
+from pagoda_jax.data.pictures import SourceError
+from pagoda_jax.runtime.files import file_digest, read_sealed
+
+FORMAT_VERSION = 1
+MANIFEST = 'manifest.json'
+PREFIX = 'pictures'
+VERIFY_HINT = '`pagoda prepare --verify --output={}` checks every shard'
+
+
+def encode_record(header: dict, content: bytes) -> bytes:
+  """A record of a header and an encoded picture."""
+  text = json.dumps(header, ensure_ascii=False).encode()
+  return len(text).to_bytes(4, 'little') + text + content
+
+
+def decode_record(record: bytes) -> tuple[dict, bytes]:
+  """The header and the encoded picture of a record.
+
+  Raises:
+    ValueError: it is no record.
+  """
+  start = 4 + int.from_bytes(record[:4], 'little')
+  return json.loads(record[4:start].decode()), record[start:]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArrayRecordSource:
+  """The pictures of a prepared folder, in the order of its shards."""
+
+  folder: str
+  shard_names: tuple[str, ...]
+  ends: np.ndarray  # [shards]: how many pictures there are up to and with a shard
+  all_labels: np.ndarray
+  class_names: tuple[str, ...]
+  digest: str
+  resolution: int
+
+  def __len__(self) -> int:
+    return int(self.ends[-1])
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """{'image', 'label', 'name', and 'caption' where the source had captions}.
+
+    Raises:
+      SourceError: names the shard and the record that are damaged.
+    """
+    shard = int(np.searchsorted(self.ends, index, side='right'))
+    first = int(self.ends[shard - 1]) if shard else 0
+    place, count = int(index) - first, int(self.ends[shard]) - first
+    path = f'{self.folder}/{self.shard_names[shard]}{shards.SUFFIX}'
+    try:
+      record = shards.read_record(self.folder, self.shard_names[shard], count, place)
+      header, content = decode_record(record)
+      found, image = (header.pop('shard'), header.pop('record')), pictures.decode(content)
+    except shards.ShardError as error:
+      raise SourceError(f'{error}; {VERIFY_HINT.format(self.folder)}') from None
+    except Exception as error:  # what damaged bytes lead Pillow's and JSON's readers to
+      raise SourceError(f'{path}: record {place} is damaged ({error}); {VERIFY_HINT.format(self.folder)}') from None
+    if found != (shard, place):  # a shard under another one's name
+      raise SourceError(f'{path}: record {place} is record {found[1]} of shard {found[0]}; '
+                        + VERIFY_HINT.format(self.folder))
+    return {'image': image} | header
+
+
+def read_manifest(folder) -> dict:
+  """The manifest of a prepared folder.
+
+  Raises:
+    SourceError: there is none, it is damaged, or of another version.
+  """
+  path = epath.Path(folder) / MANIFEST
+  try:
+    manifest = read_sealed(path)
+    version = manifest['format_version']
+  except FileNotFoundError:
+    raise SourceError(f'{path}: no finished data set there; `pagoda prepare --source=... --output={folder}` '
+                      'makes one, or goes on where it stopped') from None
+  except (ValueError, KeyError, TypeError) as error:
+    raise SourceError(f'{path}: damaged ({error}); run the same `pagoda prepare` again') from None
+  if version != FORMAT_VERSION:
+    raise SourceError(f'{path}: format version {version}, this program reads {FORMAT_VERSION}')
+  return manifest
+
+
+def open_records(folder: str, verify: bool = False) -> ArrayRecordSource:
+  """The source of a prepared folder.
+
+  Args:
+    folder: what `pagoda prepare` wrote.
+    verify: whether to compare every shard with its SHA-256; without it, that each is there with all its
+      bytes and records, and whole sidecars.
+
+  Raises:
+    SourceError: names what is missing or damaged.
+  """
+  manifest = read_manifest(folder)
+  names = tuple(manifest['shards'])
+  refuse_damaged(folder, [part for name in names for part in damaged_parts(folder, manifest, name, verify)])
+  for name, entry in manifest['shards'].items():
+    try:
+      shards.open_shard(str(folder), name, entry['count'])
+    except shards.ShardError as error:
+      raise SourceError(f'{error}; {VERIFY_HINT.format(folder)}') from None
+  labels = [label for name in names for label in shards.read_sidecar(folder, name)['labels']]
+  return ArrayRecordSource(
+    folder=str(folder),
+    shard_names=names,
+    ends=np.cumsum([entry['count'] for entry in manifest['shards'].values()]),
+    all_labels=np.array(labels, np.int32),
+    class_names=tuple(manifest['classes']),
+    digest=hashlib.sha256(json.dumps([entry['sha256'] for entry in manifest['shards'].values()]).encode()).hexdigest(),
+    resolution=manifest['resolution'],
+  )
+
+
+def damaged_parts(folder, manifest: dict, name: str, verify: bool) -> list[str]:
+  """Which of a shard's two files differ from the manifest: the shard by size, or `verify`, the sidecar by SHA-256."""
+  path, sidecar = epath.Path(folder) / (name + shards.SUFFIX), shards.sidecar_path(folder, name)
+  entry, found = manifest['shards'][name], []
+  whole = path.exists() and path.stat().length == entry['bytes']
+  if not whole or (verify and file_digest(path) != entry['sha256']):
+    found.append(path.name)
+  if not sidecar.exists() or file_digest(sidecar) != entry['sidecar_sha256']:
+    found.append(sidecar.name)
+  return found
+
+
+def refuse_damaged(folder, parts: list[str]) -> None:
+  """Raises SourceError, naming the files, if there are any."""
+  if parts:
+    raise SourceError(f'{folder}: damaged or missing: {", ".join(parts)}; delete what is left of them and run the '
+                      'same `pagoda prepare` again, which makes only those anew')
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How pictures are stored: side in pixels, format of pictures.FORMATS, JPEG quality."""
+
+  resolution: int
+  format: str
+  quality: int
+
+
+def write_shard(source, folder, layout: shards.Layout, shard: int, recipe: Recipe, tick: Callable[[], None]) -> None:
+  """Writes the pictures of a source that belong to one shard; unreadable ones are listed in its sidecar.
+
+  Args:
+    source: sources.Source.
+    folder: where to.
+    layout: shards of the source's indices.
+    shard: number of the shard.
+    recipe: how to store them.
+    tick: called after each picture.
+  """
+  writer = shards.ShardWriter(folder, layout.name(shard))
+  labels, unreadable, enlarged = [], [], 0
+  for index in layout.keys(shard):
+    try:
+      stored = source[index]
+    except SourceError as error:
+      unreadable.append(str(error))
+    else:
+      image = stored.pop('image')
+      pixels = pictures.picture(image, recipe.resolution, pictures.color_channels(image))
+      header = {'shard': shard, 'record': len(labels)} | stored
+      writer.add(encode_record(header, pictures.encode(pixels, recipe.format, recipe.quality)))
+      labels.append(stored['label'])
+      enlarged += min(image.size) < recipe.resolution
+    tick()
+  writer.close(labels=labels, unreadable=unreadable, enlarged=enlarged)
+
+
+def work(source, folder, layout: shards.Layout, numbers: list[int], recipe: Recipe, done) -> None:
+  """A worker process of `pagoda prepare`: writes the shards `numbers`; `done` is a shared count of pictures."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+  def tick():
+    with done.get_lock():
+      done.value += 1
+
+  for number in numbers:
+    write_shard(source, folder, layout, number, recipe, tick)
+
+
+def _end_with_parent():
+  multiprocessing.parent_process().join()
+  os._exit(1)  # the parent was killed: nobody counts on this process any more

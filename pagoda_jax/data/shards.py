@@ -1,0 +1,153 @@
+"""Folders of ArrayRecord shards that survive a kill at any moment; the noise store and prepared pictures use them.
+
+Each shard is a fixed range of keys, whoever writes it. It is written under another name, renamed when
+whole, and followed by a JSON beside it (the sidecar: count, bytes, SHA-256); a shard without a sidecar
+that fits it does not count. Sidecars and manifests are sealed: they hold a checksum of their own values.
+"""
+
+import dataclasses
+import functools
+import os
+
+from array_record.python import array_record_module
+from etils import epath
+
+from pagoda_jax.runtime.files import file_digest, read_sealed, write_sealed
+
+SUFFIX = '.array_record'
+OPEN_READERS = 512  # a file handle each; the usual limit is 1024 a process
+
+
+class ShardError(ValueError):
+  """A shard or a record is missing or damaged; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How `count` keys are cut into shards, named PREFIX-00000-of-00007."""
+
+  prefix: str
+  count: int
+  shard_size: int
+
+  @property
+  def num_shards(self) -> int:
+    return -(-self.count // self.shard_size)
+
+  @property
+  def names(self) -> list[str]:
+    return [self.name(shard) for shard in range(self.num_shards)]
+
+  def keys(self, shard: int) -> range:
+    """The keys of one shard."""
+    return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
+
+  def name(self, shard: int) -> str:
+    return f'{self.prefix}-{shard:05d}-of-{self.num_shards:05d}'
+
+
+class ShardWriter:
+  """Writes one shard; only `close` makes it count.
+
+  Args:
+    folder: where; made if need be.
+    name: the shard's.
+  """
+
+  def __init__(self, folder, name: str):
+    self._folder, self._name, self._count = epath.Path(folder), name, 0
+    self._folder.mkdir(parents=True, exist_ok=True)
+    for left_over in self._folder.glob(f'{name}.*.partial'):  # by a killed process
+      left_over.unlink(missing_ok=True)
+    # The process is part of the name: one that outlives a kill cannot write into its successor's file.
+    self._partial = self._folder / f'{name}.{os.getpid()}.partial'
+    # group_size:1 lets a reader fetch single records; noise and encoded pictures do not compress.
+    self._writer = array_record_module.ArrayRecordWriter(str(self._partial), 'group_size:1,uncompressed')
+
+  def add(self, record: bytes) -> None:
+    self._writer.write(record)
+    self._count += 1
+
+  def close(self, **details) -> None:
+    """Puts the shard in place; `details` go into its sidecar."""
+    self._writer.close()
+    sidecar = {
+      'count': self._count,
+      'bytes': self._partial.stat().length,
+      'sha256': file_digest(self._partial),
+    }
+    self._partial.replace(self._folder / (self._name + SUFFIX))
+    write_sealed(sidecar_path(self._folder, self._name), sidecar | details, indent=None)
+
+
+def sidecar_path(folder, name: str) -> epath.Path:
+  """The JSON beside a shard."""
+  return epath.Path(folder) / (name + '.json')
+
+
+def read_sidecar(folder, name: str) -> dict:
+  """A shard's sidecar.
+
+  Raises:
+    ShardError: it is missing or damaged.
+  """
+  path = sidecar_path(folder, name)
+  try:
+    return read_sealed(path)
+  except (OSError, ValueError) as error:
+    raise ShardError(f'{path}: missing or damaged ({error})') from None
+
+
+def is_finished(folder, name: str) -> bool:
+  """Whether the shard is there, as long as its sidecar says."""
+  path = epath.Path(folder) / (name + SUFFIX)
+  try:
+    return path.exists() and path.stat().length == read_sidecar(folder, name)['bytes']
+  except (ShardError, KeyError, TypeError):
+    return False
+
+
+def finished_shards(folder, layout: Layout) -> list[int]:
+  """Numbers of the shards that need not be written again."""
+  return [shard for shard, name in enumerate(layout.names) if is_finished(folder, name)]
+
+
+@functools.lru_cache(maxsize=OPEN_READERS)
+def open_shard(folder: str, name: str, count: int):
+  """The ArrayRecord reader of a shard; opened once in each process.
+
+  Raises:
+    ShardError: it is missing, damaged, or holds another number of records than `count`.
+  """
+  path = epath.Path(folder) / (name + SUFFIX)
+  reader = array_record_module.ArrayRecordReader(str(path))
+  found = reader.num_records()
+  if found != count:  # a file that is missing or cut short opens as one without records
+    raise ShardError(f'{path}: ' + (f'damaged: {found} records instead of {count}' if path.exists() else 'missing'))
+  return reader
+
+
+def read_record(folder: str, name: str, count: int, place: int) -> bytes:
+  """Record number `place` of a shard of `count` records, none of them empty.
+
+  Raises:
+    ShardError: names the shard and the record that cannot be read; ArrayRecord checks a hash of each.
+  """
+  path = epath.Path(folder) / (name + SUFFIX)
+  try:
+    record = open_shard(folder, name, count).read([place])[0]
+  except (RuntimeError, IndexError) as error:
+    raise ShardError(f'{path}: record {place} is damaged ({_first_line(error)})') from None
+  if not record:  # what ArrayRecord gives, without an error, of a file that was cut short after it was opened
+    raise ShardError(f'{path}: record {place} is damaged (the file ends before it)')
+  return record
+
+
+def _first_line(error):
+  return str(error).split('\n')[0].split(';')[0]
+
+
+def damaged_shards(folder, digests: dict[str, str]) -> list[str]:
+  """Names of the shards that are missing or whose bytes differ from their SHA-256."""
+  paths = {name: epath.Path(folder) / (name + SUFFIX) for name in digests}
+  return [name for name, path in paths.items() if not path.exists() or file_digest(path) != digests[name]]

@@ -1,0 +1,152 @@
+"""What a small labelled data set can tell about samples without downloaded networks.
+
+Class accuracy: an RBF support vector machine trained on the real training images says how many samples
+show the class that was asked for. Frechet distance: between Gaussians fitted to the images' first
+principal components (Heusel et al. 2017 with another feature space). Full FID and its relatives work on
+Inception features (metrics/).
+"""
+
+import dataclasses
+import functools
+import json
+
+import numpy as np
+from etils import epath
+
+from pagoda_jax import config as configs
+from pagoda_jax.data import stream as streams
+from pagoda_jax.data.images import image_grid, write_png
+from pagoda_jax.runtime import distributed, sharding
+from pagoda_jax.runtime.files import write_json
+from pagoda_jax.stages import sampler as sampling
+from pagoda_jax.training import checkpoints, grids, workdir
+
+SEED = 1234  # other noise than the grids show
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """The real images of one resolution, with what is fitted to them once."""
+
+  images: np.ndarray  # [N, R, R, C] uint8, the training split
+  labels: np.ndarray
+  held_images: np.ndarray
+  held_labels: np.ndarray
+
+  @functools.cached_property
+  def classifier(self):
+    from sklearn.svm import SVC  # only for this: the training machine may lack it
+
+    return SVC(C=5.0, gamma='scale').fit(_flat(self.images), self.labels)
+
+  @functools.cached_property
+  def components(self):
+    """(mean, principal directions as columns, largest first) of the training images."""
+    flat = _flat(self.images)
+    mean = flat.mean(0)
+    return mean, np.linalg.svd(np.cov(flat - mean, rowvar=False), hermitian=True)[0]
+
+  def accuracy(self, images, labels) -> float:
+    """Share of the images [N, R, R, C] uint8 that the classifier puts in the class of their label."""
+    return float(np.mean(self.classifier.predict(_flat(images)) == labels))
+
+  def frechet(self, images, components: int) -> float:
+    """Frechet distance to the training images in their first principal components."""
+    mean, directions = self.components
+
+    def project(x):
+      return (_flat(x) - mean) @ directions[:, :components]
+
+    return frechet_distance(project(self.images), project(images))
+
+
+def _flat(images):
+  return images.reshape(len(images), -1).astype(np.float64) / 255
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+  """Squared Frechet distance of Gaussians fitted to two sets of features [N, D]."""
+  from pagoda_jax.evaluation.metrics import frechet
+
+  return frechet.frechet_distance(*frechet.mean_and_covariance(a), *frechet.mean_and_covariance(b))
+
+
+@functools.cache
+def _reference(data_json: str, resolution: int) -> Reference:
+  from ml_collections import ConfigDict
+
+  settings = ConfigDict(json.loads(data_json))
+  return Reference(*streams.epoch_pictures(settings, resolution, 'train'),
+                   *streams.epoch_pictures(settings, resolution, 'holdout'))
+
+
+def reference(config, name: str) -> Reference:
+  """The real images at a phase's resolution."""
+  return _reference(workdir.as_json(config.data), configs.phase_resolution(config, name))
+
+
+def evaluate(config, folder, name: str) -> dict[str, float]:
+  """Figures of a phase's samples (EMA weights, balanced labels), beside those of the held-out images.
+
+  Returns:
+    accuracy, frechet and, as accuracy_real and frechet_real, the same of the held-out images. Kept in
+    <phase>/evaluation.json for the checkpoint's step.
+  """
+  phase_folder = epath.Path(folder) / name
+  params, step = checkpoints.read_generator(phase_folder)
+  path = phase_folder / 'evaluation.json'
+  known = distributed.from_primary(
+    f'evaluation of {name}', lambda: json.loads(path.read_text()) if path.exists() else {'step': None})
+  if known['step'] == step:
+    return known
+  mesh = sharding.make_mesh(**config.mesh)
+  labels = sampling.parse_labels('cycle', config.evaluation.samples, config.data.num_classes, SEED)
+  images = sampling.Sampler(config, name, mesh).draw(sharding.place(params, mesh), SEED, labels)
+
+  def measure():
+    real, components = reference(config, name), config.evaluation.components
+    figures = {
+      'step': step,
+      'resolution': images.shape[1],
+      'accuracy': real.accuracy(images, labels),
+      'accuracy_real': real.accuracy(real.held_images, real.held_labels),
+      'frechet': real.frechet(images, components),
+      'frechet_real': real.frechet(real.held_images, components),
+    }
+    write_json(path, figures)
+    return figures
+
+  return distributed.from_primary(f'figures of {name}', measure)
+
+
+def summary(config, folder) -> str:
+  """The table that ends a run: one row a phase that makes images."""
+  rows = ['phase        px   samples in the asked-for class   (real, held out)   Frechet, first '
+          f'{config.evaluation.components} components   (real, held out)   ratio']
+  for name in config.order:
+    if config.phases[name].stage == 'invert' or not workdir.progress(folder, config, name):
+      continue
+    f = evaluate(config, folder, name)
+    rows.append(f'{name:<12} {f["resolution"]:>3}  {f["accuracy"]:>30.1%}   {f["accuracy_real"]:>16.1%}   '
+                f'{f["frechet"]:>30.3f}   {f["frechet_real"]:>16.3f}   {f["frechet"] / f["frechet_real"]:>5.2f}')
+  return '\n'.join(rows)
+
+
+def write_ladder(config, folder, path) -> None:
+  """A picture of the same noise through every generator: one row a phase, every picture at the largest size."""
+  generators = [n for n in config.order if config.phases[n].stage in configs.GENERATOR_STAGES
+                and workdir.progress(folder, config, n)]
+  if not generators:
+    return
+  mesh = sharding.make_mesh(**config.mesh)
+  wide = 2 * grids.columns(config)
+  labels = sampling.parse_labels('cycle', wide, config.data.num_classes, grids.SEED)
+  largest = max(configs.phase_resolution(config, n) for n in generators)
+  rows = []
+  for name in generators:
+    params, _ = checkpoints.read_generator(epath.Path(folder) / name)
+    images = sampling.Sampler(config, name, mesh).draw(sharding.place(params, mesh), grids.SEED, labels)
+    factor = largest // images.shape[1]
+    rows.append(images.repeat(factor, 1).repeat(factor, 2))
+  if distributed.is_primary():
+    write_png(path, image_grid(np.concatenate(rows), wide))

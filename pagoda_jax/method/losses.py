@@ -1,0 +1,141 @@
+"""Adversarial and reconstruction losses, and the weight between them.
+
+Everything is computed and returned in float32, whatever the dtype of the network outputs. Distances
+are per sample, [B]: the caller takes the mean over the global batch.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from pagoda_jax.networks.frozen.maps import Features, check_pairs, unit_normalize
+
+
+def hinge_discriminator(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
+  """mean(relu(1 - real)) + mean(relu(1 + fake)); scalar, from logits of any shape."""
+  real, fake = _float32(real_logits), _float32(fake_logits)
+  return jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake))
+
+
+def hinge_generator(fake_logits: jax.Array) -> jax.Array:
+  """-mean(fake); scalar, from logits of any shape."""
+  return -jnp.mean(_float32(fake_logits))
+
+
+def projected_distance(features_a: Features, features_b: Features) -> jax.Array:
+  """Distance of two images in the projected discriminator's feature space (PaGoDA's release), [B].
+
+  Per map: unit-normalised over channels, squared difference, mean over space, sum over channels;
+  summed over the maps.
+
+  Args:
+    features_a: maps [B, H, W, C] of one or several feature networks, in a flat list; any sizes.
+    features_b: the same maps of the other images.
+
+  Raises:
+    ValueError: the lists differ in length or in a map's shape.
+  """
+  check_pairs(features_a, features_b)
+  squared = [(unit_normalize(a) - unit_normalize(b)) ** 2 for a, b in zip(features_a, features_b)]
+  return sum(jnp.mean(jnp.sum(difference, axis=-1), axis=(1, 2)) for difference in squared)
+
+
+def pixel_distance(
+    images_a: jax.Array,
+    images_b: jax.Array,
+    scales: Mapping[int, float] | Sequence[int] = (1,),
+    huber: float | None = None,
+) -> jax.Array:
+  """Difference of two image batches at several resolutions, [B]: for runs without feature networks.
+
+  Args:
+    images_a: [B, H, W, C].
+    images_b: [B, H, W, C].
+    scales: factors of average pooling, each dividing H and W; a mapping gives each a weight (else 1).
+    huber: None for the mean squared difference, or the constant c of the pseudo-Huber distance
+      sqrt(d^2 + c^2) - c of each pixel, also averaged.
+
+  Returns:
+    Sum over scales of weight * mean over pixels and channels.
+
+  Raises:
+    ValueError: shapes differ, or a scale does not divide them.
+  """
+  check_pairs([images_a], [images_b])
+  if not isinstance(scales, Mapping):
+    scales = {scale: 1.0 for scale in scales}
+  difference = _float32(images_a) - _float32(images_b)
+  total = jnp.zeros(len(difference))
+  for scale, weight in scales.items():
+    pooled = _average_pooled(difference, scale)
+    penalty = pooled**2 if huber is None else jnp.sqrt(pooled**2 + huber**2) - huber
+    total += weight * jnp.mean(penalty, axis=(1, 2, 3))
+  return total
+
+
+def adaptive_weight(
+    rec_norm: jax.Array,
+    adv_norm: jax.Array,
+    scale: float = 1.0,
+    low: float = 0.01,
+    high: float = 10.0,
+    eps: float = 1e-4,
+) -> jax.Array:
+  """Weight of the adversarial loss, so that it pulls at the last layer about as hard as the other one.
+
+  scale * clip(rec_norm / (adv_norm + eps), low, high): PaGoDA section 4.1 with the release's plain
+  norms (the paper prints squares). Scalar float32, without gradient.
+
+  Args:
+    rec_norm: L2 norm of the reconstruction loss's gradient with respect to the last layer's weight.
+    adv_norm: the same of the adversarial loss.
+    scale: the fixed factor (0.2 when distilling).
+    low: smallest ratio.
+    high: largest ratio.
+    eps: keeps the ratio finite.
+  """
+  ratio = _float32(rec_norm) / (_float32(adv_norm) + eps)
+  return jax.lax.stop_gradient(scale * jnp.clip(ratio, low, high))
+
+
+def weighting(snr: jax.Array, kind: str, sigma_data: float = 0.5) -> jax.Array:
+  """Weight of the denoising loss at signal-to-noise ratio `snr` = 1 / sigma^2 (any shape), float32.
+
+  Args:
+    snr: positive.
+    kind: 'karras_weight' is EDM's own (Karras et al. 2022, table 1; 'karras' is the same thing written
+      in snr); 'snr', 'snr+1', 'truncated-snr', 'uniform', 'scaled_karras_weight' and 'sq-t-inverse'
+      are the alternatives of the Consistency Models and PaGoDA code.
+    sigma_data: standard deviation of the data.
+
+  Raises:
+    ValueError: another `kind`.
+  """
+  snr = _float32(snr)
+  sigma = snr**-0.5
+  weights = {
+      'snr': lambda: snr,
+      'snr+1': lambda: snr + 1,
+      'karras': lambda: snr + 1 / sigma_data**2,
+      'truncated-snr': lambda: jnp.maximum(snr, 5),
+      'uniform': lambda: jnp.ones_like(snr),
+      'karras_weight': lambda: (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2,
+      'scaled_karras_weight': lambda: (sigma**2 + (sigma_data * (1 - sigma)) ** 2) / (sigma * sigma_data) ** 2,
+      'sq-t-inverse': lambda: snr**-0.25,
+  }
+  if kind not in weights:
+    raise ValueError(f'unknown weighting {kind!r}; choose from {tuple(weights)}')
+  return weights[kind]()
+
+
+def _average_pooled(images, factor):
+  batch, height, width, channels = images.shape
+  if height % factor or width % factor:
+    raise ValueError(f'scale {factor} does not divide {height}x{width} images')
+  blocks = images.reshape(batch, height // factor, factor, width // factor, factor, channels)
+  return jnp.mean(blocks, axis=(2, 4))
+
+
+def _float32(x):
+  return jnp.asarray(x, jnp.float32)

@@ -1,0 +1,101 @@
+"""A phase's compiled step without its data and weights: shapes in, for planning and for compiling ahead of time."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from pagoda_jax import config as configs
+from pagoda_jax.method import diffusion
+from pagoda_jax.runtime import sharding
+from pagoda_jax.stages import grow, invert, models, state
+from pagoda_jax.stages import sampler as sampling
+from pagoda_jax.training import loop
+from pagoda_jax.weights import frozen_weights
+
+
+class Program(NamedTuple):
+  """What one step of a phase computes and from what: trees of ShapeDtypeStructs.
+
+  Attributes:
+    step: step(state, batch, frozen, rng); of stage `invert` the inversion of a batch, whose state is the teacher.
+    batch: without what is only logged.
+    trains: whether the step gives back a new state, in the place of the old one.
+    shard_frozen: `config.shard_frozen`.
+  """
+
+  step: Callable[..., Any]
+  state: Any
+  batch: dict[str, jax.ShapeDtypeStruct]
+  frozen: dict
+  rng: jax.ShapeDtypeStruct
+  trains: bool
+  shard_frozen: bool = False
+
+  @property
+  def images(self) -> int:
+    """Images of one step."""
+    return self.batch['image'].shape[0]
+
+  def trace(self, mesh: Mesh | None = None):
+    """`jax.jit(...).trace(...)` of the step: on one device, or with the shardings that the loops give it on a mesh."""
+    if mesh is None:
+      return jax.jit(self.step).trace(self.state, self.batch, self.frozen, self.rng)
+    whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    placed = lambda tree, where: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+    begun = sharding.abstract(self.state, mesh)
+    options = {'out_shardings': whole}
+    if self.trains:
+      options = {'out_shardings': (sharding.tree_shardings(begun, mesh), whole), 'donate_argnums': 0}
+    with jax.set_mesh(mesh):
+      frozen = sharding.abstract(self.frozen, mesh, self.shard_frozen)
+      return jax.jit(self.step, **options).trace(begun, placed(self.batch, split), frozen, placed(self.rng, whole))
+
+
+def make(config, name: str, num_devices: int = 1) -> Program:
+  """The program of a phase on so many devices; nothing is allocated, no file is read."""
+  phase = config.phases[name]
+  base, side, count = config.base_resolution, configs.phase_resolution(config, name), phase.batch_size
+  image = jax.ShapeDtypeStruct((count, side, side, config.data.channels), jnp.uint8)
+  label = jax.ShapeDtypeStruct((count,), jnp.int32)
+  batch = {'image': image, 'label': label}
+  rng = jax.eval_shape(lambda: jax.random.key(0))
+  if phase.stage == 'invert':
+    networks = models.build(config, name)
+    levels = diffusion.sigmas(phase.num_levels, **sampling.schedule(config))
+    solve = invert.make_invert_step(networks, levels, phase.clip_denoised, phase.add_noise)
+    step = lambda params, batch, frozen, rng: solve(params, batch, rng)
+    return Program(step, _shapes_of_params(networks), batch | {'key': label}, {}, rng, trains=False)
+  networks, step = loop.make_step(config, name, num_devices)
+  frozen = frozen_weights.shapes(config, name)
+  if phase.stage != 'teacher':
+    batch |= {'real_image': image, 'real_label': label}
+    small = (count, base, base, config.data.channels)
+    if networks.invert is None:
+      batch['noise'] = jax.ShapeDtypeStruct(small, jnp.float32)
+    else:
+      batch |= {'base_image': jax.ShapeDtypeStruct(small, jnp.uint8), 'key': label}
+      frozen = frozen | {'teacher': _shapes_of_params(models.build(config, phase.noise))}
+  return Program(step, _begun(config, name, networks, frozen), batch, frozen, rng, True, config.shard_frozen)
+
+
+def _shapes_of_params(networks):
+  return jax.eval_shape(lambda: models.fresh_params(networks.unet, jax.random.key(0)))
+
+
+def _begun(config, name: str, networks, frozen):
+  """Shapes of the state at step 0 (as loop.init_teacher and loop.init_generator make it)."""
+  phase, side = config.phases[name], configs.phase_resolution(config, name)
+
+  def begin(params):
+    if phase.stage == 'teacher':
+      return state.init_teacher(params, phase)
+    fixed = {}
+    if phase.stage == 'grow':
+      params, fixed, _ = grow.grown_params(params, params, configs.start_resolution(config, name), side)
+    discriminator = models.init_discriminator(networks, frozen, side, jax.random.key(0))
+    return state.init_generator(params, fixed, discriminator, phase)
+
+  return jax.eval_shape(begin, _shapes_of_params(networks))

@@ -1,0 +1,1 @@
+"""Processes, devices and files; nothing here knows what is trained."""

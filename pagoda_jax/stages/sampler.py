@@ -1,0 +1,92 @@
+"""Images from a finished phase: one step for generators, the Heun sampler for teachers; `pagoda sample`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pagoda_jax.data.images import to_uint8
+from pagoda_jax.method import diffusion
+from pagoda_jax.runtime import sharding
+from pagoda_jax.stages import models
+
+CHUNK = 100  # images a call where nothing else is asked for
+
+
+def noise_of(seed: int, indices: np.ndarray, shape: tuple[int, ...], sigma_max: float) -> jax.Array:
+  """[N, *shape] of standard deviation sigma_max: image i's noise depends on the seed and i alone."""
+  key = jax.random.key(seed)
+  draws = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(jnp.asarray(indices))
+  return sigma_max * draws
+
+
+class Sampler:
+  """Draws images of one phase; compiled once for one batch size.
+
+  Args:
+    config: the experiment.
+    name: a phase of stage teacher, distill or grow.
+    mesh: where to draw.
+    batch_size: images a call; rounded up to what the mesh divides.
+  """
+
+  def __init__(self, config, name: str, mesh, batch_size: int = CHUNK):
+    self.networks = models.build(config, name)
+    self.mesh = mesh
+    self.batch_size = -(-batch_size // mesh.size) * mesh.size
+    phase = config.phases[name]
+    levels = diffusion.sigmas(phase.sample_levels, **schedule(config)) if phase.stage == 'teacher' else None
+    self._draw = jax.jit(functools.partial(_draw, self.networks, levels), out_shardings=sharding.replicated(mesh))
+
+  def __call__(self, params, noise, labels) -> np.ndarray:
+    """uint8 [N, S, S, C] of noise [N, R, R, C] (standard deviation near sigma_max) and labels [N]."""
+    out = []
+    for start in range(0, len(labels), self.batch_size):
+      part = slice(start, start + self.batch_size)
+      missing = self.batch_size - len(labels[part])
+      padded_noise = np.pad(np.asarray(noise[part]), [(0, missing), (0, 0), (0, 0), (0, 0)])
+      batch = sharding.place_global((padded_noise, np.pad(labels[part], (0, missing))), self.mesh)
+      images = np.asarray(self._draw(params, *batch))
+      out.append(to_uint8(images[: self.batch_size - missing]))
+    return np.concatenate(out)
+
+  def draw(self, params, seed: int, labels: np.ndarray) -> np.ndarray:
+    """uint8 [N, S, S, C] of the prior; image i depends on seed, i and its label alone."""
+    shape = self.networks.noise_shape(1)[1:]
+    return self(params, noise_of(seed, np.arange(len(labels)), shape, self.networks.sigma_max), labels)
+
+
+def _draw(networks, levels, params, noise, labels):
+  cond = {'label': labels}
+  if levels is None:
+    return networks.generate(params, noise, cond)
+  return diffusion.heun_sample(functools.partial(networks.denoise, params), noise, levels, cond)
+
+
+def schedule(config) -> dict:
+  """Arguments of diffusion.sigmas from the config."""
+  d = config.diffusion
+  return {'sigma_min': d.sigma_min, 'sigma_max': d.sigma_max, 'rho': d.rho}
+
+
+def parse_labels(text: str, count: int, num_classes: int, seed: int) -> np.ndarray:
+  """Labels [count] int32 of 'cycle', 'random' or a list such as '3,5,7', which is repeated.
+
+  Raises:
+    ValueError: not a number, or out of range.
+  """
+  if not num_classes:
+    return np.full(count, -1, np.int32)
+  if text == 'cycle':
+    return (np.arange(count) % num_classes).astype(np.int32)
+  if text == 'random':
+    return np.random.default_rng(seed).integers(0, num_classes, count).astype(np.int32)
+  try:
+    labels = [int(part) for part in text.split(',')]
+  except ValueError:
+    raise ValueError(f"--labels={text}: must be 'cycle', 'random' or numbers such as 3,5,7") from None
+  wrong = [label for label in labels if not 0 <= label < num_classes]
+  if wrong:
+    raise ValueError(f'--labels={text}: {wrong[0]} is no class; there are 0 to {num_classes - 1}')
+  return np.resize(np.array(labels, np.int32), count)

@@ -1,0 +1,369 @@
+"""Orbax checkpoints: save, restore on any mesh, hand over from phase to phase.
+
+A checkpoint holds the state and the data position. It is written under another name with the checksums
+of its files, and published by one rename, so that a kill at any moment leaves the one before. Beside the
+checkpoints, newest.json names the newest: one that was deleted is missed. Only this file knows Orbax.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from flax import traverse_util
+
+from pagoda_jax.runtime import distributed
+from pagoda_jax.runtime.files import write_json
+from pagoda_jax.training import checksums
+
+FOLDER = 'checkpoints'
+NEWEST = 'newest.json'
+DAMAGED = 'damaged-'  # prefix of those set aside; Orbax takes folders named by a number only
+# An array that every device holds is cut up, and each device writes a part of at least so many bytes. Cutting takes a
+# program for each shape and holds up training: small arrays, to which Orbax by default does it too, are written whole.
+SLICE_BYTES = 2**20
+
+
+class CheckpointError(ValueError):
+  """A checkpoint is missing, damaged or of other shapes; the message says where and what to do."""
+
+
+class Checkpoints:
+  """The checkpoints of one phase, for the loop that writes them; `newest_good_step` is to be called before.
+
+  Args:
+    phase_folder: the phase's folder in the work directory.
+    keep: how many of the latest to keep.
+    keep_every: also keep those of steps that this divides; 0 keeps none besides.
+    best: also keep the one whose metric of this name is best; '' keeps none besides.
+    best_mode: 'min' or 'max': whether the least or the greatest is best.
+  """
+
+  def __init__(self, phase_folder, keep: int = 3, keep_every: int = 0, best: str = '', best_mode: str = 'min'):
+    self.folder = _folder(phase_folder)
+    self._best = best
+    self._metrics = metrics(phase_folder, best) if best else {}
+    self._saving = None
+    policies = [ocp.checkpoint_managers.LatestN(keep)]
+    if keep_every:
+      policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
+    if best:
+      policies.append(_KeepBest(self._metrics, best_mode))
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+      cleanup_tmp_directories=True,
+      enable_async_checkpointing=True,
+      # Orbax calls it on the first host, when every host has written its part and before the checkpoint is published.
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+    )
+    types = ocp.type_handlers
+    registry = types.create_type_handler_registry(
+      (jax.Array, types.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)),
+      (np.ndarray, types.NumpyHandler()),
+    )
+    self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers={
+      'state': ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+      'data': ocp.JsonCheckpointHandler(),
+      'metrics_mean': ocp.JsonCheckpointHandler(),
+    })
+
+  def latest_step(self) -> int | None:
+    """Step of the newest checkpoint, saved or being saved; None without one."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state, data_position: dict, metric: float = math.nan) -> None:
+    """Starts saving in the background; a failure of the save before is raised here.
+
+    Args:
+      step, state, data_position: what to save.
+      metric: value of the metric `best`; one that is not finite makes no checkpoint the best.
+
+    Raises:
+      CheckpointError: a save failed (a full disk, say); earlier checkpoints are as they were.
+    """
+    if step == self.latest_step():
+      return
+    items = {'state': ocp.args.PyTreeSave(state), 'data': ocp.args.JsonSave(data_position)}
+    if math.isfinite(metric):
+      items['metrics_mean'] = ocp.args.JsonSave({self._best: metric})
+      self._metrics[step] = metric
+    self.wait()  # before the step being saved is another
+    self._saving = step
+    self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**items), force=True))
+
+  def _seal(self):
+    """Writes the checksums of the checkpoint being saved, and its step to newest.json."""
+    names = ocp.step.standard_name_format()
+    checksums.write(ocp.step.find_step_path(self.folder, names, step=self._saving, include_uncommitted=True))
+    write_json(self.folder / NEWEST, {'step': self._saving})
+
+  def wait(self) -> None:
+    """Returns when every save so far is on disk; raises CheckpointError where one failed."""
+    self._guard(self._manager.wait_until_finished)
+
+  def _guard(self, action):
+    try:
+      action()
+    except Exception as error:  # tensorstore raises many kinds for a full or failing disk
+      latest = max(finished_steps(self.folder.parent), default=None)
+      raise CheckpointError(
+        f'{self.folder}: saving failed: {first_lines(error)}\n'
+        f'The checkpoints before it are intact (latest: {latest}). Free some disk space and start the same '
+        'command again; it goes on from there.'
+      ) from error
+
+  def restore(self, step: int, abstract_state):
+    """(state, data position) of a step, onto the shardings of `abstract_state`.
+
+    Raises:
+      CheckpointError: it is missing, damaged or of another structure.
+    """
+    onto = ocp.checkpoint_utils.construct_restore_args(abstract_state)
+    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(abstract_state, restore_args=onto),
+                              data=ocp.args.JsonRestore())
+    try:
+      restored = self._manager.restore(step, args=args)
+    except Exception as error:
+      raise CheckpointError(f'{self.folder / str(step)}: cannot be restored: {first_lines(error)}') from error
+    return restored['state'], restored['data']
+
+  def close(self) -> None:
+    """Waits for saves that are under way."""
+    self._manager.close()
+
+
+class _KeepBest:
+  """Orbax's preservation policy that keeps the best checkpoint, of a dict step -> metric that grows."""
+
+  def __init__(self, values, mode):
+    self._values, self._mode = values, mode
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    best = best_of({c.step: self._values[c.step] for c in checkpoints if c.step in self._values}, self._mode)
+    return [c.step == best for c in checkpoints]
+
+
+def best_of(values: dict[int, float], mode: str) -> int | None:
+  """The step of the least (mode 'min') or greatest ('max') value; the latest of equals; None without any."""
+  sign = -1 if mode == 'max' else 1
+  return min(values, key=lambda step: (sign * values[step], -step), default=None)
+
+
+def metrics(phase_folder, name: str) -> dict[int, float]:
+  """Step -> value of the metric that was saved with each checkpoint; those saved without it are left out."""
+  values = {}
+  for step in finished_steps(phase_folder):
+    path = _folder(phase_folder) / str(step) / 'metrics_mean' / 'metadata'
+    with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged one is named where it is used
+      values[step] = float(json.loads(path.read_text())[name])
+  return values
+
+
+def best_step(phase_folder, config) -> tuple[int, float] | None:
+  """(step, metric) of the best checkpoint by `config`, the experiment's group `checkpoint`; None without one."""
+  values = metrics(phase_folder, config.best) if config.get('best') else {}
+  step = best_of(values, config.get('best_mode'))
+  return None if step is None else (step, values[step])
+
+
+def chosen_step(phase_folder, text: str, config) -> int | None:
+  """The step that a flag asks for: a number, 'best' by `config` (the group `checkpoint`), or '' (None: the newest).
+
+  Raises:
+    CheckpointError: no checkpoint is the best.
+    ValueError: it is none of these.
+  """
+  if text == 'best':
+    best = best_step(phase_folder, config)
+    if not best:
+      why = f'none was saved with the metric {config.best}' if config.get('best') else 'config.checkpoint.best is empty'
+      raise CheckpointError(f'{_folder(phase_folder)}: no checkpoint is the best: {why}')
+    return best[0]
+  if text and not text.isdecimal():
+    raise ValueError(f"--step={text}: must be a number or 'best'")
+  return int(text) if text else None
+
+
+def _folder(phase_folder) -> epath.Path:
+  return epath.Path(phase_folder).absolute() / FOLDER
+
+
+def finished_steps(phase_folder) -> list[int]:
+  """Steps of the checkpoints that are whole by Orbax's own marks, ascending."""
+  folder = _folder(phase_folder)
+  return sorted(s.step for s in ocp.step.standard_name_format().find_all(folder)) if folder.exists() else []
+
+
+def damage(phase_folder, step: int) -> str:
+  """What is wrong with the files of a checkpoint, in words; '' where they are as they were written.
+
+  Raises:
+    CheckpointError: a file cannot be read at the moment.
+  """
+  path = _folder(phase_folder) / str(step)
+  try:
+    rows = checksums.damage(path)
+  except OSError as error:
+    raise CheckpointError(
+      f'{path}: cannot be read: {error}. It may be whole, and is left where it is; mend what keeps it from being '
+      'read and start the same command again.'
+    ) from error
+  return '; '.join(rows[:3] + ([f'and {len(rows) - 3} more'] if len(rows) > 3 else []))
+
+
+def newest_good_step(phase_folder) -> int | None:
+  """The step that a phase goes on from: of the newest checkpoint that is as it was written; None: from none.
+
+  A damaged one is named and renamed to damaged-STEP, never deleted; one that has gone is named. One process
+  calls it, before any makes `Checkpoints` of the folder.
+
+  Raises:
+    CheckpointError: there were checkpoints and none is whole; or one cannot be read at the moment.
+  """
+  folder, name = _folder(phase_folder), epath.Path(phase_folder).name
+  if not folder.exists():
+    return None
+  steps, newest = finished_steps(phase_folder), _newest(folder)
+  # Under its temporary name there is a checkpoint whose save was killed between newest.json and the rename.
+  there = {path.name.removeprefix(DAMAGED).split('.')[0] for path in folder.iterdir()}
+  earlier, found = [f'{path} was damaged' for path in set_aside(phase_folder)], []
+  if newest is None and steps:
+    found.append(f'{folder / NEWEST} is missing or damaged: whether there were newer checkpoints is not known')
+  elif newest is not None and str(newest) not in there:
+    found.append(f'{folder / str(newest)} has gone: it was the newest checkpoint')
+  good = None
+  for step in reversed(steps):
+    wrong = damage(phase_folder, step)
+    if not wrong:
+      good = step
+      break
+    found.append(f'{folder / str(step)} is damaged: {wrong}; set aside as {_set_aside(folder / str(step))}')
+  if good is None and (earlier or found):
+    raise CheckpointError('\n'.join([
+      f'{folder}: there were checkpoints, and none of them is whole:', *earlier, *found,
+      f'Put a whole one back, or delete {folder} to begin phase {name} from its start.',
+    ]))  # fmt: skip
+  for line in found:
+    distributed.say(f'{name}: {line}')
+  if good is None:
+    (folder / NEWEST).unlink(missing_ok=True)
+  elif good != newest:
+    write_json(folder / NEWEST, {'step': good})
+  return good
+
+
+def _newest(folder) -> int | None:
+  """The step in newest.json; None where it cannot be read."""
+  try:
+    return int(json.loads((folder / NEWEST).read_text())['step'])
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+
+
+def set_aside(phase_folder) -> list[epath.Path]:
+  """The damaged checkpoints that `newest_good_step` has renamed."""
+  return sorted(_folder(phase_folder).glob(f'{DAMAGED}*'))
+
+
+def _set_aside(path) -> str:
+  """Renames a checkpoint to a name that Orbax does not take for one; returns the name."""
+  taken = {other.name for other in path.parent.iterdir()}
+  names = (f'{DAMAGED}{path.name}{suffix}' for suffix in ('', *(f'-{i}' for i in range(2, 1000))))
+  name = next(name for name in names if name not in taken)
+  path.rename(path.parent / name)
+  return name
+
+
+def read_generator(phase_folder, step: int | None = None) -> tuple[dict, int]:
+  """(parameters for evaluation, step): the EMA, joined with what the phase does not train."""
+  state, step = read_state(phase_folder, step, ('ema', 'fixed'))
+  return {**state.get('fixed', {}), **state['ema']}, step
+
+
+def read_data_position(phase_folder, step: int) -> dict:
+  """The data position saved with a checkpoint."""
+  return json.loads((_folder(phase_folder) / str(step) / 'data' / 'metadata').read_text())
+
+
+def first_lines(error: Exception, count: int = 12) -> str:
+  """The beginning of an error's text: Orbax prints whole trees."""
+  lines = str(error).splitlines()
+  return '\n'.join(lines[:count] + (['...'] if len(lines) > count else []))
+
+
+def read_state(phase_folder, step: int | None = None, parts: tuple[str, ...] = ()) -> tuple[dict, int]:
+  """(state as nested dicts of NumPy arrays, step) of a phase, for looking at and for handing over.
+
+  Args:
+    phase_folder: the phase's folder in the work directory.
+    step: None takes the newest.
+    parts: fields of the state to read, such as ('ema', 'fixed'); () reads all.
+
+  Raises:
+    CheckpointError: there is none, or it is damaged; an older one would silently change what is computed with it.
+  """
+  folder = _folder(phase_folder)
+  steps = finished_steps(phase_folder)
+  if not steps:
+    raise CheckpointError(f'{folder}: no finished checkpoint there')
+  step = max(steps) if step is None else step
+  if step not in steps:
+    raise CheckpointError(f'{folder}: no checkpoint of step {step}; there are {", ".join(map(str, steps))}')
+  if wrong := distributed.from_primary(f'{folder / str(step)}: whole', lambda: damage(phase_folder, step)):
+    raise CheckpointError(
+      f'{folder / str(step)}: damaged: {wrong}\n'
+      f'Run phase {folder.parent.name} again (`pagoda run`, or `pagoda train --phase={folder.parent.name}`): it sets a '
+      'damaged newest checkpoint aside, goes on from the one before it and so makes it again.'
+    )
+  path = folder / str(step) / 'state'
+  try:
+    with _without_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
+      tree = checkpointer.metadata(path).item_metadata.tree
+      tree = {part: tree[part] for part in parts or tree if part in tree}
+      restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+      state = checkpointer.restore(
+        path, ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True)
+      )
+  except Exception as error:
+    raise CheckpointError(f'{path}: cannot be read: {first_lines(error)}') from error
+  return state, step
+
+
+@contextlib.contextmanager
+def _without_warnings():
+  """Reading one item of a checkpoint, Orbax warns of marks that only whole checkpoints have."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)
+
+
+def flat_leaves(tree) -> dict:
+  """'/'-joined path -> leaf of a tree of nested dicts and lists, in sorted order."""
+
+  def as_dict(node):
+    if isinstance(node, (list, tuple)):
+      return {f'{i:04d}': as_dict(child) for i, child in enumerate(node)}
+    return {str(key): as_dict(child) for key, child in node.items()} if isinstance(node, dict) else node
+
+  flat = traverse_util.flatten_dict(as_dict(tree), sep='/')
+  return {path: flat[path] for path in sorted(flat) if flat[path] is not None}
+
+
+def digest(tree, data_position: dict | None = None) -> str:
+  """SHA-256 over every leaf's path, shape, dtype and bytes, and the data position."""
+  sha = hashlib.sha256()
+  for path, leaf in flat_leaves(tree).items():
+    leaf = np.asarray(leaf)
+    sha.update(f'{path} {leaf.shape} {leaf.dtype}\n'.encode())
+    sha.update(np.ascontiguousarray(leaf).tobytes())
+  sha.update(json.dumps(data_position or {}, sort_keys=True).encode())
+  return sha.hexdigest()

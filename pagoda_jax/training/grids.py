@@ -1,0 +1,59 @@
+"""Sample grids drawn while training: the prior above, held-out images beside their reconstructions below."""
+
+import numpy as np
+from etils import epath
+
+from pagoda_jax.data import noise_store
+from pagoda_jax.data.images import image_grid, write_png
+from pagoda_jax.networks import growth
+from pagoda_jax.runtime import distributed
+from pagoda_jax.stages import sampler as sampling
+
+SEED = 0  # the same noise in every grid of a run: how one picture changes is what the eye follows
+
+
+def columns(config) -> int:
+  """Images a row: one of each class where there are few."""
+  return config.data.num_classes if 4 <= config.data.num_classes <= 16 else 8
+
+
+def make(config, folder, name: str, mesh):
+  """draw(path, state) -> None, which writes a phase's grid; every host takes part, the first one writes."""
+  wide = columns(config)
+  count = -(-config.log.samples // wide) * wide
+  labels = sampling.parse_labels('cycle', count, config.data.num_classes, SEED)
+  sampler = sampling.Sampler(config, name, mesh, count)
+  phase = config.phases[name]
+  pairs = None
+  if 'noise' in phase:
+    store = epath.Path(folder) / phase.noise
+    pairs = noise_store.read_holdout(store)
+    if phase.standardize_noise:
+      opened = noise_store.open_store(store, config.diffusion.sigma_max, standardize=True)
+      pairs['noise'] = opened.standardized(pairs['noise'])
+
+  def draw(path, state):
+    params = growth.merge(state.ema, getattr(state, 'fixed', {}))
+    image = image_grid(sampler.draw(params, SEED, labels), wide)
+    if pairs is not None:
+      image = np.concatenate([image, reconstructions(params, image)])
+    if distributed.is_primary():
+      write_png(path, image)
+
+  def reconstructions(params, above):
+    made = sampler(params, pairs['noise'], pairs['label'])
+    real = sample_resolution(pairs['image'], made.shape[1])
+    rows = [part[i : i + wide] for i in range(0, len(made), wide) for part in (real, made)]
+    grid = image_grid(np.concatenate(rows), wide)
+    gap = np.full((4, *above.shape[1:]), 128, np.uint8)
+    return np.concatenate([gap, grid])
+
+  return draw
+
+
+def sample_resolution(images: np.ndarray, resolution: int) -> np.ndarray:
+  """uint8 [N, R, R, C] averaged down to a resolution that divides R."""
+  count, side, _, channels = images.shape
+  factor = side // resolution
+  blocks = images.reshape(count, resolution, factor, resolution, factor, channels)
+  return np.round(blocks.mean((2, 4))).astype(np.uint8)

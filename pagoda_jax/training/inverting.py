@@ -1,0 +1,226 @@
+"""The loop of the `invert` phase: each host inverts its share of the shards on its own devices.
+
+Hosts do not talk to each other: a shard is a fixed range of keys, so any number of hosts, restarted at
+any time, go on at the first shard that is not there.
+"""
+
+import io
+import time
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from pagoda_jax.data import noise_store, shards
+from pagoda_jax.data import stream as streams
+from pagoda_jax.method import diffusion
+from pagoda_jax.runtime import distributed, sharding
+from pagoda_jax.runtime.interrupts import Interrupted
+from pagoda_jax.runtime.progress import Progress
+from pagoda_jax.stages import invert, models
+from pagoda_jax.stages import sampler as sampling
+from pagoda_jax.training import checkpoints, grids, starts, workdir
+
+# Below this the noise is far from the prior N(0, sigma_max^2) that the generator will be asked with.
+SMALLEST_RELATIVE_STD = 0.9
+
+
+def origin(config, name: str, params) -> dict:
+  """What a store was made from: a generator phase refuses a store whose origin differs from its own config's."""
+  phase, d = config.phases[name], config.data
+  return {
+    'teacher_sha256': checkpoints.digest(params),
+    'source': d.source,
+    'data_sha256': streams.open_source(d).digest,
+    'holdout': d.holdout,
+    'mirror': d.mirror,
+    'resolution': config.base_resolution,
+    'channels': d.channels,
+    'solver': 'heun, clipped' if phase.clip_denoised else 'heun',
+    'add_noise': phase.add_noise,
+    'seed': config.seed,
+    'levels': [phase.num_levels, *sampling.schedule(config).values()],
+  }
+
+
+def check_store(config, folder, noise_phase: str) -> dict:
+  """Refuses a store that another teacher, data set or resolution made; returns the teacher's parameters.
+
+  Raises:
+    NoiseStoreError: names what differs.
+  """
+  store = epath.Path(folder) / noise_phase
+  params, _ = starts.read_start(config, folder, noise_phase)
+  noise_store.check_origin(noise_store.read_manifest(store), origin(config, noise_phase, params), store)
+  return params
+
+
+def make_inverter(config, name: str):
+  """invert(params, batch) -> noise, as phase `name` inverts: for its store, or inside a generator's train step."""
+  phase = config.phases[name]
+  levels = diffusion.sigmas(phase.num_levels, **sampling.schedule(config))
+  step = invert.make_invert_step(models.build(config, name), levels, phase.clip_denoised, phase.add_noise)
+  return lambda params, batch: step(params, batch, jax.random.key(config.seed))
+
+
+def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> None:
+  """Inverts every training picture (and mirror image) and the held-out ones of the sample grids.
+
+  Without a store, the held-out ones only.
+
+  Args:
+    config, folder, name: experiment, work directory, phase.
+    stop: the interrupts.StopRequest of the run.
+    max_steps: for smoke runs: inverts the first max_steps batches of pictures only.
+
+  Raises:
+    HostsError: another host does not write its shards.
+    Interrupted: asked to stop; finished shards stay.
+  """
+  folder = epath.Path(folder)
+  phase, store = config.phases[name], folder / name
+  mesh = sharding.make_mesh(devices=jax.local_devices())
+  params, where = starts.read_start(config, folder, name)
+  if phase.init_from:
+    distributed.say(f'{name}: inverts with {where}')
+  source, keys = streams.source_keys(config.data)
+  layout = noise_store.make_layout(workdir.target(config, name, max_steps), phase.shard_size)
+  made_from = origin(config, name, params)
+  with jax.set_mesh(mesh):
+    solve = _Solver(config, name, params, mesh)
+    if distributed.is_primary():
+      _write_holdout(config, name, store, solve, made_from)
+    if not phase.store:
+      if distributed.is_primary():
+        _close_without_store(config, store, layout.count, name, made_from)
+      return
+    load = streams.LoadPicture(source, keys, config.base_resolution, config.data.channels)
+    done = distributed.from_primary(
+      f'{name}: shards', lambda: noise_store.finished_shards(store, layout, made_from))
+    left = [shard for shard in range(layout.num_shards) if shard not in done]
+    if done and left:
+      names = [layout.name(shard) for shard in left[:8]] + ['...'] * (len(left) > 8)
+      distributed.say(f'{name}: {len(done)} of {layout.num_shards} shards are there; makes {", ".join(names)}')
+    mine = left[jax.process_index() :: jax.process_count()]
+    count, pairs = 0, sum(len(layout.keys(shard)) for shard in mine)
+    progress = Progress(name, pairs, unit='pair' if not distributed.several() else 'pair of this host')
+    for number, shard in enumerate(mine):
+      noise = []
+      for start in range(0, len(layout.keys(shard)), solve.batch_size):
+        _leave_if_asked(stop, name, f'{number} of the {len(mine)} shards written that were left to this process')
+        records = [load(key) for key in layout.keys(shard)[start : start + solve.batch_size]]
+        noise.append(solve(*(np.stack([r[part] for r in records]) for part in ('image', 'label', 'key'))))
+        count += len(records)
+        progress.update(count, len(records), {'std': float(noise[-1].std())}, force=count == pairs)
+      values = np.concatenate(noise).astype(phase.dtype)
+      _check_finite(values, layout.keys(shard), name)
+      noise_store.write_shard(store, layout, shard, values, made_from)
+  if distributed.is_primary():
+    _wait_for_shards(config, store, layout, left, name, stop)
+    _close(config, store, layout, name, made_from)
+    if distributed.several():
+      distributed.put(f'{name}/closed', 'yes')
+  while distributed.several() and not distributed.look(f'{name}/closed'):
+    _leave_if_asked(stop, name, 'all shards of this process written')
+    time.sleep(1)
+
+
+def _leave_if_asked(stop, name, standing):
+  if stop.wanted_alone(name):
+    raise Interrupted(f'{name}: stopped with {standing}; start the same command again to go on', stop.exit_code)
+
+
+def _check_finite(noise, keys, name):
+  bad = [key for key, value in zip(keys, noise) if not np.isfinite(value).all()]
+  if bad:
+    raise noise_store.NoiseStoreError(f'{name}: the noise of {len(bad)} of {len(noise)} pictures is not finite, first '
+                                     f'that of key {bad[0]}: its teacher cannot be used')
+
+
+class _Solver:
+  """Inverts [N, R, R, C] uint8 images of any N in batches of one size: one compilation."""
+
+  def __init__(self, config, name, params, mesh):
+    self.batch_size = -(-config.phases[name].batch_size // mesh.size) * mesh.size
+    self._mesh = mesh
+    self._params = sharding.place(params, mesh)
+    # Split as the batch is: on a slice, the devices of one host cannot always exchange among themselves.
+    self._step = jax.jit(make_inverter(config, name), out_shardings=sharding.batch_sharding(mesh))
+
+  def __call__(self, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    out = []
+    for start in range(0, len(images), self.batch_size):
+      part = slice(start, start + self.batch_size)
+      missing = self.batch_size - len(images[part])
+      batch = {
+        'image': np.pad(images[part], [(0, missing), (0, 0), (0, 0), (0, 0)]),
+        'label': np.pad(labels[part], (0, missing)).astype(np.int32),
+        'key': np.pad(keys[part], (0, missing)).astype(np.int32),
+      }
+      noise = np.asarray(self._step(self._params, sharding.place_batch(batch, self._mesh)))
+      out.append(noise[: self.batch_size - missing])
+    return np.concatenate(out)
+
+
+def _write_holdout(config, name, store, solve, made_from):
+  """A few held-out pictures (training ones where nothing is held out) with their noise, for the sample grids."""
+  path, mark = store / noise_store.HOLDOUT_FILE, noise_store.origin_mark(made_from)
+  if path.exists() and noise_store.read_holdout(store)['origin'] == mark:
+    return
+  split = 'holdout' if config.data.holdout else 'train'
+  total = len(streams.open_source(config.data, split))
+  wide = grids.columns(config)
+  chosen = np.linspace(0, total - 1, min(2 * wide, total)).astype(int)  # spread over the classes of a sorted source
+  images, labels = streams.epoch_pictures(config.data, config.data.resolution, split, chosen)
+  small, _ = streams.epoch_pictures(config.data, config.base_resolution, split, chosen)
+  buffer = io.BytesIO()
+  # Keys past those of the training pictures, so that no noise is drawn twice.
+  keys = len(streams.source_keys(config.data)[1]) + np.arange(len(small))
+  noise = solve(small, labels, keys)
+  _check_finite(noise, keys, name)
+  np.savez(buffer, image=images, label=labels, noise=noise, origin=mark)
+  store.mkdir(parents=True, exist_ok=True)
+  partial = store / 'holdout.partial'
+  partial.write_bytes(buffer.getvalue())
+  partial.replace(path)
+
+
+def _wait_for_shards(config, store, layout, left, name, stop):
+  """Returns when the other hosts' shards are there; raises HostsError where no shard comes for a while."""
+  before, since = -1, time.monotonic()
+  while len(done := shards.finished_shards(store, layout)) < layout.num_shards:
+    _leave_if_asked(stop, name, f'{len(done)} of {layout.num_shards} shards written')
+    if len(done) > before:
+      before, since = len(done), time.monotonic()
+    if time.monotonic() - since > config.barrier_timeout:
+      late = sorted({place % jax.process_count() for place, shard in enumerate(left) if shard not in done})
+      raise distributed.HostsError(f'{name}: no new shard for {config.barrier_timeout} s; missing are shards of '
+                                   f'process {", ".join(map(str, late))}. See its log.')
+    time.sleep(1)
+
+
+def _close(config, store, layout, name, made_from):
+  """Writes the manifest."""
+  shape = (config.base_resolution, config.base_resolution, config.data.channels)
+  manifest = noise_store.write_manifest(store, layout, shape, config.phases[name].dtype, made_from)
+  _judge(config, name, f'{layout.count} pairs', manifest['mean'], manifest['std'])
+
+
+def _close_without_store(config, store, count, name, made_from):
+  """Writes the manifest that later phases check; `count` pairs are theirs to invert."""
+  noise = noise_store.read_holdout(store)['noise']
+  noise_store.write_promise(store, count, made_from)
+  print(f'{name}: nothing is stored; the phases that read {name} invert inside their steps', flush=True)
+  _judge(config, name, f'{len(noise)} held-out pictures', noise.mean(), noise.std())
+
+
+def _judge(config, name, what, mean, std):
+  """Says how near the noise is to the prior."""
+  sigma_max = config.diffusion.sigma_max
+  print(f'{name}: {what}, noise of mean {mean:.2f} and standard deviation {std:.2f} (the prior: 0 and {sigma_max:g})',
+        flush=True)
+  if std < SMALLEST_RELATIVE_STD * sigma_max:
+    remedy = ', or set standardize_noise = True in the phases that read this noise' if config.phases[name].store else ''
+    logging.warning('%s: the inverted noise is narrower than the prior: the teacher is under-trained. '
+                    'Train it longer%s.', name, remedy)

@@ -1,0 +1,273 @@
+"""The one training loop: teacher, distill and grow differ only in state and train step."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from pagoda_jax import config as configs
+from pagoda_jax.data import noise_store
+from pagoda_jax.data import stream as streams
+from pagoda_jax.method import microbatch
+from pagoda_jax.runtime import distributed, sharding
+from pagoda_jax.runtime.interrupts import Interrupted
+from pagoda_jax.runtime.progress import Progress
+from pagoda_jax.stages import distill, grow, models, state, teacher
+from pagoda_jax.training import checkpoints, grids, inverting, logs, starts, workdir
+from pagoda_jax.weights import frozen_weights
+
+MAX_SKIPPED_IN_A_ROW = 3
+
+
+class Diverged(RuntimeError):
+  """Loss or gradients stayed non-finite; the last checkpoint is good."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """What the loop needs of one phase.
+
+  Attributes:
+    step: step(state, batch, frozen, rng) -> (state, metrics).
+    init: init() -> (state at step 0, host or device arrays; what it starts from, in words).
+    stream: what it trains on.
+    frozen: parameters of frozen feature networks, and of the teacher that inverts inside the step, host arrays;
+      {} without any.
+  """
+
+  networks: models.Networks
+  step: Callable[..., Any]
+  init: Callable[[], Any]
+  stream: streams.Stream
+  frozen: dict = dataclasses.field(default_factory=dict)
+
+
+def key_of(seed: int, name: str) -> jax.Array:
+  """The phase's random key: of the experiment's seed and the phase's name alone."""
+  return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) % 2**31)
+
+
+def make_step(config, name: str, num_devices: int = 1) -> tuple[models.Networks, Callable[..., Any]]:
+  """(networks, step(state, batch, frozen, rng) -> (state, metrics)) of a phase of stage teacher, distill or grow."""
+  phase, networks = config.phases[name], models.build(config, name)
+  if phase.get('noise') and not config.phases[phase.noise].store:
+    networks = dataclasses.replace(networks, invert=inverting.make_inverter(config, phase.noise))
+  parts = microbatch.count_parts(phase.batch_size, num_devices, config.microbatch)
+  make = {'teacher': teacher, 'distill': distill, 'grow': grow}[phase.stage].make_train_step
+  return networks, make(networks, phase, parts)
+
+
+def make_phase(config, folder, name: str, num_devices: int = 1) -> Phase:
+  """Networks, step, initial state and data of a phase of stage teacher, distill or grow."""
+  phase = config.phases[name]
+  networks, step = make_step(config, name, num_devices)
+  seed = int(zlib.crc32(name.encode()) + config.seed) % 2**31
+  init_key = key_of(config.seed, f'{name}/init')
+  resolution = configs.phase_resolution(config, name)
+  if phase.stage == 'teacher':
+    stream = streams.Stream(config.data, resolution, seed)
+    init = functools.partial(init_teacher, config, folder, name, networks, init_key)
+    return Phase(networks, step, init, stream)
+  teacher_params = inverting.check_store(config, folder, phase.noise)
+  frozen = frozen_weights.load(config, name)
+  store = epath.Path(folder) / phase.noise
+  if config.phases[phase.noise].store:
+    noise = noise_store.open_store(store, networks.sigma_max, phase.standardize_noise)
+  else:
+    noise = streams.ToInvert(noise_store.read_manifest(store)['count'], config.base_resolution)
+    frozen = frozen | {'teacher': teacher_params}
+  stream = streams.Stream(config.data, resolution, seed, noise, phase.pairs_fraction)
+  init = functools.partial(init_generator, config, folder, name, networks, frozen, init_key)
+  return Phase(networks, step, init, stream, frozen)
+
+
+def init_teacher(config, folder, name: str, networks, key) -> tuple[state.TeacherState, str]:
+  """The teacher's state at step 0: fresh parameters, or those at init_from; and which, in words."""
+  phase = config.phases[name]
+  if phase.init_from:
+    params, where = starts.read_start(config, folder, name)
+    return state.init_teacher(state.copy(params), phase), f'starts from {where}'
+  return state.init_teacher(models.init_unet(networks.unet, key), phase), 'starts afresh'
+
+
+def init_generator(config, folder, name: str, networks, frozen, key) -> tuple[state.GeneratorState, str]:
+  """The generator's state at step 0: a copy of the teacher, or the generator before it, grown; said in words."""
+  phase = config.phases[name]
+  resolution = configs.phase_resolution(config, name)
+  generator_key, discriminator_key = jax.random.split(key)
+  params, where = starts.read_start(config, folder, name)
+  fixed = {}
+  if phase.stage == 'grow':
+    fresh = models.init_unet(networks.unet, generator_key)
+    start = configs.start_resolution(config, name)
+    params, fixed, report = grow.grown_params(fresh, params, start, resolution)
+    where = f'{where}, grown: {report}'
+  discriminator = models.init_discriminator(networks, frozen, resolution, discriminator_key)
+  discriminator, embedding = frozen_weights.with_class_embedding(config, name, discriminator)
+  begun = state.init_generator(state.copy(params), state.copy(fixed), discriminator, phase)
+  return begun, '\n'.join(filter(None, (f'starts from {where}', embedding)))
+
+
+def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> None:
+  """Trains a phase to its end, from its newest checkpoint if it has one.
+
+  Args:
+    config, folder, name: experiment, work directory, phase.
+    stop: the interrupts.StopRequest of the run.
+    max_steps: caps the phase's steps, for smoke runs.
+
+  Raises:
+    Interrupted: it was asked to stop, and has saved.
+    Diverged: three steps in a row were not finite.
+    CheckpointError, NoiseStoreError: what it starts from cannot be used.
+  """
+  mesh = sharding.make_mesh(**config.mesh)
+  with jax.set_mesh(mesh):
+    loop = _Loop(config, epath.Path(folder), name, workdir.target(config, name, max_steps), mesh)
+    try:
+      loop.run(stop)
+    except checkpoints.CheckpointError:
+      raise
+    except Exception:
+      loop.finish_save()
+      raise
+    finally:
+      loop.batches.close()  # ends the worker processes, and gives back the memory shared with them
+
+
+class _Loop:
+  """One run of one phase."""
+
+  def __init__(self, config, folder, name, steps, mesh):
+    self.config, self.folder, self.name, self.steps, self.mesh = config, folder, name, steps, mesh
+    self.phase_folder = folder / name
+    self.phase = config.phases[name]
+    self.order = config.order.index(name)
+    # Before Orbax looks: it may set damaged ones aside.
+    self.done = distributed.from_primary(
+      f'{name}: newest checkpoint', functools.partial(checkpoints.newest_good_step, self.phase_folder))
+    kept = config.checkpoint
+    self.saved = checkpoints.Checkpoints(self.phase_folder, kept.keep, kept.keep_every, kept.best, kept.best_mode)
+    self.since_save = []  # config.checkpoint.best, step by step
+    self.parts = make_phase(config, folder, name, mesh.size)
+    self.batches = self.parts.stream.batches(
+      self.phase.batch_size, sharding.local_rows(self.phase.batch_size, mesh))
+    self.rng = jax.jit(lambda: key_of(config.seed, name), out_shardings=sharding.replicated(mesh))()
+    self.frozen = sharding.place(self.parts.frozen, mesh, config.shard_frozen)
+
+  def restored_or_fresh(self):
+    """(state on the mesh, step)."""
+    step = self.done
+    if step is None:
+      begun, said = self.parts.init()
+      distributed.say(f'{self.name}: {said}')
+      return sharding.place(begun, self.mesh), 0
+    target = sharding.abstract(jax.eval_shape(lambda: self.parts.init()[0]), self.mesh)
+    restored, position = self.saved.restore(step, target)
+    self.batches.set_state(position)
+    distributed.say(f'{self.name}: goes on from step {step}')
+    return restored, step
+
+  def run(self, stop):
+    train_state, step = self.restored_or_fresh()
+    shardings = sharding.tree_shardings(train_state, self.mesh)
+    train_step = jax.jit(
+      self.parts.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(self.mesh))
+    )
+    log = logs.MetricLog(self.phase_folder, step)
+    batch_log = logs.JsonLines(self.phase_folder / 'batches.jsonl', step)
+    progress = Progress(self.name, self.steps, step)
+    grid = grids.make(self.config, self.folder, self.name, self.mesh)
+    first = step + 1
+    pending = None  # the last step's metrics: read a step late, so that the device never waits for the host
+    if step < self.steps:
+      if distributed.is_primary():
+        (self.phase_folder / 'evaluation.json').unlink(missing_ok=True)  # of steps that are undone or passed
+      distributed.say(f'{self.name}: {models.count(train_state.params):,} trained parameters; compiling')
+    stopping = False
+    distributed.beat(self.order, step)
+    while step < self.steps and not stopping:
+      batch = next(self.batches)
+      keys = batch['key']
+      batch = sharding.place_batch(drop_keys(batch), self.mesh)
+      train_state, metrics = train_step(train_state, batch, self.frozen, self.rng)
+      step += 1
+      if step == first:
+        jax.block_until_ready(metrics)
+        progress.restart_clock(step)
+      elif pending is not None:
+        self.report(step - 1, pending, log, progress)
+      pending = metrics
+      distributed.beat(self.order, step)
+      if self.config.log.batches:
+        batch_log.write(step, {'keys': sharding.gathered(keys, self.mesh).tolist()})
+      stopping = stop.wanted(self.name, step)
+      saving = stopping or step == self.steps or step % self.config.checkpoint.every_steps == 0
+      if saving:  # what belongs to a step is written before its checkpoint: a run that goes on from there has it all
+        self.report(step, metrics, log, progress, force=stopping or step == self.steps)
+        log.flush()
+        batch_log.flush()
+        pending = None
+      if grid and not stopping and (step == self.steps or step % self.config.log.samples_every == 0):
+        grid(self.phase_folder / 'samples' / f'step_{step:08d}.png', train_state)
+      if saving:
+        self.saved.save(step, train_state, self.batches.get_state(), self.mean_since_save())
+    distributed.rest()
+    self.saved.wait()
+    self.saved.close()
+    log.close()
+    if step < self.steps:
+      raise Interrupted(
+        f'{self.name}: stopped after step {step} of {self.steps} and saved; start the same command again to go on',
+        stop.exit_code,
+      )
+
+  def finish_save(self):
+    """After an error: a save that is under way would be lost with the process."""
+    try:
+      self.saved.wait()
+    except checkpoints.CheckpointError as error:
+      logging.error('%s', error)
+
+  def report(self, step, metrics, log, progress, force=False):
+    """Progress at every step, numbers to the log every log.every_steps and at the end."""
+    self.check(step, metrics)
+    if skipped := int(metrics['skipped_in_a_row']):
+      logging.warning('%s: step %d was not finite and was skipped (%d in a row)', self.name, step, skipped)
+    due = force or step % self.config.log.every_steps == 0
+    values = {key: float(value) for key, value in metrics.items()} if due else {'loss': float(metrics['loss'])}
+    progress.update(step, self.phase.batch_size, {'loss': values['loss']}, force=force)
+    if self.config.checkpoint.best:
+      self.since_save.append(float(metrics[self.config.checkpoint.best]))
+    if due:
+      log.write(step, values | {'images_per_second': round(progress.images_per_second(), 2)})
+
+  def mean_since_save(self) -> float:
+    """Mean of config.checkpoint.best over the steps since the last save; nan without any that was finite."""
+    finite = [value for value in self.since_save if np.isfinite(value)]
+    self.since_save = []
+    return sum(finite) / len(finite) if finite else float('nan')
+
+  def check(self, step, metrics):
+    skipped = int(metrics['skipped_in_a_row'])
+    if skipped >= MAX_SKIPPED_IN_A_ROW:
+      self.saved.wait()
+      latest = self.saved.latest_step()
+      kept = 'There is no checkpoint yet' if latest is None else f'The last checkpoint, of step {latest}, is good'
+      raise Diverged(
+        f'{self.name}: loss or gradients were not finite in steps {step - skipped + 1} to {step}; stopped. {kept}; '
+        f'the same command goes on from step {latest or 0} with the same data and random numbers. Look for numbers '
+        'that are not finite in what it reads; otherwise a lower learning rate or float32 precision may help, with '
+        'the phase begun anew.'
+      )
+
+
+def drop_keys(batch: dict) -> dict[str, np.ndarray]:
+  """The batch without what is only there to be logged: keys, but where pictures are inverted by them."""
+  return batch if 'base_image' in batch else {key: value for key, value in batch.items() if key != 'key'}

@@ -1,0 +1,131 @@
+"""What a phase starts from: an earlier phase of its run, or weights from outside it (`init_from`)."""
+
+import hashlib
+import json
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from pagoda_jax.networks import growth
+from pagoda_jax.networks.unet import UNet
+from pagoda_jax.stages import architectures, models
+from pagoda_jax.training import checkpoints
+from pagoda_jax.weights.convert import folders
+
+# stage -> the key that names the earlier phase
+REFERENCES = {'invert': 'teacher', 'distill': 'teacher', 'grow': 'start'}
+_UNET_FORMATS = ('edm', 'pagoda')
+
+
+class StartError(ValueError):
+  """What `init_from` names cannot start the phase; the message says why, leaf by leaf or key by key."""
+
+
+def read_start(config, folder, name: str) -> tuple[dict, str]:
+  """(parameters, where they come from in words) that phase `name` starts from.
+
+  Args:
+    config: the experiment.
+    folder: its work directory.
+    name: a phase that names an earlier one, or has an `init_from`.
+
+  Raises:
+    StartError: there is nothing at init_from, or a network with other options.
+    CheckpointError: parameters of another network, leaf by leaf; or a damaged checkpoint.
+    ConversionError: a damaged converted folder.
+  """
+  phase = config.phases[name]
+  if phase.init_from:
+    return _read_outside(config, name)
+  source = epath.Path(folder) / phase[REFERENCES[phase.stage]]
+  params, step = checkpoints.read_generator(source)
+  where = f'{source}, step {step}'
+  if phase.stage != 'grow':
+    check_same_tree(_shapes(models.make_unet(config, name)), params, where)
+  return params, where
+
+
+def mark(init_from: str) -> str:
+  """A short text that changes with what lies at `init_from`, but not with where it lies."""
+  path = _checked(init_from)
+  if folders.is_converted(path):
+    values = folders.read_description(path)
+    return f'weights {_digest([values["source"], values["options"]])}'
+  identity = json.loads((path / 'config.json').read_text())['identity']
+  return f'phase {path.name} {_digest(identity)} at step {max(checkpoints.finished_steps(path))}'
+
+
+def _digest(values) -> str:
+  return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _checked(init_from: str) -> epath.Path:
+  path = epath.Path(init_from).expanduser()
+  is_phase = (path / 'config.json').exists() and checkpoints.finished_steps(path)
+  if not folders.is_converted(path) and not is_phase:
+    raise StartError(
+      f'init_from = {str(init_from)!r}: neither a folder that `pagoda convert` has written nor a phase of another '
+      'run (WORKDIR/PHASE) with a checkpoint'
+    )
+  return path
+
+
+def _read_outside(config, name: str) -> tuple[dict, str]:
+  path = _checked(config.phases[name].init_from)
+  theirs = _network_at(path)
+  ours = _expected(config, name)
+  if rows := architectures.differences(theirs, ours):
+    raise StartError(f'{path}: a network with other options than phase {name} has:\n  ' + '\n  '.join(rows))
+  if folders.is_converted(path):
+    variables, _ = folders.load_converted(path)
+    params, where = variables['params'], str(path)
+  else:
+    params, step = checkpoints.read_generator(path)
+    where = f'{path}, step {step}'
+  shapes = _shapes(ours)
+  check_same_tree(shapes, params, where)
+  _, report = growth.grow_params(shapes, params)
+  return params, f'{where}: {report}'
+
+
+def _network_at(path: epath.Path) -> UNet:
+  """The network whose weights a folder holds, without reading them."""
+  if folders.is_converted(path):
+    description = folders.read_description(path)
+    if description['format'] not in _UNET_FORMATS:
+      raise StartError(f'{path}: weights of format {description["format"]}; a phase starts from a U-Net, of '
+                       f'{" or ".join(_UNET_FORMATS)}')
+    return UNet(**description['options'])
+  there = json.loads((path / 'config.json').read_text())
+  return models.make_unet(ConfigDict(there['config']), there['phase'])
+
+
+def _expected(config, name: str) -> UNet:
+  """The network that `init_from` must hold: the phase's own, or the one that a growth phase grows."""
+  unet = models.make_unet(config, name)
+  if config.phases[name].stage != 'grow':
+    return unet
+  return unet.clone(grown=unet.grown[: len(config.phases[name].init_levels)])
+
+
+def _shapes(unet: UNet):
+  return jax.eval_shape(lambda: models.fresh_params(unet, jax.random.key(0)))
+
+
+def check_same_tree(expected, found, where: str) -> None:
+  """Refuses parameters of another network.
+
+  Raises:
+    CheckpointError: names the leaves that are missing, unexpected or of another shape.
+  """
+  expected = {path: tuple(leaf.shape) for path, leaf in checkpoints.flat_leaves(expected).items()}
+  found = {path: tuple(leaf.shape) for path, leaf in checkpoints.flat_leaves(found).items()}
+  rows = [
+    f'  {path}: there {found.get(path, "absent")}, needed {expected.get(path, "absent")}'
+    for path in sorted({*expected, *found})
+    if expected.get(path) != found.get(path)
+  ]
+  if rows:
+    more = [f'  ... and {len(rows) - 20} more'] if len(rows) > 20 else []
+    raise checkpoints.CheckpointError(f'{where}: of another network:\n' + '\n'.join(rows[:20] + more))

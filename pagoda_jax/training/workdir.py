@@ -1,0 +1,214 @@
+"""The work directory: <phase>/{checkpoints/, metrics.jsonl, samples/, config.json}, and whose it is."""
+
+import json
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from pagoda_jax.data import noise_store
+from pagoda_jax.data import stream as streams
+from pagoda_jax.runtime import distributed
+from pagoda_jax.runtime.files import write_json
+from pagoda_jax.training import checkpoints, starts
+
+# What may differ between two runs of one phase: how long, on what, and how much is written down.
+# What lies at init_from is compared itself, by `check_inputs`.
+FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify')
+INVERTED_WITH = 'inverted_with'  # in inputs.json: which network made a generator phase's noise
+SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')
+
+
+class WorkdirError(ValueError):
+  """The work directory belongs to another experiment, or lacks what a phase starts from."""
+
+
+def upstream(config, name: str) -> list[str]:
+  """The phases that `name` reads from, directly."""
+  phase = config.phases[name]
+  return [phase[key] for key in ('teacher', 'noise', 'start') if phase.get(key)]
+
+
+def identity(config, name: str) -> dict:
+  """Flat key -> value of everything that decides what a phase computes."""
+  names, queue = [], [name]
+  while queue:
+    names.append(queue.pop())
+    queue += upstream(config, names[-1])
+  values = {key: config[key] for key in SHARED_GROUPS} | {'phases': {n: config.phases[n] for n in names}}
+  values['data_sha256'] = streams.open_source(config.data).digest  # wherever the pictures lie
+  return {
+    key: value
+    for key, value in _flat(json.loads(as_json(values)), 'config').items()
+    if key.rsplit('.', 1)[-1] not in FREE_KEYS
+  }
+
+
+def as_json(values) -> str:
+  """JSON of nested dicts and ConfigDicts."""
+  return json.dumps(values, default=lambda x: x.to_dict() if isinstance(x, ConfigDict) else list(x))
+
+
+def _flat(value, path):
+  if isinstance(value, dict):
+    return {k: v for key, child in value.items() for k, v in _flat(child, f'{path}.{key}').items()}
+  return {path: value}
+
+
+def check_claim(folder, config, name: str) -> None:
+  """Refuses a folder that holds a phase of another experiment.
+
+  Raises:
+    WorkdirError: lists each key that differs.
+  """
+  path = epath.Path(folder) / name / 'config.json'
+  if not path.exists():
+    return
+  if rows := _differences(json.loads(path.read_text())['identity'], identity(config, name)):
+    raise WorkdirError(
+      f'{path.parent}: holds phase {name} of another experiment; what differs:\n' + '\n'.join(rows)
+      + '\nUse another --workdir, or the config that the phase was made with.'
+    )
+
+
+def _differences(found: dict, wanted: dict) -> list[str]:
+  return [
+    f'  {key}: there {found.get(key, "absent")!r}, here {wanted.get(key, "absent")!r}'
+    for key in sorted({*found, *wanted})
+    if found.get(key) != wanted.get(key)
+  ]
+
+
+def check_same_everywhere(config, names) -> None:
+  """Refuses processes that were started with another config or other pictures than process 0.
+
+  Raises:
+    WorkdirError: lists each key that differs.
+  """
+
+  def mine():
+    return {f'{name}: {key}': value for name in names for key, value in identity(config, name).items()}
+
+  if rows := _differences(distributed.from_primary('config', mine), mine()):
+    raise WorkdirError('this process was started with another config than process 0; what differs:\n'
+                       + '\n'.join(rows))
+
+
+def claim(folder, config, name: str) -> None:
+  """Writes a phase's config.json, after `check_claim`."""
+  check_claim(folder, config, name)
+  path = epath.Path(folder) / name / 'config.json'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  values = {'phase': name, 'identity': identity(config, name), 'config': json.loads(as_json(config))}
+  write_json(path, values)
+
+
+def read_config(folder) -> ConfigDict:
+  """The experiment whose phases a work directory holds, as its newest config.json has it.
+
+  Raises:
+    WorkdirError: there is none.
+  """
+  paths = list(epath.Path(folder).glob('*/config.json'))
+  if not paths:
+    raise WorkdirError(f'{folder}: no phase of any experiment there; start one with `pagoda run`')
+  newest = max(paths, key=lambda path: path.stat().mtime)
+  return ConfigDict(json.loads(newest.read_text())['config'], sort_keys=False)
+
+
+def progress(folder, config, name: str) -> int:
+  """How far a phase has come: steps of its newest checkpoint, or pairs of a finished noise store; 0 for nothing.
+
+  A store that a part has been lost of since is not finished: the invert phase makes that part anew.
+  """
+  phase_folder = epath.Path(folder) / name
+  if config.phases[name].stage != 'invert':
+    return max(checkpoints.finished_steps(phase_folder), default=0)
+  if not (phase_folder / noise_store.MANIFEST).exists():
+    return 0
+  manifest = noise_store.read_manifest(phase_folder)
+  return 0 if noise_store.lost_parts(phase_folder, manifest) else manifest['count']
+
+
+def last_finished(folder, config) -> str:
+  """The last phase in the order that has images to give.
+
+  Raises:
+    WorkdirError: none has a checkpoint yet.
+  """
+  for name in reversed(config.order):
+    if config.phases[name].stage != 'invert' and progress(folder, config, name):
+      return name
+  raise WorkdirError(f'{folder}: no phase there has a checkpoint yet; start one with `pagoda run`')
+
+
+def target(config, name: str, max_steps: int | None = None) -> int:
+  """What `progress` reaches when the phase is finished; `max_steps` caps it for smoke runs."""
+  phase = config.phases[name]
+  if phase.stage != 'invert':
+    return min(phase.steps, max_steps or phase.steps)
+  pairs = len(streams.source_keys(config.data)[1])
+  return min(pairs, max_steps * phase.batch_size) if max_steps else pairs
+
+
+def check_inputs(folder, config, name: str) -> dict[str, int | str]:
+  """Progress of each phase that `name` reads from, and the mark of what lies at its init_from.
+
+  Raises:
+    WorkdirError: one has nothing to read yet; or `name` had started from something else, or from the same
+      phase before that went on.
+  """
+  inputs = {}
+  for other in upstream(config, name):
+    inputs[other] = progress(folder, config, other)
+    if not inputs[other]:
+      raise WorkdirError(
+        f'{epath.Path(folder) / other}: {_lacking(folder, config, other)}, and phase {name} starts from it; '
+        f'run {other} first'
+      )
+  init_from = config.phases[name].get('init_from')
+  if init_from:
+    inputs['init_from'] = starts.mark(init_from)
+  noise = config.phases[name].get('noise')
+  if noise:
+    inverted = noise_store.read_manifest(epath.Path(folder) / noise)['origin']['teacher_sha256']
+    inputs[INVERTED_WITH] = f'{noise} with teacher {inverted[:16]}'
+  path = epath.Path(folder) / name / 'inputs.json'
+  if path.exists() and progress(folder, config, name):
+    _check_same_inputs(path.parent, json.loads(path.read_text()), inputs, init_from)
+  else:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, inputs)
+  return inputs
+
+
+def _lacking(folder, config, name):
+  path = epath.Path(folder) / name
+  if config.phases[name].stage != 'invert' or not (path / noise_store.MANIFEST).exists():
+    return 'nothing finished there'
+  return f'damaged or missing: {", ".join(noise_store.lost_parts(path, noise_store.read_manifest(path)))}'
+
+
+def _check_same_inputs(folder, before, inputs, init_from):
+  teacher = inputs.get(INVERTED_WITH)
+  if before.get(INVERTED_WITH, teacher) != teacher:
+    raise WorkdirError(
+      f'{folder}: read the noise of {before[INVERTED_WITH]}, and what is there now is {teacher}; '
+      f'delete {folder} to make {folder.name} again'
+    )
+  for other, step in inputs.items():
+    if other in ('init_from', INVERTED_WITH):
+      continue
+    if before.get(other, step) > step:
+      raise WorkdirError(
+        f'{folder}: was made from {other} at step {before[other]}, which is back at step {step}; run {other} first'
+      )
+    if before.get(other, step) != step:
+      raise WorkdirError(
+        f'{folder}: was made from {other} at step {before[other]}, which has gone on to step {step}; '
+        f'delete {folder} to make {folder.name} again'
+      )
+  if before.get('init_from') != inputs.get('init_from'):
+    raise WorkdirError(
+      f'{folder}: started from {before.get("init_from", "no init_from")}, and init_from = {init_from!r} is '
+      f'{inputs.get("init_from", "empty")}; delete {folder} to make {folder.name} again'
+    )

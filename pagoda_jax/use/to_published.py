@@ -1,0 +1,45 @@
+"""A trained phase as a network of the published code."""
+
+import dataclasses
+
+from etils import epath
+
+from pagoda_jax.stages import models
+from pagoda_jax.training import checkpoints, workdir
+from pagoda_jax.weights.convert.formats import Converted
+from pagoda_jax.weights.convert.mapping import ConversionError
+
+# What a config calls the network's form -> the published format with that arithmetic.
+_FORMATS = {'guided': 'pagoda', 'edm': 'edm', 'ddpmpp': 'edm'}
+
+
+def read_phase(phase_folder, step: int | None = None, attention_order: str | None = None) -> Converted:
+  """The EMA of a teacher or generator, ready for `formats.to_state_dict`.
+
+  Args:
+    phase_folder: WORKDIR/PHASE.
+    step: of the checkpoint; None takes the newest.
+    attention_order: that the published code will use, for the guided-diffusion form; None: 'flash'.
+
+  Raises:
+    ConversionError: no published code computes such a network.
+    CheckpointError, WorkdirError: there is no such phase or no checkpoint in it.
+  """
+  phase_folder = epath.Path(phase_folder)
+  config = workdir.read_config(phase_folder.parent)
+  if phase_folder.name not in config.phases or config.phases[phase_folder.name].stage == 'invert':
+    raise ConversionError(f'{phase_folder}: neither a converted folder nor a phase with a network')
+  unet = models.make_unet(config, phase_folder.name)
+  form = config.network.form
+  if form not in _FORMATS or (form != 'guided' and unet.grown):
+    raise ConversionError(f'no published code computes a {"grown " if unet.grown else ""}network of form {form!r}')
+  params, step = checkpoints.read_generator(phase_folder, step)
+  asked = {'attention_order': attention_order or 'flash'} if form == 'guided' else {}
+  said = f', attention in the order {asked["attention_order"]}' if asked else ''
+  return Converted(
+    variables={'params': params},
+    options={f.name: getattr(unet, f.name) for f in dataclasses.fields(unet) if f.name not in ('parent', 'name')},
+    format=_FORMATS[form],
+    leaves_asked=asked,
+    notes=(f'phase {phase_folder.name} at step {step}{said}',),
+  )

@@ -1,0 +1,132 @@
+"""The folder that `pagoda convert` writes: a checkpoint that a phase can start from.
+
+    variables/              Orbax: {'params': ..., other collections}, float32
+    carried.safetensors     their tensors that have no place here, for the way back
+    converted.json          format, options of our network, where the weights came from
+
+It appears whole or not at all: local folders by one rename, gs:// by writing converted.json last.
+"""
+
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+import pagoda_jax
+from pagoda_jax.weights.convert import torch_files
+from pagoda_jax.weights.convert.formats import Converted
+from pagoda_jax.weights.convert.mapping import ConversionError
+
+DESCRIPTION = 'converted.json'
+
+
+def is_converted(folder) -> bool:
+  """Whether a folder is one of `write_converted`'s."""
+  return (epath.Path(folder) / DESCRIPTION).exists()
+
+
+def write_converted(folder, converted: Converted, source: dict) -> None:
+  """Writes the folder.
+
+  Args:
+    folder: must not exist; local or gs://.
+    converted: what to write.
+    source: JSON values on where it came from; 'sha256' of the file is what later checks compare.
+
+  Raises:
+    ConversionError: the folder exists.
+  """
+  folder = epath.Path(folder).absolute() if '://' not in str(folder) else epath.Path(folder)
+  if folder.exists():
+    raise ConversionError(f'{folder} exists already; remove it, or choose another --output')
+  remote = '://' in str(folder)
+  target = folder if remote else folder.parent / f'.{folder.name}.{os.getpid()}.tmp'
+  try:
+    target.mkdir(parents=True)
+    # Random-looking numbers do not compress, and trying takes their size again in memory.
+    with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
+      checkpointer.save(target / 'variables', converted.variables)
+    if converted.carried:
+      torch_files.write_safetensors(target / 'carried.safetensors', converted.carried)
+    (target / DESCRIPTION).write_text(json.dumps(_description(converted, source), indent=2) + '\n')
+    if not remote:
+      target.rename(folder)
+  except BaseException:
+    shutil.rmtree(target, ignore_errors=True) if not remote else target.rmtree(missing_ok=True)
+    raise
+
+
+def _description(converted: Converted, source: dict) -> dict:
+  return {
+    'format': converted.format,
+    'options': converted.options,
+    'leaves_asked': converted.leaves_asked,
+    'parameters': sum(int(np.size(leaf)) for leaf in jax.tree.leaves(converted.variables['params'])),
+    'source': source,
+    'notes': converted.notes,
+    'pagoda_jax': pagoda_jax.__version__,
+  }
+
+
+def read_description(folder) -> dict:
+  """converted.json, with sequences as tuples.
+
+  Raises:
+    ConversionError: the folder is not one of `write_converted`'s.
+  """
+  path = epath.Path(folder) / DESCRIPTION
+  if not path.exists():
+    raise ConversionError(f'{folder}: no {DESCRIPTION} there; make such a folder with `pagoda convert`')
+  try:
+    return _tuples(json.loads(path.read_text()))
+  except ValueError as error:
+    raise ConversionError(f'{path}: damaged ({error})') from error
+
+
+def _tuples(value):
+  if isinstance(value, dict):
+    return {name: _tuples(child) for name, child in value.items()}
+  return tuple(_tuples(child) for child in value) if isinstance(value, list) else value
+
+
+def load_converted(folder) -> tuple[dict, dict]:
+  """(variables, options) of a converted network.
+
+  Returns:
+    variables: {'params': ..., other collections} as NumPy arrays in float32.
+    options: arguments of our module.
+
+  Raises:
+    ConversionError: the folder is not one of `write_converted`'s, or is damaged.
+  """
+  converted = read_folder(folder)
+  return converted.variables, converted.options
+
+
+def read_folder(folder) -> Converted:
+  """Everything that `write_converted` was given; errors as `load_converted`."""
+  description = read_description(folder)
+  carried = epath.Path(folder) / 'carried.safetensors'
+  return Converted(
+    variables=_read_variables(epath.Path(folder) / 'variables'),
+    options=description['options'],
+    format=description['format'],
+    carried=torch_files.read(carried, strip=()).tensors if carried.exists() else {},
+    leaves_asked=description['leaves_asked'],
+  )
+
+
+def _read_variables(path: epath.Path) -> dict:
+  path = path.absolute() if '://' not in str(path) else path
+  try:
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      tree = checkpointer.metadata(path).item_metadata.tree
+      restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+      return checkpointer.restore(path, ocp.args.PyTreeRestore(item=tree, restore_args=restore_args))
+  except Exception as error:  # tensorstore and Orbax raise many kinds
+    lines = str(error).splitlines()[:8]
+    raise ConversionError(f'{path}: damaged, convert the published file again: ' + '\n'.join(lines)) from error

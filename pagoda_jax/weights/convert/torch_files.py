@@ -1,0 +1,306 @@
+"""Reading and writing files of PyTorch weights without torch and without running code in them.
+
+`read` takes .pt / .pth (the zip format and the older one), .safetensors, .npz and NVIDIA's .pkl; the
+content decides, not the suffix. Numbers stay in the file until they are used: what comes back are
+memory-mapped views wherever the format stores them plainly.
+"""
+
+import dataclasses
+import io
+import json
+import lzma
+import mmap
+import os
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from pagoda_jax.weights.convert import state_dicts, unpickle
+from pagoda_jax.weights.convert.unpickle import DTYPES, Storage, WeightsFileError
+
+SUFFIXES = ('.pt', '.pth', '.bin', '.ckpt', '.safetensors', '.npz', '.pkl')
+_SAFETENSORS_NAMES = {
+  'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'F8_E4M3': 'float8_e4m3fn',
+  'F8_E5M2': 'float8_e5m2', 'I64': 'int64', 'I32': 'int32', 'I16': 'int16', 'I8': 'int8', 'U64': 'uint64',
+  'U32': 'uint32', 'U16': 'uint16', 'U8': 'uint8', 'BOOL': 'bool', 'C64': 'complex64',
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFile:
+  """The tensors of a weights file.
+
+  Attributes:
+    tensors: name -> array, in the file's own types (bfloat16 as ml_dtypes'); read-only views.
+    format: 'torch', 'torch (before 1.6)', 'safetensors', 'npz' or 'pickle'.
+    taken: what was taken, in words: the whole file, or which key and what was left aside.
+    key: that key; '' for the whole file.
+  """
+
+  tensors: dict[str, np.ndarray]
+  format: str
+  taken: str
+  key: str = ''
+
+
+def read(path, key: str = '', strip: tuple[str, ...] = ('module.',)) -> TensorFile:
+  """Reads a weights file, local or gs://.
+
+  Args:
+    path: the file.
+    key: which entry of a checkpoint to take, '/'-joined when nested; '' prefers an average (EMA) to raw
+      weights, see `state_dicts.choose`, and logs what it took.
+    strip: prefixes to take off where every name carries them; '_orig_mod.' always goes.
+
+  Raises:
+    FileNotFoundError: no such file.
+    UnsafeFileError: it holds a pickle that could run code; nothing of it was run.
+    WeightsFileError: a directory, an unknown, truncated or corrupted file, or no tensors under `key`.
+  """
+  path = epath.Path(path)
+  _check_is_file(path)
+  try:
+    name, content = _content(_mapped(path), path.suffix.lower())
+    choice = state_dicts.choose(content, key)
+    tensors = state_dicts.without_wrappers(choice.tensors, strip)
+  except WeightsFileError as error:
+    raise type(error)(f'{path}: {error}') from error
+  logging.info('%s: %d tensors taken from %s', path, len(tensors), choice.taken)
+  return TensorFile(tensors, name, choice.taken, choice.key)
+
+
+def _check_is_file(path: epath.Path) -> None:
+  if path.is_dir():
+    inside = sorted(child.name for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
+    hint = f'one of those in it? {", ".join(inside[:8])}' if inside else f'a file ending in {", ".join(SUFFIXES)}'
+    raise WeightsFileError(f'{path} is a directory, and a weights file is needed: {hint}')
+  if not path.exists():
+    raise FileNotFoundError(f'{path}: no such file; `pagoda weights list` names the published ones')
+
+
+def _mapped(path: epath.Path) -> memoryview:
+  """The file's bytes, mapped into memory; a remote file is copied to a temporary one first."""
+  if '://' in str(path):
+    # Unlinked on return; the mapping keeps the data alive.
+    with tempfile.TemporaryDirectory() as folder:
+      local = epath.Path(folder) / path.name
+      path.copy(local)
+      return _mapped(local)
+  with open(path, 'rb') as file:
+    if os.fstat(file.fileno()).st_size == 0:
+      raise WeightsFileError('the file is empty')
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _content(data: memoryview, suffix: str) -> tuple[str, object]:
+  """(format, content) by the first bytes."""
+  head = bytes(data[:64])
+  if head[:2] == b'PK':
+    return _zip_content(data)
+  if unpickle.is_legacy(head):
+    file = _Reader(data)
+    return 'torch (before 1.6)', unpickle.load_legacy(file, lambda start, end: data[start:end], len(data))
+  if len(data) > 9 and head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 2**32:
+    return 'safetensors', _safetensors(data)
+  _refuse_stand_ins(head)
+  if head[:1] == b'\x80' or suffix in SUFFIXES:
+    return 'pickle', unpickle.load(_Reader(data), records=True)
+  raise WeightsFileError(
+    f'unknown content (first bytes {head[:8]!r}); one of {", ".join(SUFFIXES)} is read, whatever its name'
+  )
+
+
+def _refuse_stand_ins(head: bytes) -> None:
+  """What a failed download leaves instead of weights."""
+  text = head.lstrip().lower()
+  if text.startswith(b'version https://git-lfs'):
+    raise WeightsFileError('this is a Git LFS pointer, not the weights: fetch them with `git lfs pull`')
+  if text.startswith((b'<!doctype', b'<html', b'<?xml')):
+    raise WeightsFileError('this is a web page or an error message, not weights: download the file again')
+
+
+class _Reader(io.RawIOBase):
+  """A buffer as a binary file; unlike BytesIO it makes no copy."""
+
+  def __init__(self, data: memoryview):
+    self._data, self._position = data, 0
+
+  def readable(self):
+    return True
+
+  def seekable(self):
+    return True
+
+  def tell(self):
+    return self._position
+
+  def seek(self, offset, whence=os.SEEK_SET):
+    base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._data)}[whence]
+    self._position = base + offset
+    return self._position
+
+  def readinto(self, buffer):
+    count = min(len(buffer), max(len(self._data) - self._position, 0))
+    buffer[:count] = self._data[self._position : self._position + count]
+    self._position += count
+    return count
+
+  def read(self, size=-1):
+    end = len(self._data) if size is None or size < 0 else min(self._position + size, len(self._data))
+    chunk = bytes(self._data[self._position : end])
+    self._position = max(end, self._position)
+    return chunk
+
+  def readline(self, size=-1):
+    # Only text opcodes ask for lines, and those are short.
+    limit = self._position + (size if size is not None and size >= 0 else 1 << 16)
+    chunk = bytes(self._data[self._position : limit])
+    line = chunk[: chunk.find(b'\n') + 1] or chunk
+    self._position += len(line)
+    return line
+
+
+# What Python's zip reader raises on damaged bytes; RuntimeError is for what looks encrypted.
+_ZIP_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
+_ZIP_DAMAGE += (ValueError, OSError, EOFError, RuntimeError)
+
+
+def _zip_content(data: memoryview) -> tuple[str, object]:
+  try:
+    archive = zipfile.ZipFile(_Reader(data))
+  except _ZIP_DAMAGE as error:
+    raise WeightsFileError(f'truncated or corrupted: the zip directory at its end cannot be read ({error})') from error
+  entries = {entry.filename: entry for entry in archive.infolist()}
+  pickles = [name for name in entries if name.endswith('/data.pkl') or name == 'data.pkl']
+  if pickles:
+    return 'torch', _torch_zip(data, archive, entries, pickles[0].removesuffix('data.pkl'))
+  arrays = [name for name in entries if name.endswith('.npy')]
+  if arrays:
+    return 'npz', {name.removesuffix('.npy'): _npy(_entry(data, archive, entries[name])) for name in arrays}
+  raise WeightsFileError(f'a zip file without weights; it holds {", ".join(list(entries)[:5]) or "nothing"}')
+
+
+def _entry(data: memoryview, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> memoryview:
+  """The bytes of a member: a view where it is stored plainly, checked against its CRC."""
+  damaged = f'truncated or corrupted: its member {entry.filename}'
+  if entry.compress_type != zipfile.ZIP_STORED:
+    try:
+      return memoryview(archive.read(entry))
+    except _ZIP_DAMAGE as error:
+      raise WeightsFileError(f'{damaged} cannot be unpacked ({error})') from error
+  header = bytes(data[entry.header_offset : entry.header_offset + 30])
+  if header[:4] != b'PK\x03\x04':
+    raise WeightsFileError(f'{damaged} has no header')
+  start = entry.header_offset + 30 + sum(struct.unpack('<HH', header[26:30]))
+  view = data[start : start + entry.file_size]
+  # torch can be told to leave the checksums out; it then writes zeros.
+  if len(view) != entry.file_size or (entry.CRC and zlib.crc32(view) != entry.CRC):
+    raise WeightsFileError(f'{damaged} does not match its checksum')
+  return view
+
+
+def _torch_zip(data: memoryview, archive: zipfile.ZipFile, entries: Mapping, root: str):
+  """The object that torch.save put into a zip file, with its storages as views of it."""
+  if f'{root}constants.pkl' in entries:
+    raise WeightsFileError('a TorchScript program, not a state dict; save module.state_dict() instead')
+  if f'{root}byteorder' in entries and bytes(_entry(data, archive, entries[f'{root}byteorder'])) != b'little':
+    raise WeightsFileError('written on a big-endian machine; only little-endian files are read')
+  storages = {}
+
+  def storage(pid):
+    _, cls, key, _, _, *_ = pid
+    if key not in storages:
+      member = f'{root}data/{key}'
+      if member not in entries:
+        raise WeightsFileError(f'truncated or corrupted: its member {member} is missing')
+      storages[key] = Storage(cls.dtype, _entry(data, archive, entries[member]))
+    return storages[key]
+
+  return unpickle.load(_Reader(_entry(data, archive, entries[f'{root}data.pkl'])), storage)
+
+
+def _npy(view: memoryview) -> np.ndarray:
+  """A .npy member as a view; raises WeightsFileError for Python objects."""
+  head = io.BytesIO(view[: 1 << 16])
+  try:
+    version = np.lib.format.read_magic(head)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, fortran, dtype = readers[version](head)
+    if dtype.hasobject:
+      raise unpickle.UnsafeFileError('an array of Python objects, which NumPy stores as a pickle: refused')
+    flat = np.frombuffer(view[head.tell() :], dtype)
+    return flat.reshape(shape, order='F' if fortran else 'C')
+  except unpickle.UnsafeFileError:
+    raise
+  except (ValueError, KeyError) as error:
+    raise WeightsFileError(f'truncated or corrupted array: {error}') from error
+
+
+def _safetensors(data: memoryview) -> dict[str, np.ndarray]:
+  """The tensors of a .safetensors file: a JSON table of (type, shape, byte range), then the bytes."""
+  start = 8 + int.from_bytes(data[:8], 'little')
+  try:
+    table = json.loads(bytes(data[8:start]))
+    rows = {name: row for name, row in table.items() if name != '__metadata__'}
+    if start > len(data):
+      raise ValueError('its table is cut off')
+    return {name: _safetensor(data[start:], **row) for name, row in rows.items()}
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    raise WeightsFileError(f'truncated or corrupted: {error}') from error
+
+
+def _safetensor(data: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
+  begin, end = data_offsets
+  if not 0 <= begin <= end <= len(data):
+    raise ValueError(f'a tensor ends at byte {end} of {len(data)}')
+  return np.frombuffer(data[begin:end], DTYPES[_SAFETENSORS_NAMES[dtype]]).reshape(shape)
+
+
+def write_safetensors(path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+  """Writes a .safetensors file at once: a reader sees the old file or the whole new one.
+
+  Args:
+    path: local or gs://; its folder is made.
+    tensors: name -> array.
+    metadata: text entries for the file's header.
+
+  Raises:
+    ValueError: an array of a type that the format has no name for.
+  """
+  names = {DTYPES[ours]: theirs for theirs, ours in _SAFETENSORS_NAMES.items()}
+  table, offset = ({'__metadata__': dict(metadata)} if metadata else {}), 0
+  for name, value in tensors.items():
+    if np.asarray(value).dtype not in names:
+      raise ValueError(f'{name}: .safetensors has no type for {np.asarray(value).dtype}')
+    end = offset + np.asarray(value).nbytes
+    table[name] = {'dtype': names[np.asarray(value).dtype], 'shape': np.shape(value), 'data_offsets': [offset, end]}
+    offset = end
+  header = json.dumps(table).encode()
+  header += b' ' * (-len(header) % 8)  # so that the numbers are aligned
+  write_atomically(path, lambda file: _write_parts(file, header, tensors.values()))
+
+
+def _write_parts(file, header: bytes, values) -> None:
+  file.write(struct.pack('<Q', len(header)) + header)
+  for value in values:
+    file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+
+
+def write_atomically(path, write: Callable) -> None:
+  """Calls `write` on a temporary file beside `path`, then renames it; nothing is left of a failure."""
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.parent / f'.{path.name}.{os.getpid()}.tmp'
+  try:
+    with temporary.open('wb') as file:
+      write(file)
+    temporary.replace(path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise

@@ -1,0 +1,137 @@
+"""The parameters of frozen feature networks: read from published files, projections drawn from the seed.
+
+They are an argument of the train step: never donated, never in a checkpoint, never in the program.
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pagoda_jax import config as configs
+from pagoda_jax.method import perception
+from pagoda_jax.stages import models
+from pagoda_jax.weights import locate
+from pagoda_jax.weights.convert import formats, random_projections, stylegan_xl, torch_files
+
+LPIPS_FILES = ('vgg16', 'lpips_vgg')
+# Of EfficientNet-lite0 on ImageNet; the heads on every feature network start with it (StyleGAN-XL).
+CLASS_EMBEDDING = 'in_embeddings_tf_efficientnet_lite0'
+IMAGENET_CLASSES = 1000
+
+
+def names(phase) -> list[str]:
+  """The published files that a phase needs, by their names in the registry."""
+  if phase.stage not in configs.GENERATOR_STAGES:
+    return []
+  files = list(_backbones(phase))
+  return files + list(LPIPS_FILES) if phase.reconstruction.distance == 'lpips' else files
+
+
+def check_present(config, phase_names) -> None:
+  """Finds every published file that these phases need, before the first of them runs.
+
+  Raises:
+    MissingWeightsError, WrongDigestError: says which file, where it comes from and where to put it.
+  """
+  for name in dict.fromkeys(file for phase in phase_names for file in names(config.phases[phase])):
+    locate.find(name, config.weights_dir)
+
+
+def load(config, phase_name: str) -> dict:
+  """What a phase's train step takes as `frozen`: {'features': {name: variables}} as host arrays, or {}.
+
+  Raises:
+    MissingWeightsError, WrongDigestError: as `check_present`.
+    ConversionError: a file is of another architecture.
+  """
+  phase = config.phases[phase_name]
+  if not names(phase):
+    return {}
+  features = {name: _projected(config, name) for name in _backbones(phase)}
+  if phase.reconstruction.distance == 'lpips':
+    vgg, linear = (locate.find(name, config.weights_dir) for name in LPIPS_FILES)
+    features[perception.LPIPS_NAME] = formats.read_converted(vgg, 'lpips', linear=linear).variables
+  return {'features': features}
+
+
+def shapes(config, phase_name: str) -> dict:
+  """What `load` gives, as ShapeDtypeStructs; no file is looked for."""
+  phase = config.phases[phase_name]
+  if not names(phase):
+    return {}
+  features = {name: _projected_shapes(name) for name in _backbones(phase)}
+  if phase.reconstruction.distance == 'lpips':
+    images = jnp.zeros((1, perception.RESIZED, perception.RESIZED, 3))
+    network = perception.lpips_network(jnp.float32)
+    features[perception.LPIPS_NAME] = jax.eval_shape(network.init, jax.random.key(0), images, images)
+  return {'features': features}
+
+
+def _backbones(phase) -> tuple[str, ...]:
+  """The feature networks that the discriminator or the reconstruction distance sees, each once."""
+  chosen = ()
+  if phase.discriminator.features == 'projected':
+    chosen += tuple(phase.discriminator.backbones)
+  if phase.reconstruction.distance == 'projected':
+    chosen += tuple(phase.reconstruction.backbones)
+  return tuple(dict.fromkeys(chosen))
+
+
+def _network(name: str):
+  """(ProjectedFeatures of a backbone, images to initialise it with)."""
+  network = perception.projected_networks([name], perception.RESIZED, jnp.float32)[name]
+  return network, jnp.zeros((1, perception.RESIZED, perception.RESIZED, 3))
+
+
+def _projected_shapes(name: str) -> dict:
+  network, images = _network(name)
+  return jax.eval_shape(network.init, jax.random.key(0), images)
+
+
+def _projected(config, name: str) -> dict:
+  """Variables of ProjectedFeatures: a published backbone under projections drawn from config.seed.
+
+  The draw depends on the seed and the backbone alone: every phase of a run sees the same projections.
+  """
+  network, images = _network(name)
+  backbone = formats.read_converted(locate.find(name, config.weights_dir), 'timm').variables
+
+  def random_part(rng):
+    params = network.init(rng, images)['params']
+    return {part: leaves for part, leaves in params.items() if part != 'backbone'}
+
+  rng = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(f'projections/{name}'.encode()) % 2**31)
+  drawn = jax.device_get(models.run_once(random_part, rng))
+  expected = _projected_shapes(name)
+  variables = {**expected, 'params': {**expected['params'], **drawn}}
+  return random_projections.with_backbone(variables, backbone)
+
+
+def with_class_embedding(config, phase_name: str, discriminator: dict) -> tuple[dict, str]:
+  """A fresh discriminator's variables with the published ImageNet class embedding, where that can be had.
+
+  It needs a conditional projected discriminator, 1000 classes and the file.
+
+  Returns:
+    (variables, which embedding it is, in words; '' where there is none).
+
+  Raises:
+    WrongDigestError, WeightsFileError: the file is damaged.
+  """
+  phase = config.phases[phase_name].discriminator
+  if phase.features != 'projected' or not phase.conditional:
+    return discriminator, ''
+  if config.data.num_classes != IMAGENET_CLASSES:
+    return discriminator, f"class embedding random: {config.data.num_classes} classes, not ImageNet's"
+  try:
+    path = locate.find(CLASS_EMBEDDING, config.weights_dir)
+  except locate.MissingWeightsError as error:
+    return discriminator, f'class embedding random: {error}'
+  (embedding,) = torch_files.read(path).tensors.values()
+  heads = {
+    name: stylegan_xl.with_class_embedding({'params': params}, np.asarray(embedding))['params']
+    for name, params in discriminator['params'].items()
+  }
+  return {**discriminator, 'params': heads}, f'class embedding of {path}'

@@ -1,0 +1,177 @@
+"""The commands on a real work directory: what they leave, what they refuse, and how a run goes on."""
+
+import json
+import re
+import resource
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import CONFIG, ORDER, digest, pagoda, start
+
+from pagoda_jax import main
+from pagoda_jax.runtime import sharding
+from pagoda_jax.training import checkpoints, starts
+
+
+def test_a_run_leaves_checkpoints_metrics_grids_and_its_config(finished):
+  for name in ('teacher', 'distill', 'grow_16'):
+    assert checkpoints.finished_steps(finished / name) == [2, 4]
+    lines = [json.loads(line) for line in (finished / name / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in lines] == [1, 2, 3, 4]
+    assert all(np.isfinite(line['loss']) for line in lines)
+    assert json.loads((finished / name / 'config.json').read_text())['config']['base_resolution'] == 8
+  # 10 one-step samples in a row of 10, then two rows of held-out images and two of their reconstructions.
+  grid = Image.open(finished / 'grow_16' / 'samples' / 'step_00000004.png')
+  assert grid.size == (320, 32 + 4 + 4 * 32)
+  assert json.loads((finished / 'invert' / 'manifest.json').read_text())['count'] == 4500
+
+
+def test_finished_phases_are_skipped(finished, capsys):
+  before = [digest(finished, name) for name in ('teacher', 'distill', 'grow_16')]
+  assert pagoda('run', CONFIG, f'--workdir={finished}') == 0
+  assert re.findall(r'(\w+): finished already', capsys.readouterr().out) == ORDER
+  assert [digest(finished, name) for name in ('teacher', 'distill', 'grow_16')] == before
+
+
+@pytest.mark.parametrize('phase', ['teacher', 'distill', 'grow_16'])
+def test_a_run_that_went_on_is_bit_identical_to_one_that_never_stopped(finished, copied, phase):
+  shutil.rmtree(copied / phase / 'checkpoints' / '4')
+  assert checkpoints.finished_steps(copied / phase) == [2]
+  assert pagoda('train', CONFIG, f'--workdir={copied}', f'--phase={phase}') == 0
+  assert digest(copied, phase) == digest(finished, phase)
+  lines = (copied / phase / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line)['step'] for line in lines] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize('phase, fsdp', [('teacher', 8), ('distill', 2), ('grow_16', 4)])
+def test_a_run_that_went_on_on_another_mesh_sees_the_same_pictures_and_losses(
+    finished, copied, phase, fsdp, monkeypatch):
+  shutil.rmtree(copied / phase / 'checkpoints' / '4')
+  monkeypatch.setattr(sharding, 'SHARDED_FROM', 16)  # so that the tiny networks are split at all
+  assert pagoda('train', CONFIG, f'--workdir={copied}', f'--phase={phase}', f'--config.mesh.fsdp={fsdp}') == 0
+  pictures = [(run / phase / 'batches.jsonl').read_text() for run in (finished, copied)]
+  assert pictures[0] == pictures[1] and pictures[0].count('\n') == 4
+  lines = [(run / phase / 'metrics.jsonl').read_text().splitlines() for run in (finished, copied)]
+  losses = [[json.loads(line)['loss'] for line in run] for run in lines]
+  np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_samples_depend_on_the_seed_and_not_on_the_batch_size(finished, tmp_path):
+  def draw(name, *flags):
+    assert pagoda('sample', f'--workdir={finished}', f'--out={tmp_path / name}', '--num_images=20', *flags) == 0
+    arrays = np.load(tmp_path / name)
+    return arrays['arr_0'], arrays['arr_1']
+
+  images, labels = draw('a.npz')
+  assert images.shape == (20, 16, 16, 1) and images.dtype == np.uint8
+  assert labels.tolist() == [*range(10), *range(10)]
+  again, _ = draw('b.npz', '--batch_size=8')
+  assert np.abs(images.astype(int) - again).max() <= 1  # other shapes may round the last bit differently
+  other, listed = draw('c.npz', '--seed=1', '--labels=3,5,7')
+  assert np.any(images != other) and listed.tolist()[:4] == [3, 5, 7, 3]
+  base, _ = draw('d.npz', '--phase=distill')
+  assert base.shape == (20, 8, 8, 1)
+
+
+def test_inspect_prints_one_digest_for_everything_and_the_tree(finished, capsys):
+  assert pagoda('inspect', f'--workdir={finished}', '--phase=grow_16') == 0
+  out = capsys.readouterr().out
+  assert f'step 4: sha256 {digest(finished, "grow_16")[1]}' in out
+  assert re.search(r'params/out_conv/kernel +\(3, 3, 8, 1\) +float32', out)
+  assert pagoda('inspect', f'--workdir={finished}', '--phase=invert') == 0
+  assert 'all shards whole' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('command', main.COMMANDS)
+def test_help_lists_the_flags_with_defaults(command, capsys):
+  assert pagoda(command, '--help') == 0
+  out = capsys.readouterr().out
+  assert '--' in out and 'default:' in out
+
+
+REFUSED = [
+  (['sample', '--labels=3,12'], 1, '12 is no class; there are 0 to 9'),
+  (['sample', '--labels=three'], 1, "must be 'cycle', 'random' or numbers"),
+  (['sample', '--phase=invert'], 1, 'must be one of teacher, distill, grow_16'),
+  (['sample', '--out=x.jpg'], 1, 'must end in .png or .npz'),
+  (['sample', '--step=3'], 1, 'no checkpoint of step 3; there are 2, 4'),
+  (['sample', '--step=newest'], 1, "must be a number or 'best'"),
+  (['sample', '--step=best'], 1, 'config.checkpoint.best is empty'),
+  (['sample', '--num_images=0'], 2, 'num_images'),
+  (['inspect', '--phase=nothing'], 1, 'must be one of teacher, invert, distill, grow_16'),
+  (['run', CONFIG, '--phases=distil'], 1, 'must be one of teacher, invert, distill, grow_16'),
+  (['run', CONFIG, '--max_step=3'], 2, 'max_step'),
+  (['run', CONFIG, '--config.phases.distill.stepz=3'], 2, 'stepz'),
+  (['run', CONFIG, '--config.phases.distill.ema=0.5'], 1, 'config.phases.distill.ema: there 0.999, here 0.5'),
+  (['run', '--config=nowhere.py'], 2, 'nowhere.py'),
+]
+
+
+@pytest.mark.parametrize('args, code, text', REFUSED, ids=[' '.join(args[-1:]) for args, _, _ in REFUSED])
+def test_refuses_with_a_clear_message(finished, capsys, args, code, text):
+  before = sorted(path.name for path in finished.iterdir())
+  assert pagoda(*args, f'--workdir={finished}') == code
+  assert text in capsys.readouterr().err
+  assert sorted(path.name for path in finished.iterdir()) == before
+
+
+def test_no_command_and_unknown_commands_print_the_usage(capsys):
+  assert pagoda() == 2 and pagoda('runn') == 2
+  assert "no command 'runn'" in capsys.readouterr().err
+  assert pagoda('--help') == 0
+
+
+def test_samples_before_any_phase_has_finished(tmp_path, capsys):
+  assert pagoda('sample', f'--workdir={tmp_path}') == 1
+  assert 'no phase of any experiment there' in capsys.readouterr().err
+
+
+def test_a_phase_whose_teacher_is_missing(tmp_path, capsys):
+  assert pagoda('train', CONFIG, f'--workdir={tmp_path}', '--phase=distill') == 1
+  assert 'run teacher first' in capsys.readouterr().err
+
+
+def test_a_teacher_of_other_shapes_is_refused_leaf_by_leaf():
+  with pytest.raises(checkpoints.CheckpointError, match=r'conv/kernel: there \(3, 3\), needed \(3, 4\)'):
+    starts.check_same_tree({'conv': {'kernel': np.zeros((3, 4))}}, {'conv': {'kernel': np.zeros((3, 3))}}, 'here')
+
+
+def test_a_phase_made_from_something_that_went_on_is_not_taken_for_finished(copied, capsys):
+  path = copied / 'distill' / 'inputs.json'
+  path.write_text(json.dumps({**json.loads(path.read_text()), 'teacher': 2}))
+  assert pagoda('run', CONFIG, f'--workdir={copied}') == 1
+  assert 'was made from teacher at step 2, which has gone on to step 4' in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it_good(finished, copied):
+  shutil.rmtree(copied / 'teacher' / 'checkpoints' / '4')
+  limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # configs fit, checkpoints do not
+  with start('train', CONFIG, f'--workdir={copied}', '--phase=teacher', preexec_fn=limit) as process:
+    output, _ = process.communicate(timeout=600)
+  assert process.returncode == 1, output
+  assert 'saving failed' in output and 'intact (latest: 2)' in output
+  assert checkpoints.finished_steps(copied / 'teacher') == [2]
+  assert pagoda('train', CONFIG, f'--workdir={copied}', '--phase=teacher') == 0
+  assert digest(copied, 'teacher') == digest(finished, 'teacher')
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capfd):
+  args = [CONFIG, f'--workdir={tmp_path}', '--config.phases.teacher.steps=100000', '--phase=teacher',
+          '--config.checkpoint.every_steps=100000']
+  with start('train', *args) as process:
+    metrics = tmp_path / 'teacher' / 'metrics.jsonl'
+    deadline = time.monotonic() + 300
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+      time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=300)
+  assert process.returncode == 130, output
+  step = int(re.search(r'stopped after step (\d+) of 100000 and saved; start the same command again', output)[1])
+  assert checkpoints.finished_steps(tmp_path / 'teacher') == [step]
+  with start('train', *args, f'--max_steps={step + 1}') as process:
+    output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0 and f'goes on from step {step}' in output

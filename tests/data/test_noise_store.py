@@ -1,0 +1,78 @@
+"""The noise store: what is written is read, a kill leaves whole shards, damage and mismatch are named."""
+
+import numpy as np
+import pytest
+from etils import epath
+
+from pagoda_jax.data import noise_store, shards
+
+LAYOUT = noise_store.make_layout(count=10, shard_size=4)
+NOISE = (80 * np.random.default_rng(0).standard_normal((10, 4, 4, 3))).astype(np.float32)
+ORIGIN = {'teacher_sha256': 'ab', 'resolution': 4}
+
+
+def write(folder, dtype='float32', shards=range(3)):
+  folder = epath.Path(folder)
+  for shard in shards:
+    noise_store.write_shard(folder, LAYOUT, shard, NOISE[list(LAYOUT.keys(shard))].astype(dtype), ORIGIN)
+  return folder
+
+
+@pytest.mark.parametrize('dtype, tolerance', [('float32', 0), ('float16', 2**-10)])
+def test_every_record_is_read_back_by_its_key(tmp_path, dtype, tolerance):
+  folder = write(tmp_path, dtype)
+  manifest = noise_store.write_manifest(folder, LAYOUT, (4, 4, 3), dtype, ORIGIN)
+  store = noise_store.open_store(folder, 80.0, standardize=False)
+  assert len(store) == 10
+  for key in (9, 0, 4, 3):
+    np.testing.assert_allclose(store[key], NOISE[key], rtol=tolerance)
+  assert manifest['std'] == pytest.approx(NOISE.std(), rel=1e-3)
+
+
+def test_standardized_noise_has_the_priors_moments(tmp_path):
+  folder = write(tmp_path)
+  noise_store.write_manifest(folder, LAYOUT, (4, 4, 3), 'float32', ORIGIN)
+  store = noise_store.open_store(folder, 80.0, standardize=True)
+  values = np.stack([store[key] for key in range(10)])
+  assert values.mean() == pytest.approx(0, abs=1e-4)
+  assert values.std() == pytest.approx(80, rel=1e-5)
+
+
+def test_only_whole_shards_count_as_finished(tmp_path):
+  folder = write(tmp_path, shards=[0, 2])
+  (folder / (LAYOUT.name(1) + '.partial')).write_bytes(b'half a shard')
+  assert shards.finished_shards(folder, LAYOUT) == [0, 2]
+  with pytest.raises(noise_store.NoiseStoreError, match='no finished noise store'):
+    noise_store.open_store(folder, 80.0, standardize=False)
+
+
+@pytest.mark.parametrize('damage', ['flip', 'truncate', 'remove'])
+def test_a_damaged_shard_is_named(tmp_path, damage):
+  folder = write(tmp_path)
+  noise_store.write_manifest(folder, LAYOUT, (4, 4, 3), 'float32', ORIGIN)
+  assert noise_store.damaged_shards(folder) == []
+  path = folder / (LAYOUT.name(1) + '.array_record')
+  content = bytearray(path.read_bytes())
+  if damage == 'remove':
+    path.unlink()
+  elif damage == 'truncate':
+    path.write_bytes(content[:-100])
+  else:
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+  assert noise_store.damaged_shards(folder) == [LAYOUT.name(1)]
+
+
+def test_shards_of_another_teacher_are_not_gone_on_with(tmp_path):
+  folder = write(tmp_path, shards=[0, 2])
+  assert noise_store.finished_shards(folder, LAYOUT, ORIGIN) == [0, 2]
+  with pytest.raises(noise_store.NoiseStoreError, match='another teacher.*noise-00000-of-00003, noise-00002-of-00003;'):
+    noise_store.finished_shards(folder, LAYOUT, {**ORIGIN, 'teacher_sha256': 'cd'})
+
+
+def test_a_store_made_for_something_else_is_refused_field_by_field(tmp_path):
+  folder = write(tmp_path)
+  manifest = noise_store.write_manifest(folder, LAYOUT, (4, 4, 3), 'float32', ORIGIN)
+  noise_store.check_origin(manifest, ORIGIN, folder)
+  with pytest.raises(noise_store.NoiseStoreError, match="teacher_sha256: the store has 'ab', this run needs 'cd'"):
+    noise_store.check_origin(manifest, {**ORIGIN, 'teacher_sha256': 'cd'}, folder)

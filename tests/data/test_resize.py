@@ -1,0 +1,67 @@
+"""Resizing against hand-written values; golden values are in test_goldens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from pagoda_jax.data import resize
+
+
+def rows(*values):
+  """A one-column, one-channel image."""
+  return jnp.array(values)[:, None, None]
+
+
+def test_pixel_centres():
+  up = lambda centers: resize.resize(rows(0.0, 3.0), (4, 1), centers=centers)[:, 0, 0]
+  np.testing.assert_allclose(up('half_pixel'), [0, 0.75, 2.25, 3])
+  np.testing.assert_allclose(up('align_corners'), [0, 1, 2, 3], rtol=1e-6)
+  np.testing.assert_allclose(up('legacy'), [0, 1.5, 3, 3])
+
+
+def test_rows_of_every_matrix_sum_to_one():
+  for method in resize.METHODS:
+    for old, new in ((7, 3), (3, 7), (8, 4), (1, 5), (5, 1)):
+      for antialias in {False, method in ('bilinear', 'bicubic')}:
+        matrix = resize.resize_matrix(old, new, method, antialias)
+        np.testing.assert_allclose(matrix.sum(1), np.ones(new), rtol=1e-6)
+
+
+def test_keeps_dtype_and_leading_axes():
+  images = jnp.ones((2, 3, 4, 6, 1), jnp.bfloat16)
+  out = resize.resize(images, (8, 3))
+  assert out.shape == (2, 3, 8, 3, 1) and out.dtype == jnp.bfloat16
+  assert resize.resize(images, (4, 6)) is images
+
+
+def test_gradient_is_the_transpose():
+  matrix = resize.resize_matrix(5, 8, 'bicubic')
+  cotangent = np.arange(8.0)
+  gradient = jax.grad(lambda x: jnp.vdot(resize.resize(x, (8, 1), 'bicubic')[:, 0, 0], cotangent))(rows(*np.ones(5)))
+  np.testing.assert_allclose(gradient[:, 0, 0], matrix.T @ cotangent, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [('lanczos',), ('bilinear', False, 'corner'), ('nearest', True), ('bilinear', True, 'legacy')],
+)
+def test_unknown_combinations_are_refused(arguments):
+  with pytest.raises(ValueError):
+    resize.resize(rows(0.0, 1.0), (3, 1), *arguments)
+
+
+def test_center_crop_halves_with_box_then_bicubic():
+  pixels = np.random.default_rng(0).integers(0, 256, (75, 120, 3), np.uint8)
+  image = Image.fromarray(pixels)
+  out = np.asarray(resize.center_crop_adm(image, 16))
+  # Short side 75 -> 37 -> 18 by BOX (long side 120 -> 60 -> 30); 18 -> 16 by BICUBIC takes 30 to 27.
+  for size, kernel in (((60, 37), 'BOX'), ((30, 18), 'BOX'), ((27, 16), 'BICUBIC')):
+    image = image.resize(size, Image.Resampling[kernel])
+  np.testing.assert_array_equal(out, np.asarray(image)[:, 5:21])
+
+
+def test_center_crop_enlarges_small_images():
+  image = Image.fromarray(np.zeros((10, 20), np.uint8))
+  assert resize.center_crop_adm(image, 16).size == (16, 16)

@@ -1,0 +1,57 @@
+"""Metrics where the answer is known; golden values are in test_goldens."""
+
+import numpy as np
+import pytest
+
+from pagoda_jax.evaluation.metrics import frechet, inception_score, precision_recall
+
+
+def test_frechet_distance_of_diagonal_gaussians():
+  mean, deviation_a, deviation_b = np.array([1.0, -2]), np.array([1.0, 3]), np.array([2.0, 1])
+  distance = frechet.frechet_distance(mean, np.diag(deviation_a**2), 0 * mean, np.diag(deviation_b**2))
+  np.testing.assert_allclose(distance, 5 + np.sum((deviation_a - deviation_b) ** 2))
+
+
+def test_frechet_distance_to_itself_is_zero_with_few_samples():
+  moments = frechet.mean_and_covariance(np.random.default_rng(0).standard_normal((5, 20)))
+  np.testing.assert_allclose(frechet.frechet_distance(*moments, *moments), 0, atol=1e-6)
+
+
+def test_covariance_is_numpys():
+  features = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
+  mean, covariance = frechet.mean_and_covariance(features)
+  np.testing.assert_allclose(mean, features.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(covariance, np.cov(features, rowvar=False), rtol=1e-5)
+  assert mean.dtype == covariance.dtype == np.float64
+
+
+def test_inception_score_limits():
+  assert inception_score.inception_score(np.full((20, 4), 0.25), 1) == (1.0, 0.0)
+  np.testing.assert_allclose(inception_score.inception_score(np.tile(np.eye(4), (5, 1)), 5), (4, 0), atol=1e-12)
+
+
+def test_softmax_of_large_logits():
+  np.testing.assert_allclose(inception_score.softmax([[1000, 1000, -1000]]), [[0.5, 0.5, 0]])
+
+
+def test_precision_and_recall_on_a_line():
+  real, fake = np.arange(6.0)[:, None], np.array([[0.5], [1.5], [2.5], [40.0]])
+  # Radius 1 around each real: three fakes are inside. Radii of fakes: 1, 1, 1, 37.5.
+  assert precision_recall.precision_recall(real, fake, k=1, block=4) == (0.75, 1.0)
+  np.testing.assert_allclose(precision_recall.neighbour_radii(fake, k=1, block=3), [1, 1, 1, 37.5])
+
+
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda x: frechet.mean_and_covariance(x[:1]),
+        lambda x: frechet.frechet_distance(x[0], np.eye(2), x[0, :1], np.eye(1)),
+        lambda x: frechet.frechet_distance(x[0] * np.nan, np.eye(2), x[0], np.eye(2)),
+        lambda x: inception_score.inception_score(x, 4),
+        lambda x: precision_recall.precision_recall(x, x, k=3),
+        lambda x: precision_recall.precision_recall(x, x[:, :1], k=1),
+    ],
+)
+def test_impossible_input_is_refused(call):
+  with pytest.raises(ValueError):
+    call(np.ones((3, 2)))

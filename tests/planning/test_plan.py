@@ -1,0 +1,232 @@
+"""What `pagoda plan` says, against hand counts, real states and compiled steps."""
+
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from pagoda_jax import config as configs
+from pagoda_jax import main
+from pagoda_jax.cli import plan as command
+from pagoda_jax.planning import costs, plan, programs
+from pagoda_jax.runtime import sharding, topologies
+from pagoda_jax.stages import models
+from pagoda_jax.training import checkpoints
+
+CONFIG = f'--config={tiny.__file__}'
+EIGHT = topologies.Topology('cpu', 8)
+
+
+def pagoda_plan(*args):
+  return main.main(['plan', CONFIG, *args])
+
+
+def on_mesh(fsdp):
+  config = tiny.get_config()
+  config.mesh.fsdp = fsdp
+  return config
+
+
+@pytest.fixture
+def all_split(monkeypatch):
+  monkeypatch.setattr(sharding, 'SHARDED_FROM', 16)  # so that the tiny networks are split at all
+
+
+@pytest.mark.parametrize('name', ['teacher', 'distill', 'grow_16'])
+def test_the_planned_state_is_the_one_that_a_run_leaves(finished, all_split, name):
+  found = plan.phase_costs(on_mesh(8), name, EIGHT)
+  mesh = sharding.make_mesh(fsdp=8)
+  saved = checkpoints.Checkpoints(finished / name)
+  state, _ = saved.restore(4, sharding.abstract(programs.make(tiny.get_config(), name).state, mesh))
+  saved.close()
+  leaves = jax.tree.leaves(state)
+  here = [shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards if shard.device.id == 0]
+  assert found.state == sum(here) < found.state_bytes == sum(leaf.nbytes for leaf in leaves)
+  assert found.split == sum(not leaf.is_fully_replicated for leaf in leaves) and found.arrays == len(leaves)
+  discriminator = state.discriminator['params'] if name != 'teacher' else {}
+  assert found.trained == models.count(state.params) + models.count(discriminator)
+  assert found.fixed == models.count(getattr(state, 'fixed', {}))
+
+
+@pytest.mark.parametrize('split', [False, True])
+def test_frozen_networks_are_planned_as_they_are_placed(all_split, split):
+  config = on_mesh(8)
+  config.shard_frozen = split
+  config.phases.invert.store = False  # the teacher is a frozen network of distill's step
+  found, mesh = plan.phase_costs(config, 'distill', EIGHT), sharding.make_mesh(fsdp=8)
+  frozen = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), programs.make(config, 'distill').frozen)
+  placed = jax.tree.leaves(sharding.place(frozen, mesh, config.shard_frozen))
+  assert found.frozen == sum(leaf.addressable_shards[0].data.nbytes for leaf in placed) > 0
+  # A split teacher is gathered in every step; nothing of a whole one is sent.
+  assert (found.sent > plan.phase_costs(on_mesh(8), 'distill', EIGHT).sent) == split
+
+
+def convolution(x, kernel):
+  return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def test_operations_of_one_convolution_by_hand():
+  shapes = jax.ShapeDtypeStruct((4, 10, 10, 5), jnp.float32), jax.ShapeDtypeStruct((3, 3, 5, 7), jnp.float32)
+  # 3 taps of every place along a side, but for one tap at each of the two borders.
+  assert costs.flops(jax.jit(convolution).trace(*shapes)) == 4 * (3 * 10 - 2) ** 2 * 2 * 5 * 7
+
+
+def test_a_loop_counts_as_often_as_it_turns():
+  def looped(x, kernel):
+    inner = lambda x, _: (convolution(x, kernel), None)
+    outer = lambda x, _: (jax.lax.scan(inner, x, length=3)[0], None)
+    return jax.lax.scan(outer, x, length=5)[0]
+
+  shapes = jax.ShapeDtypeStruct((4, 10, 10, 5), jnp.float32), jax.ShapeDtypeStruct((3, 3, 5, 5), jnp.float32)
+  once = 4 * 28**2 * 2 * 5 * 5
+  assert costs.flops(jax.jit(looped).trace(*shapes)) == pytest.approx(15 * once, rel=1e-3)  # and the loops' counters
+
+
+def test_inversion_costs_two_evaluations_a_level():
+  def per_pair(levels):
+    config = tiny.get_config()
+    config.phases.invert.num_levels = levels
+    found = plan.phase_costs(config, 'invert', EIGHT)
+    return found.flops / found.images
+
+  assert per_pair(21) == pytest.approx(20 * per_pair(2), rel=1e-3)
+
+
+def test_most_values_at_once():
+  def f(x):  # x*2 and its square live together, then the square and its sum; the inner program holds two as well
+    y = x * 2
+    return jax.jit(lambda z: jnp.sum(z * z))(y)
+
+  jaxpr = jax.make_jaxpr(f)(jax.ShapeDtypeStruct((1000,), jnp.float32)).jaxpr
+  assert 8000 <= costs.peak_bytes(jaxpr) <= 8008
+
+
+def conv_only(base, target):
+  config = configs.experiment(base_resolution=base)
+  config.data.update({'resolution': target, 'channels': 3, 'num_classes': 0})
+  config.network = configs.network(channels=8, channel_mult=(1,), num_blocks=1, attention_resolutions=(),
+                                   mid_attention=False)
+  return config
+
+
+def test_without_attention_64_to_512_px_saves_the_ratio_of_the_pixels():
+  config = conv_only(64, 512)
+  plain, last = command.headline(config, 512)
+  ratio = re.fullmatch(r'teacher at 64 px: (\d+\.\d)x fewer FLOPs per image than at 512 px', last)[1]
+  borders = ((3 * 512 - 2) / (3 * 64 - 2)) ** 2 / 64  # fewer of the larger image's taps fall over its border
+  assert 64 < float(ratio) < 64 * borders and plain.endswith(f' {ratio}x')
+
+
+def test_attention_costs_more_than_the_ratio_of_the_pixels():
+  config = conv_only(8, 64)
+  config.network.update({'attention_resolutions': (8,), 'channels_per_head': 8})
+  recipe = plan.recipe_at(config, 64)
+  assert recipe.network.attention_resolutions == (64,) and config.network.attention_resolutions == (8,)
+  shapes = lambda config: sorted(leaf.shape for leaf in jax.tree.leaves(programs.make(config, 'teacher').state))
+  assert shapes(recipe) == shapes(plan.recipe_at(config, 8))  # the same network, parameter for parameter
+  plain = plan.teacher_flops(config, 64, attention=False) / plan.teacher_flops(config, 8, attention=False)
+  assert plan.teacher_flops(config, 64) / plan.teacher_flops(config, 8) > 1.5 * plain
+
+
+def compiled(config, name):
+  return programs.make(config, name).trace(sharding.make_mesh(**config.mesh)).lower().compile()
+
+
+@pytest.mark.parametrize('name', ['teacher', 'distill'])
+def test_what_is_sent_and_held_against_the_compiled_step(name):
+  found, step = plan.phase_costs(on_mesh(1), name, EIGHT), compiled(on_mesh(1), name)
+  sent = costs.sent_bytes(step.as_text(), 8)
+  assert set(sent) == {'all-reduce'}
+  assert found.sent == pytest.approx(sent['all-reduce'], rel=5e-3)  # but for a few sums of single numbers
+  held = found.gradients + found.activations
+  assert held / 2 < step.memory_analysis().temp_size_in_bytes < 2 * held
+  assert found.flops < costs.counted_once(step) * 8 < 1.5 * found.flops  # each device updates the whole state
+
+
+def test_what_is_sent_when_the_state_is_split_against_the_compiled_step(all_split):
+  found, step = plan.phase_costs(on_mesh(8), 'teacher', EIGHT), compiled(on_mesh(8), 'teacher')
+  sent = costs.sent_bytes(step.as_text(), 8)
+  assert sent['all-gather'] > 0
+  # XLA for CPU has no reduce-scatter: it sums everywhere, which sends twice as much.
+  assert found.sent < sum(sent.values()) < 2 * found.sent
+
+
+HLO = '''\
+%all-reduce-scatter.1 (input: f32[64]) -> f32[16] {
+  %all-reduce.1 = f32[64]{0} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+}
+%fused.1 (input: bf16[8]) -> bf16[32] {
+  %all-gather.1 = bf16[32]{0} all-gather(%input), channel_id=2, replica_groups=[2,4]<=[8], dimensions={0}
+}
+%fused.2 (input: bf16[8]) -> bf16[32] {
+  %all-gather.2 = bf16[32]{0} all-gather(%input), channel_id=2, replica_groups=[2,4]<=[8], dimensions={0}
+}
+%body (arg: (f32[2])) -> (f32[2]) {
+  %start = (bf16[2,2]{1,0}, bf16[2,2]{1,0}, u32[], u32[]) collective-permute-start(%x), channel_id=3
+}
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %f = f32[16]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+  %w = (f32[2]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %r = (f32[]{:T(128)}, f32[6]{0}) all-reduce(%p, %q), replica_groups=mesh['a'=2,'b'=4] {'a'}, to_apply=%add
+}
+'''
+
+
+def test_collectives_of_a_compiled_text():
+  sent = costs.sent_bytes(HLO, 8)
+  assert sent == {
+    'reduce-scatter': 3 / 4 * 64 * 4,  # the TPU's: an all-reduce of which each device keeps its part
+    'all-gather': 3 / 4 * 32 * 2,  # once, though it stands in two fusions
+    'collective-permute': 5 * 4 * 2,  # in a loop of five turns; counters do not count
+    'all-reduce': 2 * 1 / 2 * 7 * 4,
+  }
+
+
+def test_the_command_ends_with_the_headline(capsys):
+  assert pagoda_plan('--topology=v5e-8', '--phases=teacher,invert', '--mfu=0.5') == 0
+  out = capsys.readouterr().out
+  assert re.fullmatch(r'teacher at 8 px: [4-6]\.\dx fewer FLOPs per image than at 16 px', out.splitlines()[-1])
+  assert '8 x v5e, each 197 TFLOP/s in bfloat16 and 16 GB' in out and '4,500 pairs' in out
+  gigaflop, hours = re.search(r'teacher, invert: ([\d.]+) GFLOP, ([\d.e-]+) chip-hours at an MFU of 0.5', out).groups()
+  assert float(hours) == pytest.approx(float(gigaflop) * 1e9 / (197e12 * 0.5) / 3600, rel=0.02)
+
+
+def test_compiling_for_real_devices_and_pictures_that_are_not_here(capsys):
+  flags = ['--config.data.source=folder', '--config.data.path=nowhere', '--config.data.num_classes=-1']
+  assert pagoda_plan('--topology=cpu:8', '--aot', '--phases=invert', '--num_images=1000', *flags) == 0
+  out = capsys.readouterr().out
+  assert 'nowhere: no such folder' in out and 'Planned without classes' in out
+  assert '1,000 pairs' in out and 'noise store 256 kB' in out
+  compiled_part = out[out.index('compiled '):]
+  assert 'for 8 x cpu' in compiled_part and re.search(r'memory +[\d.]+ MB per device: arguments', compiled_part)
+
+
+REFUSED = [
+  (['--topology=v4-8'], 'v5e-N or v6e-N (N chips), Nxh100 or Nxa100, cpu:N'),
+  (['--topology=v5e-12'], 'v5e comes with 1, 4, 8, 16'),
+  (['--topology=v5e-256'], 'config.phases.teacher.batch_size = 8: must be a multiple of 256'),
+  (['--topology=8xh100', '--aot'], '--aot compiles for TPUs'),
+  (['--topology=cpu:64', '--aot'], 'JAX runs with 8 CPU devices'),
+  (['--topology=cpu:8', '--phases=distil'], 'must be one of teacher, invert, distill, grow_16'),
+  (['--topology=cpu:8', '--target=12'], 'must be a multiple of 8'),
+]
+
+
+@pytest.mark.parametrize('args, text', REFUSED, ids=[' '.join(args) for args, _ in REFUSED])
+def test_refuses_with_a_clear_message(args, text, capsys):
+  assert pagoda_plan(*args) == 1
+  assert text in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is not None, reason='the TPU compiler is here')
+def test_without_the_tpu_compiler_it_says_what_to_install(capsys):
+  assert pagoda_plan('--topology=v5e-4', '--aot') == 1
+  assert 'pip install "pagoda_jax[tpu]"; no TPU is needed' in capsys.readouterr().err
+
+
+def test_hosts_of_topologies():
+  hosts = {text: topologies.parse(text).hosts for text in ('v5e-8', 'v5e-256', '8xh100', '16xh100', 'cpu:64')}
+  assert hosts == {'v5e-8': 1, 'v5e-256': 64, '8xh100': 1, '16xh100': 2, 'cpu:64': 1}

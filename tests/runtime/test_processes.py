@@ -1,0 +1,240 @@
+"""Several real processes on loopback: one step, one run, one stop, and an end with a name when one is missing."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import step_tools
+from runs import CONFIG, ROOT, XLA_FLAGS
+
+from pagoda_jax.data import noise_store
+from pagoda_jax.runtime import distributed
+from pagoda_jax.training import checkpoints
+
+
+def free_port():
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return probe.getsockname()[1]
+
+
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_behind():
+  yield
+  while STARTED:
+    STARTED.pop().kill()
+
+
+def spawn(args, devices=1, **env):
+  flags = f'--xla_force_host_platform_device_count={devices} {XLA_FLAGS}'
+  env = {**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}', **env}
+  STARTED.append(subprocess.Popen(
+    [sys.executable, *map(str, args)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+  ))
+  return STARTED[-1]
+
+
+def workers(task, *args, limit=60, count=2, devices=1):
+  """Runs a task of process_worker.py in `count` processes; [(exit code, output)]."""
+  address = f'127.0.0.1:{free_port()}'
+  started = [spawn([ROOT / 'tests' / 'process_worker.py', task, address, count, index, limit, *args], devices)
+             for index in range(count)]
+  return [(process.returncode, output) for process in started for output in [process.communicate(timeout=600)[0]]]
+
+
+def run_both(phase, folder, *flags):
+  """`pagoda train` of a phase in two processes that work together."""
+  port = free_port()
+  return [
+    spawn(['-m', 'pagoda_jax.main', 'train', CONFIG, f'--phase={phase}', f'--workdir={folder}', *flags,
+           f'--coordinator_address=127.0.0.1:{port}', '--num_processes=2', f'--process_id={index}'])
+    for index in range(2)
+  ]
+
+
+def run_one(phase, folder, *flags):
+  process = spawn(['-m', 'pagoda_jax.main', 'train', CONFIG, f'--phase={phase}', f'--workdir={folder}', *flags])
+  output, _ = process.communicate(timeout=600)
+  assert process.returncode == 0, output
+  return output
+
+
+def lines(path):
+  return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()] if path.exists() else []
+
+
+def wait_for(condition, processes):
+  deadline = time.monotonic() + 300
+  while not condition():
+    for process in processes:
+      assert process.poll() is None, process.communicate()[0]
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def test_a_step_on_two_processes_of_four_devices_is_the_step_on_one_device(tmp_path):
+  for code, output in workers('step', tmp_path, devices=4, limit=300):
+    assert code == 0, output
+  for name in step_tools.PHASES:
+    one, metrics = step_tools.run_step(name, 1)
+    two = np.load(tmp_path / f'{name}.npz')
+    assert two['loss'] == pytest.approx(metrics['loss'], rel=1e-6)
+    for path, a in checkpoints.flat_leaves(one.params).items():
+      np.testing.assert_allclose(a, two[path], rtol=1e-5, atol=1e-5 * np.abs(a).max(), err_msg=path)
+
+
+def test_two_processes_survive_a_kill_and_a_sigterm_and_one_goes_on_with_the_same_pictures(tmp_path):
+  flags = ['--config.checkpoint.every_steps=4', '--config.phases.teacher.steps=100000']
+  phase = tmp_path / 'pair/teacher'
+  pair = run_both('teacher', tmp_path / 'pair', *flags, '--config.barrier_timeout=60')
+  wait_for(lambda: checkpoints.finished_steps(phase), pair)
+  pair[1].kill()
+  output, _ = pair[0].communicate(timeout=120)
+  assert pair[0].returncode not in (0, 75) and 'another process has gone: see its log' in output, output
+  steps = checkpoints.finished_steps(phase)
+
+  pair = run_both('teacher', tmp_path / 'pair', *flags)
+  wait_for(lambda: max(checkpoints.finished_steps(phase)) > max(steps), pair)
+  pair[1].send_signal(signal.SIGTERM)
+  outputs = [process.communicate(timeout=300)[0] for process in pair]
+  assert [process.returncode for process in pair] == [75, 75], outputs
+  assert f'teacher: goes on from step {max(steps)}' in outputs[0]
+  step = max(checkpoints.finished_steps(phase))
+  for output in outputs:
+    assert f'stopped after step {step} of 100000 and saved; start the same command again' in output
+  assert 'goes on from' in run_one('teacher', tmp_path / 'pair', *flags, f'--max_steps={step + 3}')
+  run_one('teacher', tmp_path / 'alone', *flags, f'--max_steps={step + 3}')
+  folders = [tmp_path / run / 'teacher' for run in ('pair', 'alone')]
+  batches = [lines(folder / 'batches.jsonl') for folder in folders]
+  assert batches[0] == batches[1] and len(batches[0]) == step + 3
+  losses = [[line['loss'] for line in lines(folder / 'metrics.jsonl')] for folder in folders]
+  np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_noise_written_by_two_processes_with_a_kill_is_that_of_one(finished, tmp_path):
+  for folder in ('pair', 'alone'):
+    shutil.copytree(finished / 'teacher', tmp_path / folder / 'teacher')
+  flags = ['--config.phases.invert.shard_size=300', '--config.phases.invert.batch_size=100']
+  run_one('invert', tmp_path / 'alone', *flags)
+  store = tmp_path / 'pair/invert'
+  pair = run_both('invert', tmp_path / 'pair', *flags, '--config.barrier_timeout=10')
+  wait_for(lambda: len(list(store.glob('*.array_record'))) >= 3, pair)
+  pair[1].kill()
+  outputs = [process.communicate(timeout=120)[0] for process in pair]
+  assert pair[0].returncode not in (0, 75), outputs[0]
+  assert not (store / 'manifest.json').exists()
+  before = {path.name: path.stat().st_mtime_ns for path in store.glob('noise-*.json')}
+  again = run_both('invert', tmp_path / 'pair', *flags)
+  for process in again:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+  after = {path.name: path.stat().st_mtime_ns for path in store.glob('noise-*.json')}
+  assert len(before) >= 3
+  assert [name for name, time in before.items() if after[name] != time] == []  # none was made again
+  folders = [tmp_path / run / 'invert' for run in ('pair', 'alone')]
+  stores = [noise_store.open_store(folder, 80.0, standardize=False) for folder in folders]
+  assert len(stores[0]) == len(stores[1]) == 4500
+  for key in range(4500):
+    assert stores[0][key].tobytes() == stores[1][key].tobytes(), key
+
+
+def test_a_process_with_another_config_ends_all_and_is_named(tmp_path):
+  port = free_port()
+  pair = [
+    spawn(['-m', 'pagoda_jax.main', 'run', CONFIG, f'--workdir={tmp_path}', f'--coordinator_address=127.0.0.1:{port}',
+           '--num_processes=2', f'--process_id={index}', f'--config.seed={index}'])
+    for index in range(2)
+  ]
+  outputs = [process.communicate(timeout=120)[0] for process in pair]
+  assert [process.returncode for process in pair] == [1, 1], outputs
+  assert 'another config than process 0' in outputs[1] and 'config.seed: there 0, here 1' in outputs[1]
+  assert 'stopped, because process 1' in outputs[0] and 'config.seed' in outputs[0]
+  assert not list(tmp_path.glob('*/checkpoints'))
+
+
+@pytest.mark.parametrize('task, named', [
+  ('absent', 'begin distill: waited 5 s; missing process: 1'),
+  ('stuck', 'no progress for 5 s; behind the others, at step 3: process 1'),
+  ('failing', 'stopped, because process 1'),
+])
+def test_a_wait_ends_within_its_limit_and_names_the_process(task, named):
+  (code, output), (other_code, _) = workers(task, limit=5)
+  assert code == 1 and other_code == 1
+  assert named in output
+
+
+def test_processes_under_slurm_find_each_other():
+  job = str(free_port())  # the port follows from the job's number
+  started = [
+    spawn([ROOT / 'tests' / 'process_worker.py', 'agree', '-', '-', '-', 60], SLURM_JOB_ID=job, SLURM_NTASKS='2',
+          SLURM_STEP_NODELIST='127.0.0.1', SLURM_PROCID=str(index), SLURM_LOCALID=str(index))
+    for index in range(2)
+  ]
+  for index, process in enumerate(started):
+    output, _ = process.communicate(timeout=120)
+    assert f"{index} of 2 learnt {{'from': 0}}" in output
+    assert process.returncode == 0
+
+
+def meet(*calls):
+  """What each call of the rendezvous ends with: 'met', or the error's text. A call: (count, index)."""
+  address, answers = f'127.0.0.1:{free_port()}', {}
+
+  def go(place, count, index):
+    try:
+      distributed._meet(address, count, index, limit=2)
+      answers[place] = 'met'
+    except distributed.HostsError as error:
+      answers[place] = str(error)
+
+  threads = [threading.Thread(target=go, args=(place, *call)) for place, call in enumerate(calls)]
+  for thread in threads:
+    thread.start()
+    time.sleep(0.1)
+  for thread in threads:
+    thread.join()
+  return [answers[place] for place in range(len(calls))]
+
+
+def test_the_start_names_who_is_missing_or_does_not_fit():
+  assert meet((3, 2), (3, 0), (3, 1)) == ['met'] * 3
+  assert all('process 1, 3' in answer and 'not started' in answer for answer in meet((4, 0), (4, 2)))
+  assert all('started for 4 processes, process 0 for 2' in answer for answer in meet((2, 0), (4, 1)))
+  assert all('two processes are number 1' in answer for answer in meet((3, 0), (3, 1), (3, 1))[:2])
+  assert 'process 0 at 127.0.0.1' in meet((2, 1))[0]
+
+
+def test_whatever_else_connects_does_not_disturb_the_start():
+  port = free_port()
+  server = threading.Thread(target=distributed._meet, args=(f'127.0.0.1:{port}', 2, 0, 20))
+  server.start()
+  time.sleep(0.2)
+  for text in (b'GET / HTTP/1.1\r\n', b'', b'7 x y\n'):
+    with socket.create_connection(('127.0.0.1', port)) as stranger:
+      stranger.sendall(text)
+  distributed._meet(f'127.0.0.1:{port}', 2, 1, 20)
+  server.join(5)
+  assert not server.is_alive()
+
+
+@pytest.mark.parametrize('args, text', [
+  ((None, 2, 0), '--coordinator_address: needed'),
+  (('localhost:1', 2, None), '--process_id: needed'),
+  (('localhost', 2, 0), 'must be HOST:PORT'),
+  (('localhost:1', 2, 2), '--process_id=2: must be below --num_processes=2'),
+])
+def test_flags_that_do_not_fit_are_named(args, text):
+  with pytest.raises(distributed.HostsError, match=text):
+    distributed.start(*args, 1)

@@ -1,0 +1,204 @@
+"""Training against projected features and LPIPS, on tiny feature networks in the published places."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import published_files
+import pytest
+import step_tools
+import tiny
+
+from pagoda_jax import config as configs
+from pagoda_jax.method import augment, losses, perception
+from pagoda_jax.runtime import sharding
+from pagoda_jax.stages import distill, models, state
+from pagoda_jax.weights import frozen_weights, locate
+
+LITE, DEIT = configs.BACKBONES
+TINY_BACKBONES = {
+  LITE: {
+    'architecture': 'efficientnet_lite', 'stem': 4, 'repeats': (1,) * 7, 'widths': (4, 4, 6, 6, 8, 8, 8),
+    'expansions': (1, *(2,) * 6), 'kernels': (3,) * 7,
+  },
+  DEIT: {
+    'architecture': 'deit', 'width': 16, 'depth': 4, 'head_channels': 8, 'mlp_width': 16, 'patch': 16, 'grid': 8,
+    'distilled': True,
+  },
+}  # fmt: skip
+RNG = jax.random.key(0)
+
+
+def experiment(distance='projected', **discriminator):
+  config = tiny.get_config()
+  config.phases.distill.reconstruction.distance = distance
+  config.phases.distill.discriminator = configs.discriminator(features='projected', **discriminator)
+  return config
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  """Where tiny networks stand in for the published files: images enter them with 128 px, not 224."""
+  monkeypatch.setattr(perception, 'BACKBONES', TINY_BACKBONES)
+  monkeypatch.setattr(perception, 'RESIZED', 128)
+  monkeypatch.setattr(perception, 'PROJECTED_WIDTH', 4)
+  monkeypatch.setenv(locate.ENVIRONMENT, str(tmp_path))
+  published_files.unlocked(monkeypatch)
+  published_files.write(tmp_path, LITE, DEIT)
+  return tmp_path
+
+
+def start(config):
+  """(networks, frozen, state at step 0) of the distill phase."""
+  networks, frozen = models.build(config, 'distill'), frozen_weights.load(config, 'distill')
+  params = models.init_unet(networks.unet, RNG)
+  rng = np.random.default_rng(0)  # zero-initialised leaves would hide most of the generator
+  params = jax.tree.map(lambda x: x + 0.05 * rng.standard_normal(x.shape, np.float32), params)
+  opponent = models.init_discriminator(networks, frozen, 8, RNG)
+  return networks, frozen, jax.device_get(state.init_generator(params, {}, opponent, config.phases.distill))
+
+
+def batch(count=8):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (2, count, 8, 8, 1), np.uint8)
+  labels = rng.integers(0, 10, (2, count)).astype(np.int32)
+  noise = 80 * rng.standard_normal((count, 8, 8, 1), np.float32)
+  return {'image': images[0], 'label': labels[0], 'noise': noise, 'real_image': images[1], 'real_label': labels[1]}
+
+
+def run_step(config, networks, frozen, start, devices):
+  mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+  with jax.set_mesh(mesh):
+    placed, frozen = sharding.place(start, mesh), sharding.place(frozen, mesh)
+    step = step_tools.jitted(distill.make_train_step(networks, config.phases.distill), placed, mesh)
+    out, metrics = step(placed, sharding.place_batch(batch(), mesh), frozen, RNG)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
+    return jax.device_get(out), jax.device_get(metrics)
+
+
+def norm_of_difference(a, b) -> float:
+  squares = jax.tree.map(lambda x, y: np.sum((np.asarray(x, np.float64) - y) ** 2), a, b)
+  return float(np.sqrt(sum(jax.tree.leaves(squares))))
+
+
+def test_a_step_with_projected_features_is_the_same_on_one_and_on_eight_devices(folder):
+  config = experiment(backbones=(LITE,))  # one network for each loss: the compilation is what takes the time
+  config.phases.distill.reconstruction.backbones = (DEIT,)
+  networks, frozen, before = start(config)
+  one, metrics = run_step(config, networks, frozen, before, 1)
+  many, many_metrics = run_step(config, networks, frozen, before, 8)
+  assert one.skipped == 0 and all(np.isfinite(value) for value in metrics.values())
+  assert 0.2 * 0.01 < metrics['weight'] < 0.2 * 10  # adaptive, and not at a clip
+  # Values to rounding; gradients less closely, as a ReLU whose input rounding takes across zero shows in them.
+  for key, tolerance in (('loss', 1e-4), ('adversarial', 1e-4), ('discriminator', 1e-4), ('weight', 1e-3)):
+    assert many_metrics[key] == pytest.approx(metrics[key], rel=tolerance), key
+  # Against what the step changed, all leaves together: biases before batch norm move by rounding alone.
+  for part in ('params', 'discriminator'):
+    moved, difference = (norm_of_difference(getattr(one, part), getattr(x, part)) for x in (before, many))
+    assert 0 < moved and difference < 1e-2 * moved, (part, difference / moved)
+  changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), before.discriminator, one.discriminator)
+  assert set(frozen['features']) == {LITE, DEIT} and set(changed['params']) == {LITE}
+  assert all(jax.tree.leaves(changed['spectral']))
+
+
+def test_the_distance_is_of_resized_then_augmented_images_with_one_draw_for_both(folder):
+  config = experiment()
+  networks, frozen = models.build(config, 'distill'), frozen_weights.load(config, 'distill')
+  rng = np.random.default_rng(0)
+  images, others = rng.uniform(-1, 1, (2, 2, 8, 8, 1)).astype(np.float32)
+  draws = networks.distance_draws(RNG, 2)
+  distance = networks.distance(frozen, images, others, draws)
+  expected = 0
+  modules = perception.projected_networks(configs.BACKBONES, 8, jnp.float32)
+  for name, key in zip(configs.BACKBONES, jax.random.split(RNG, 2)):
+    draw = augment.draw(key, 2, 128)
+    seen = [augment.apply(perception.enlarged(x), draw) for x in (images, others)]
+    expected += losses.projected_distance(*(modules[name].apply(frozen['features'][name], x) for x in seen))
+  np.testing.assert_allclose(distance, expected, rtol=1e-5)
+  assert np.all(networks.distance(frozen, images, images, draws) == 0)
+
+
+def test_images_below_256_px_are_resized_and_others_enter_as_they_are(folder):
+  def input_size(resolution):
+    return perception.projected_networks([LITE], resolution, jnp.float32)[LITE].input_size
+
+  assert [input_size(side) for side in (32, 128, 256, 512)] == [128, 128, None, None]
+  assert perception.enlarged(jnp.zeros((1, 64, 64, 3))).shape == (1, 128, 128, 3)
+  assert perception.enlarged(jnp.zeros((1, 256, 256, 3))).shape == (1, 256, 256, 3)
+
+
+def test_projections_follow_from_the_seed_and_backbones_from_the_files(folder):
+  config = experiment()
+  first, again = (frozen_weights.load(config, 'distill')['features'] for _ in range(2))
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  config.seed = 1
+  other = frozen_weights.load(config, 'distill')['features']
+  for name in configs.BACKBONES:
+    jax.tree.map(np.testing.assert_array_equal, first[name]['params']['backbone'], other[name]['params']['backbone'])
+    kernel = first[name]['params']['projection']['channels0']['kernel']
+    assert np.any(kernel != other[name]['params']['projection']['channels0']['kernel'])
+    bound = 1 / np.sqrt(kernel.shape[2])  # torch's default: uniform in +-1 / sqrt(fan_in)
+    assert 0.8 * bound < np.abs(kernel).max() <= bound
+
+
+def test_a_phase_on_pixels_needs_no_files(monkeypatch, tmp_path):
+  monkeypatch.setenv(locate.ENVIRONMENT, str(tmp_path))
+  assert frozen_weights.load(tiny.get_config(), 'distill') == {}
+  frozen_weights.check_present(tiny.get_config(), tiny.get_config().order)
+
+
+@pytest.mark.parametrize('distance, missing', [('projected', LITE), ('lpips', 'vgg16')])
+def test_a_missing_file_is_asked_for_before_anything_runs(distance, missing, folder):
+  for path in folder.iterdir():
+    if missing == 'vgg16' or 'efficientnet' not in path.name:
+      continue
+    path.unlink()
+  with pytest.raises(locate.MissingWeightsError, match=f'{missing} is not there(.|\n)*download(.|\n)*put it at'):
+    frozen_weights.check_present(experiment(distance), tiny.get_config().order)
+
+
+def test_a_backbone_of_another_size_is_refused_leaf_by_leaf(folder, monkeypatch):
+  wider = TINY_BACKBONES | {LITE: TINY_BACKBONES[LITE] | {'stem': 8}}
+  monkeypatch.setattr(perception, 'BACKBONES', wider)
+  with pytest.raises(ValueError, match=r'other shape +params/stem/kernel +\(3, 3, 3, 4\) +\(3, 3, 3, 8\)'):
+    frozen_weights.load(experiment(backbones=(LITE,)), 'distill')
+
+
+def test_the_published_class_embedding_is_taken_for_imagenet_and_said(folder):
+  config = experiment(backbones=(LITE,))
+  discriminator = {'params': {LITE: {'head0_embedding': {'embedding': np.zeros((1000, 320))}, 'head0_logits': {}}}}
+  same, said = frozen_weights.with_class_embedding(config, 'distill', discriminator)
+  assert same is discriminator and said == "class embedding random: 10 classes, not ImageNet's"
+  config.data.num_classes = 1000
+  same, said = frozen_weights.with_class_embedding(config, 'distill', discriminator)
+  assert same is discriminator and 'in_embeddings_tf_efficientnet_lite0 is not there' in said
+  published_files.write(folder, frozen_weights.CLASS_EMBEDDING)
+  filled, said = frozen_weights.with_class_embedding(config, 'distill', discriminator)
+  assert said.startswith('class embedding of ')
+  assert np.std(filled['params'][LITE]['head0_embedding']['embedding']) == pytest.approx(1, abs=0.01)
+
+
+def test_lpips_trains_on_its_two_published_files(folder):
+  published_files.write(folder, 'vgg16', 'lpips_vgg')
+  config = experiment('lpips', backbones=(LITE,))
+  networks, frozen = models.build(config, 'distill'), frozen_weights.load(config, 'distill')
+  assert set(frozen['features']) == {LITE, 'lpips'}
+  shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert shapes(frozen_weights.shapes(config, 'distill')) == shapes(frozen)
+  images, others = np.random.default_rng(0).uniform(-1, 1, (2, 1, 8, 8, 1)).astype(np.float32)
+  distance = lambda x: networks.distance(frozen, images, x, {})[0]
+  value, gradient = jax.value_and_grad(distance)(others)
+  module = perception.lpips_network(jnp.float32)
+  large = (perception.enlarged(jnp.asarray(x)) for x in (images, others))
+  np.testing.assert_allclose(value, module.apply(frozen['features']['lpips'], *large)[0], rtol=1e-5)
+  assert value > 0 and np.all(np.isfinite(gradient)) and np.any(gradient != 0)
+
+
+def test_frozen_parameters_are_in_no_state(folder):
+  config = experiment(backbones=(LITE,))
+  _, frozen, begun = start(config)
+  fields = {field.name for field in dataclasses.fields(begun)}
+  assert fields == {'step', 'skipped', 'skipped_total', 'params', 'fixed', 'ema', 'opt_state', 'discriminator',
+                    'discriminator_opt_state'}
+  assert LITE in frozen['features'] and set(begun.discriminator['params']) == {LITE}

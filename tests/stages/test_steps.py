@@ -1,0 +1,89 @@
+"""The train steps: what they change, what they leave alone, and that devices do not change the result."""
+
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import step_tools
+from step_tools import PHASES, RNG
+
+from pagoda_jax.networks import growth
+from pagoda_jax.runtime import sharding
+from pagoda_jax.stages import distill, state, teacher
+
+
+def largest_change(a, b):
+  changes = jax.tree.map(lambda x, y: np.max(np.abs(np.asarray(x) - np.asarray(y)), initial=0), a, b)
+  return max(jax.tree.leaves(changes), default=0)
+
+
+@pytest.mark.parametrize('name', PHASES)
+@pytest.mark.parametrize('devices, fsdp', [(8, 1), (8, 2), (8, 8)])
+def test_a_step_is_the_same_on_any_mesh(name, devices, fsdp, monkeypatch):
+  monkeypatch.setattr(sharding, 'SHARDED_FROM', 16)  # so that the tiny networks are sharded at all
+  one, one_metrics = step_tools.run_step(name, 1)
+  many, many_metrics = step_tools.run_step(name, devices, fsdp)
+  assert many_metrics['loss'] == pytest.approx(one_metrics['loss'], rel=1e-6)
+  for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(many.params)):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max())
+
+
+@pytest.mark.parametrize('name', PHASES)
+def test_a_step_changes_every_trained_leaf_and_counts(name):
+  _, start = step_tools.setup(name)
+  after, metrics = step_tools.run_step(name, 1)
+  assert after.step == 1 and after.skipped == 0 and np.isfinite(metrics['loss'])
+  before, now = jax.tree_util.tree_leaves_with_path(start.params), jax.tree.leaves(after.params)
+  unchanged = [jax.tree_util.keystr(path) for (path, a), b in zip(before, now) if np.array_equal(a, b)]
+  assert unchanged == []
+
+
+def test_growth_trains_only_new_blocks_the_last_old_level_and_the_head():
+  _, start = step_tools.setup('grow_16')
+  after, _ = step_tools.run_step('grow_16', 1)
+  assert {name.split('_block')[0] for name in start.params} == {'dec_8', 'dec_16_up', 'dec_16', 'out_norm', 'out_conv'}
+  assert largest_change(start.fixed, after.fixed) == 0
+  assert {name for name in start.fixed} >= {'in_conv', 'time_embed_0', 'label_embed', 'mid_block0'}
+  for tree in (start.ema, start.opt_state[0].mu if hasattr(start.opt_state[0], 'mu') else start.ema):
+    assert set(tree) == set(start.params)
+
+
+@pytest.mark.parametrize('name', PHASES)
+def test_a_step_with_a_nan_is_skipped_and_counted(name):
+  _, start = step_tools.setup(name)
+  broken = step_tools.batch_of(step_tools.CONFIG, name)
+  broken['image'] = broken['image'].astype(np.float32) / 127.5 - 1
+  broken['image'][3, 0, 0, 0] = np.nan
+  after, metrics = step_tools.run_step(name, 1, batch=broken)
+  assert after.step == after.skipped == after.skipped_total == metrics['skipped_in_a_row'] == metrics['skipped'] == 1
+  frozen_step = after.replace(step=start.step, skipped=start.skipped, skipped_total=start.skipped_total)
+  assert largest_change(start, frozen_step) == 0
+
+
+def test_the_generators_weight_is_the_clipped_ratio_of_last_layer_gradients():
+  config = step_tools.CONFIG.phases.distill
+  params = step_tools.setup('distill')[1].params
+  rec, adv = jax.tree.map(jnp.ones_like, params), jax.tree.map(lambda x: 0.25 * jnp.ones_like(x), params)
+  # All-ones gradients of n numbers against quarters: sqrt(n) / (sqrt(n) / 4 + 1e-4), times the configured 0.2.
+  block, layer, kernel = growth.last_layer(params)
+  root = np.sqrt(params[block][layer][kernel].size)
+  weight = distill.adversarial_weight(config.adversarial, rec, adv)
+  assert float(weight) == pytest.approx(0.2 * root / (root / 4 + 1e-4), rel=1e-5)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  assert float(distill.adversarial_weight(config.adversarial, rec, zeros)) == pytest.approx(0.2 * 10)
+  assert float(distill.adversarial_weight(config.adversarial, zeros, adv)) == pytest.approx(0.2 * 0.01)
+
+
+def test_an_ema_of_decay_zero_is_the_parameters_and_of_one_step_a_mix():
+  tree = {'w': jnp.array([1.0, 2.0])}
+  moved = {'w': jnp.array([3.0, 2.0])}
+  np.testing.assert_allclose(state.mix(tree, moved, 0.0)['w'], [3, 2])
+  np.testing.assert_allclose(state.mix(tree, moved, 0.75)['w'], [1.5, 2])
+
+
+def test_dropped_labels_are_dropped_at_the_given_rate():
+  labels = jnp.full(10_000, 3)
+  dropped = teacher.dropped_labels(RNG, labels, 0.1)
+  assert set(np.unique(dropped)) == {-1, 3}
+  assert np.mean(dropped == -1) == pytest.approx(0.1, abs=0.01)

@@ -1,0 +1,167 @@
+"""`init_from`: what a phase can start from outside its run, and what it refuses."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from pagoda_jax import config as configs
+from pagoda_jax import main
+from pagoda_jax.networks.unet import EDM_ADM, EDM_DDPMPP, GUIDED_ADM, UNet
+from pagoda_jax.stages import architectures, models
+from pagoda_jax.training import checkpoints, starts, workdir
+from pagoda_jax.weights.convert import folders, formats
+
+
+def experiment(init_from, network=None, **phase):
+  """The tiny experiment without a teacher phase: everything starts from `init_from`."""
+  config = tiny.get_config()
+  config.order = ('invert', 'distill', 'grow_16')
+  for name in ('invert', 'distill'):
+    config.phases[name].update({'teacher': '', 'init_from': str(init_from)})
+  config.network.update(network or {})
+  config.phases.distill.update(phase)
+  return config
+
+
+def written(path, unet, seed=0, format='edm'):
+  """A folder as `pagoda convert` writes it, of random parameters."""
+  rng = np.random.default_rng(seed)
+  params = random_params(unet, rng)
+  fields = ('parent', 'name', 'dtype', 'remat', 'dropout')
+  options = {f: getattr(unet, f) for f in unet.__dataclass_fields__ if f not in fields}
+  folders.write_converted(path, formats.Converted({'params': params}, options, format), {'sha256': str(seed)})
+  return params
+
+
+def random_params(unet, rng):
+  shapes = jax.eval_shape(lambda: models.fresh_params(unet, jax.random.key(0)))
+  return jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), shapes)
+
+
+@pytest.fixture
+def base():
+  return models.make_unet(tiny.get_config(), 'teacher')
+
+
+def test_published_weights_start_invert_distill_and_teacher(tmp_path, base, capsys):
+  params = written(tmp_path / 'w', base)
+  config = experiment(tmp_path / 'w')
+  for name in ('invert', 'distill'):
+    found, where = starts.read_start(config, tmp_path / 'run', name)
+    assert checkpoints.digest(found) == checkpoints.digest(params)
+    assert where.endswith(f'{len(checkpoints.flat_leaves(params))} copied, 0 new, 0 other shape, 0 left out')
+  config = tiny.get_config()
+  config.phases.teacher.init_from = str(tmp_path / 'w')
+  assert main.main(['train', f'--config={tiny.__file__}', f'--workdir={tmp_path / "run"}', '--phase=teacher',
+                    f'--config.phases.teacher.init_from={tmp_path / "w"}', '--max_steps=1']) == 0
+  assert 'copied, 0 new' in capsys.readouterr().out
+  after, _ = checkpoints.read_state(tmp_path / 'run' / 'teacher')
+  change = np.abs(after['params']['in_conv']['kernel'] - params['in_conv']['kernel']).max()
+  assert 0 < change < 2e-3  # one step of Adam from there
+  # Its folder is one that another run can start from.
+  config = experiment(tmp_path / 'run' / 'teacher')
+  found, where = starts.read_start(config, tmp_path / 'other', 'distill')
+  assert 'step 1' in where and checkpoints.digest(found) == checkpoints.digest(after['ema'])
+  config.network.channels = 16
+  with pytest.raises(starts.StartError, match=r'config.network.channels \(channels\): there 8, in the config 16'):
+    starts.read_start(config, tmp_path / 'other', 'distill')
+
+
+def test_a_run_without_a_teacher_phase(tmp_path, base, capsys):
+  """Inverts and distils from weights, and notices when something else lies there."""
+  params = written(tmp_path / 'w', base)
+  flags = ['--config.order=("invert", "distill")', f'--workdir={tmp_path / "run"}', '--config.checkpoint.every_steps=1']
+  start = [f'--config.phases.{name}.{key}={value}' for name in ('invert', 'distill')
+           for key, value in (('teacher', ''), ('init_from', tmp_path / 'w'))]
+  command = ['run', f'--config={tiny.__file__}', *flags, '--max_steps=1']
+  assert main.main([*command, *start]) == 0
+  origin = json.loads((tmp_path / 'run' / 'invert' / 'manifest.json').read_text())['origin']
+  assert origin['teacher_sha256'] == checkpoints.digest(params)
+  (tmp_path / 'w').rename(tmp_path / 'moved')
+  moved = [flag.replace(f'{tmp_path / "w"}', f'{tmp_path / "moved"}') for flag in start]
+  capsys.readouterr()
+  assert main.main([*command, *moved]) == 0  # the same weights elsewhere are the same start
+  assert capsys.readouterr().out.count('finished already') == 2
+  written(tmp_path / 'w', base, seed=1)
+  assert main.main([*command, *start]) == 1
+  assert 'started from weights' in capsys.readouterr().err
+
+
+def test_growth_from_weights_that_have_grown_already(tmp_path, base):
+  grown = base.clone(grown=((8, 1, False),))
+  params = written(tmp_path / 'w', grown)
+  config = tiny.get_config()
+  config.data.resolution = 32
+  config.phases.grow_16.update({'start': '', 'init_from': str(tmp_path / 'w'), 'init_levels': ((8, 1, False),),
+                                'resolution': 32})
+  assert configs.start_resolution(config, 'grow_16') == 16
+  found, _ = starts.read_start(config, tmp_path, 'grow_16')
+  assert checkpoints.digest(found) == checkpoints.digest(params)
+  unet = models.make_unet(config, 'grow_16')
+  assert [tuple(level) for level in unet.grown] == [(8, 1, False), (8, 1, False)]
+  config.phases.grow_16.init_levels = ()
+  config.phases.grow_16.resolution = 16
+  with pytest.raises(starts.StartError, match='growth phases'):
+    starts.read_start(config, tmp_path, 'grow_16')
+
+
+def test_another_architecture_is_refused_key_by_key(tmp_path, base):
+  written(tmp_path / 'w', base)
+  config = experiment(tmp_path / 'w', {'form': 'guided', 'num_blocks': 2})
+  with pytest.raises(starts.StartError) as error:
+    starts.read_start(config, tmp_path, 'distill')
+  text = str(error.value)
+  assert 'config.network.num_blocks (num_blocks): there 1, in the config 2' in text
+  assert 'config.network.form (time_scale): there 1.0, in the config 1000.0' in text
+  assert 'resolution' not in text
+
+
+def test_leaves_that_do_not_fit_are_refused_leaf_by_leaf(tmp_path, base):
+  params = written(tmp_path / 'x', base)
+  del params['in_conv']['bias']
+  options = folders.read_description(tmp_path / 'x')['options']
+  folders.write_converted(tmp_path / 'w', formats.Converted({'params': params}, options, 'edm'), {})
+  with pytest.raises(checkpoints.CheckpointError, match=r'in_conv/bias: there absent, needed \(8,\)'):
+    starts.read_start(experiment(tmp_path / 'w'), tmp_path, 'distill')
+
+
+def test_what_is_no_start_is_refused(tmp_path):
+  (tmp_path / 'empty').mkdir()
+  for name in ('empty', 'nowhere'):
+    with pytest.raises(starts.StartError, match='neither a folder that `pagoda convert` has written nor a phase'):
+      starts.read_start(experiment(tmp_path / name), tmp_path, 'invert')
+  folders.write_converted(tmp_path / 'vgg', formats.Converted({'params': {'a': np.zeros(1)}}, {}, 'lpips'), {})
+  with pytest.raises(starts.StartError, match='weights of format lpips; a phase starts from a U-Net'):
+    starts.read_start(experiment(tmp_path / 'vgg'), tmp_path, 'invert')
+
+
+PUBLISHED = {
+  'EDM, ImageNet 64': EDM_ADM | {'channels': 192, 'stem_channels': 192, 'embed_channels': 768, 'num_classes': 1000},
+  'EDM, CIFAR-10': EDM_DDPMPP | {
+    'resolution': 32, 'channels': 128, 'channel_mult': (2, 2, 2), 'stem_channels': 128, 'embed_channels': 512,
+    'num_blocks': 4, 'attention_resolutions': (16,), 'num_classes': 10, 'augment_dim': 9,
+  },
+  'teacher of the paper': GUIDED_ADM | {'channels': 192, 'stem_channels': 192, 'num_classes': 1000, 'in_channels': 3},
+  'PaGoDA 32': GUIDED_ADM | {
+    'resolution': 32, 'channels': 256, 'channel_mult': (1, 2, 4), 'attention_resolutions': (16, 8),
+    'num_classes': 1000, 'decoder_channel_mult': (0.5, 2, 4), 'num_heads': 4,
+  },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_the_lines_that_convert_prints_make_the_network(name):
+  config = configs.experiment()
+  exec('\n'.join(architectures.config_lines(PUBLISHED[name])), {'config': config, 'c': configs})
+  configs.add_phase(config, 'teacher', configs.teacher())
+  assert architectures.differences(UNet(**PUBLISHED[name]), models.make_unet(config, 'teacher')) == []
+
+
+def test_empty_references_are_no_inputs(tmp_path):
+  config = experiment(tmp_path)
+  assert workdir.upstream(config, 'invert') == []
+  assert workdir.upstream(config, 'distill') == ['invert']
+  assert 'config.phases.invert.init_from' not in workdir.identity(config, 'distill')

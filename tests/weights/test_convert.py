@@ -1,0 +1,298 @@
+"""`pagoda convert` and what it is made of: file -> folder -> file, for every format."""
+
+import json
+
+import golden_tools
+import ml_dtypes
+import numpy as np
+import pytest
+import torch_writers as writers
+from absl import flags
+from flax import traverse_util
+
+from pagoda_jax.cli import convert as command
+from pagoda_jax.networks.unet import EDM_ADM, GUIDED_ADM, GrownLevel
+from pagoda_jax.runtime.files import file_digest
+from pagoda_jax.weights import published
+from pagoda_jax.weights.convert import folders, formats, torch_files
+from pagoda_jax.weights.convert.mapping import ConversionError
+
+# Small networks of every format: what its `leaves` lists the tensors of.
+SMALL = {
+  'edm': EDM_ADM | {
+    'resolution': 8, 'channels': 64, 'channel_mult': (1, 1), 'num_blocks': 1, 'attention_resolutions': (4,),
+    'num_classes': 3, 'augment_dim': 9,
+  },
+  'pagoda': GUIDED_ADM | {
+    'resolution': 8, 'channels': 32, 'channel_mult': (1, 2), 'stem_channels': 32, 'num_blocks': 1,
+    'attention_resolutions': (4,), 'channels_per_head': 16, 'num_classes': 3, 'grown': (GrownLevel(32, 1, False),),
+  },
+  'timm': {
+    'architecture': 'deit', 'width': 16, 'depth': 1, 'head_channels': 8, 'mlp_width': 32, 'patch': 4, 'grid': 2,
+    'distilled': True,
+  },
+  'lpips': {'widths': (4, 8), 'depths': (1, 2)},
+  'inception': {'classes': 8},
+  'diffusers': {
+    'channels': 3, 'latent_channels': 2, 'widths': (4, 8), 'blocks': 1, 'groups': 2, 'quant_conv': True,
+    'post_quant_conv': True, 'mid_attention': True, 'attention_naming': 'to_q', 'attention_convolutions': False,
+  },
+  'stylegan_xl': {
+    'widths': ((8, 8), (8,)), 'input_widths': (4, 6), 'logits_kernel': 4, 'num_classes': 5, 'embedding_width': 6,
+    'projection_width': 3,
+  },
+}  # fmt: skip
+SMALL['random_projections'] = {
+  'backbone': SMALL['timm'] | {'depth': 4}, 'reassembly_widths': (2, 3, 4, 5), 'widths': (4, 4, 6, 8),
+  'mixed_widths': (4, 2, 3, 4),
+}  # fmt: skip
+# A tensor without a place here.
+CARRIED = {
+  'edm': 'model.dec.8x8_up.conv0.resample_filter',
+  'timm': 'head.weight',
+  'lpips': 'scaling_layer.shift',
+  'inception': 'Conv2d_1a_3x3.bn.num_batches_tracked',
+  'stylegan_xl': 'mini_discs.0.main.0.main.1.num_batches_tracked',
+  'random_projections': 'pretrained.model.head.weight',
+}
+# What the file does not tell.
+ASKED = {
+  'pagoda': {'resolution': 8, 'channels_per_head': 16, 'grown_num_blocks': 1, 'attention_order': 'legacy'},
+  'timm': {'head_channels': 8},
+  'random_projections': {'head_channels': 8},
+  'diffusers': {'groups': 2},
+}
+
+
+def state_dict_of(format):
+  """A small state dict of the format, by the goldens' rule, with a buffer that has no place here."""
+  leaves = formats.FORMATS[format].leaves(SMALL[format])
+  theirs = {leaf.theirs: golden_tools.rule_tensor('', leaf.theirs, leaf.shape) for leaf in leaves}
+  if format in CARRIED:
+    theirs[CARRIED[format]] = np.full((1, 1, 2, 2), 7, np.float32 if format == 'edm' else np.int64)
+  return theirs
+
+
+def convert(*args):
+  """Runs `pagoda convert` with these flags."""
+  fv = flags.FlagValues()
+  command.define_flags(fv)
+  fv(['pagoda', *map(str, args)])
+  return command.run(fv, [])
+
+
+def as_flags(asked):
+  return [f'--{name}={value}' for name, value in asked.items()]
+
+
+def assert_equal(actual, expected):
+  assert actual.keys() == expected.keys()
+  for name, value in expected.items():
+    assert actual[name].dtype == value.dtype and np.array_equal(actual[name], value), name
+
+
+def flat(tree):
+  return traverse_util.flatten_dict(tree, sep='/')
+
+
+@pytest.mark.parametrize('format', formats.FORMATS)
+def test_file_to_folder_to_file_is_bit_identical(format, tmp_path, capsys):
+  theirs = state_dict_of(format)
+  writers.save_zip(tmp_path / 'w.pt', theirs)
+  asked = ASKED.get(format, {})
+  convert(f'--input={tmp_path}/w.pt', f'--output={tmp_path}/d', *(f'--{name}={asked[name]}' for name in asked))
+  assert f'format {format}, by the names' in capsys.readouterr().out
+  variables, options = folders.load_converted(tmp_path / 'd')
+  assert {name: options[name] for name in SMALL[format]} == SMALL[format]
+  assert all(value.dtype == np.float32 for value in flat(variables['params']).values())
+  convert(f'--input={tmp_path}/d', f'--output={tmp_path}/back.safetensors', '--to=torch')
+  assert_equal(torch_files.read(tmp_path / 'back.safetensors').tensors, theirs)
+
+
+def golden_configs(file):
+  """The configs of a golden file; none where the folder lacks it."""
+  return golden_tools.load(file)[1]['configs'] if (golden_tools.FOLDER / f'{file}.npz').exists() else {}
+
+
+def golden_networks():
+  """(format, config's json, what it does not tell) of every golden U-Net."""
+  for file in ('edm_adm', 'edm_ddpmpp'):
+    for name, config in golden_configs(file).items():
+      yield pytest.param('edm', config, {}, id=f'{file}-{name}')
+  for name, config in golden_configs('pagoda_unet').items():
+    kwargs = config['kwargs']
+    asked = {'resolution': kwargs['input_size'], 'grown_num_blocks': kwargs['num_res_blocks_high']}
+    if kwargs['num_head_channels'] != -1:
+      asked['channels_per_head'] = kwargs['num_head_channels']
+    else:
+      asked['num_heads'] = kwargs['num_heads']
+    if 'params' in config:
+      yield pytest.param('pagoda', config, asked, id=f'pagoda_unet-{name}')
+
+
+@pytest.mark.parametrize('format, config, asked', list(golden_networks()))
+def test_golden_weights_through_files(format, config, asked, tmp_path):
+  theirs = golden_tools.rule_state_dict(config['params'], config['prefix'], config['gain'])
+  with open(tmp_path / 'w.pt', 'wb') as file:
+    writers.save_legacy(file, {'ema': theirs})
+  direct = formats.from_state_dict(theirs, format, **asked)
+  converted = formats.read_converted(tmp_path / 'w.pt', **asked)
+  folders.write_converted(tmp_path / 'd', converted, {})
+  again = folders.read_folder(tmp_path / 'd')
+  assert_equal(flat(again.variables), flat(direct.variables))
+  assert_equal(formats.to_state_dict(again), theirs)
+
+
+def test_lpips_from_its_two_published_files(tmp_path):
+  published_options = {'widths': (64, 128, 256, 512, 512), 'depths': (2, 2, 3, 3, 3)}
+  leaves = formats.FORMATS['lpips'].leaves(published_options)
+  theirs = {leaf.theirs: np.full(leaf.shape, number, np.float32) for number, leaf in enumerate(leaves)}
+  linear = {name: value for name, value in theirs.items() if name.startswith('lin')}
+  vgg = {f'features.{name.split(".", 2)[2]}': value for name, value in theirs.items() if name not in linear}
+  vgg['classifier.0.bias'] = np.zeros(3, np.float32)
+  writers.save_zip(tmp_path / 'vgg.pth', vgg)
+  writers.save_zip(tmp_path / 'lin.pth', linear)
+  with pytest.raises(ConversionError, match='one half of LPIPS.*--linear=lpips_vgg'):
+    formats.read_converted(tmp_path / 'vgg.pth')
+  converted = formats.read_converted(tmp_path / 'vgg.pth', linear=tmp_path / 'lin.pth')
+  assert converted.options == published_options
+  assert_equal(formats.to_state_dict(converted), theirs | {'classifier.0.bias': vgg['classifier.0.bias']})
+
+
+@pytest.mark.parametrize('wrapper', ['model.', 'model.model.', 'module.', '_orig_mod.', 'module._orig_mod.model.'])
+@pytest.mark.parametrize('format', ['edm', 'pagoda'])
+def test_wrappers_prefixes_do_not_matter(wrapper, format, tmp_path):
+  theirs = state_dict_of(format)
+  writers.save_zip(tmp_path / 'w.pt', {wrapper + name: value for name, value in theirs.items()})
+  for asked_format in ('', format):
+    converted = formats.read_converted(tmp_path / 'w.pt', asked_format, **ASKED.get(format, {}))
+    assert converted.format == format
+    assert_equal(formats.to_state_dict(converted), theirs)
+
+
+def test_one_network_out_of_several(tmp_path):
+  theirs = state_dict_of('stylegan_xl')
+  content = {f'discriminators.deit.{name}': value for name, value in theirs.items()}
+  content['other.w'] = np.ones(1, np.float32)
+  writers.save_zip(tmp_path / 'd.pt', content)
+  converted = formats.read_converted(tmp_path / 'd.pt', prefix='discriminators.deit.')
+  assert_equal(formats.to_state_dict(converted), theirs)
+  with pytest.raises(ConversionError, match="begins with 'discs.'; they begin with discriminators.deit, other.w"):
+    formats.read_converted(tmp_path / 'd.pt', prefix='discs.')
+
+
+def test_half_precision_is_made_float32_and_said(tmp_path, capsys):
+  theirs = state_dict_of('lpips')
+  first, second = list(theirs)[:2]
+  half = theirs | {first: theirs[first].astype(np.float16), second: theirs[second].astype(ml_dtypes.bfloat16)}
+  writers.save_zip(tmp_path / 'w.pt', half)
+  convert(f'--input={tmp_path}/w.pt', f'--output={tmp_path}/d')
+  out = capsys.readouterr().out
+  assert '1 tensors of float16 made float32' in out and '1 tensors of bfloat16 made float32' in out
+  back = formats.to_state_dict(folders.read_folder(tmp_path / 'd'))
+  assert_equal(back, half | {name: half[name].astype(np.float32) for name in (first, second)})
+
+
+def test_nan_in_weights_is_a_warning_that_names_them(tmp_path, caplog):
+  theirs = state_dict_of('lpips')
+  theirs['lin1.model.1.weight'][0, 3] = np.nan
+  writers.save_zip(tmp_path / 'w.pt', theirs)
+  with caplog.at_level('WARNING'):
+    formats.read_converted(tmp_path / 'w.pt')
+  assert 'w.pt: NaN or infinite numbers in lin1.model.1.weight' in caplog.text
+
+
+def test_other_architectures_are_shown_as_a_table(tmp_path):
+  theirs = state_dict_of('pagoda')
+  theirs['out.2.extra'] = theirs.pop('out.2.bias')
+  theirs['time_embed.2.bias'] = theirs['time_embed.2.bias'][:5]
+  writers.save_zip(tmp_path / 'w.pt', theirs)
+  with pytest.raises(ConversionError) as error:
+    formats.read_converted(tmp_path / 'w.pt', **ASKED['pagoda'])
+  rows = [line.split() for line in str(error.value).splitlines()]
+  assert ['missing', 'out.2.bias', '-', '(3,)', 'out_conv/bias'] in rows
+  assert ['unexpected', 'out.2.extra', '(3,)', '-'] in rows
+  assert ['other', 'shape', 'time_embed.2.bias', '(5,)', '(128,)', 'time_embed_1/bias'] in rows
+
+
+def test_unknown_architecture_and_wrong_format(tmp_path):
+  writers.save_zip(tmp_path / 'resnet.pt', {'layer1.0.conv1.weight': np.ones((2, 2, 3, 3), np.float32)})
+  with pytest.raises(ConversionError, match='no known format.*layer1.0.conv1.weight'):
+    formats.read_converted(tmp_path / 'resnet.pt')
+  writers.save_zip(tmp_path / 'w.pt', state_dict_of('lpips'))
+  with pytest.raises(ConversionError, match='model.enc'):
+    formats.read_converted(tmp_path / 'w.pt', 'edm')
+  with pytest.raises(ConversionError, match="no format 'keras'; there are edm"):
+    formats.read_converted(tmp_path / 'w.pt', 'keras')
+
+
+def test_asking_what_the_format_does_not_ask(tmp_path):
+  writers.save_zip(tmp_path / 'w.pt', state_dict_of('lpips'))
+  with pytest.raises(ConversionError, match='lpips does not ask for groups: its names and shapes tell everything'):
+    formats.read_converted(tmp_path / 'w.pt', groups=3)
+
+
+def test_what_was_assumed_is_said(tmp_path):
+  writers.save_zip(tmp_path / 'w.pt', state_dict_of('pagoda'))
+  notes = formats.read_converted(tmp_path / 'w.pt', resolution=8, grown_num_blocks=1, channels_per_head=16).notes
+  assert 'assumed attention_order=flash, num_heads=0, which the file does not tell' in notes
+
+
+def test_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+  converted = formats.from_state_dict(state_dict_of('lpips'), 'lpips')
+  monkeypatch.setattr(folders, '_description', lambda *_: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    folders.write_converted(tmp_path / 'd', converted, {})
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_exists_is_left_alone(tmp_path):
+  (tmp_path / 'd').mkdir()
+  (tmp_path / 'd' / 'mine').write_text('keep')
+  writers.save_zip(tmp_path / 'w.pt', state_dict_of('lpips'))
+  with pytest.raises(ConversionError, match='exists already'):
+    convert(f'--input={tmp_path}/w.pt', f'--output={tmp_path}/d')
+  assert (tmp_path / 'd' / 'mine').read_text() == 'keep'
+
+
+def test_damaged_folder_is_an_error_that_says_where(tmp_path):
+  folders.write_converted(tmp_path / 'd', formats.from_state_dict(state_dict_of('lpips'), 'lpips'), {})
+  with pytest.raises(ConversionError, match='no converted.json'):
+    folders.load_converted(tmp_path)
+  for part in (tmp_path / 'd' / 'variables').rglob('*'):
+    if part.is_file():
+      part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+  with pytest.raises(ConversionError, match='variables: damaged'):
+    folders.load_converted(tmp_path / 'd')
+  (tmp_path / 'd' / 'converted.json').write_text('{')
+  with pytest.raises(ConversionError, match='converted.json: damaged'):
+    folders.load_converted(tmp_path / 'd')
+
+
+def test_source_is_recorded(tmp_path):
+  writers.save_zip(tmp_path / 'w.pt', {'ema': state_dict_of('lpips'), 'step': 3})
+  convert(f'--input={tmp_path}/w.pt', f'--output={tmp_path}/d', '--key=ema')
+  source = json.loads((tmp_path / 'd' / 'converted.json').read_text())['source']
+  digest = file_digest(tmp_path / 'w.pt')
+  assert source == {'file': 'w.pt', 'sha256': digest, 'key': 'ema', 'prefix': ''}
+
+
+def test_published_file_by_its_name(tmp_path, monkeypatch, caplog):
+  entry = published.Published('small_lpips', 'x', 'https://x', 'w.pt', 'CC BY-NC 4.0', non_commercial=True)
+  monkeypatch.setattr(published, 'REGISTRY', (entry,))
+  writers.save_zip(tmp_path / 'w.pt', state_dict_of('lpips'))
+  with caplog.at_level('WARNING'):
+    convert('--input=small_lpips', f'--weights_dir={tmp_path}', f'--output={tmp_path}/d')
+  assert 'CC BY-NC 4.0' in caplog.text and folders.is_converted(tmp_path / 'd')
+
+
+def test_ways_to_call_it_wrongly(tmp_path):
+  output = f'--output={tmp_path}/d'
+  for arguments, said in (
+    (('--input=/absent.pt', output), 'absent.pt: no such file'),
+    ((f'--input={tmp_path}', output), 'is a directory'),
+    ((f'--input={tmp_path}', output, '--to=torch'), 'writes a .safetensors file'),
+    (('--input=/absent', f'{output}.safetensors', '--to=torch'), 'no such folder'),
+  ):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+      convert(*arguments)
