@@ -2,7 +2,7 @@
 
 `sha256` is the whole digest where the publisher gives it or it could be computed from the publisher's
 own repository, the leading digits where the publisher puts them into the file name (as PyTorch's model
-zoos do), and empty otherwise: then the digest of the first file used is recorded (see weights.py).
+zoos do), and empty otherwise: then the digest of the first file used is recorded (see locate.py).
 """
 
 import dataclasses
