@@ -12,6 +12,8 @@ GENERATOR_STAGES = ('distill', 'grow')
 TRAINED_STAGES = ('teacher', 'distill', 'grow')
 SOURCES = ('mnist', 'folder', 'array_record', 'tfds')
 PRECISIONS = ('float32', 'bfloat16')
+# Of float32 products: 'default' is the chip's (bfloat16 factors on TPU, TF32 on GPU), 'highest' is float32.
+MATMUL_PRECISIONS = ('default', 'high', 'highest')
 NOISE_DTYPES = ('float32', 'float16')
 FORMS = ('edm', 'guided', 'ddpmpp')
 DISTANCES = ('pixels', 'lpips', 'projected')
@@ -89,6 +91,7 @@ def teacher(**overrides) -> ConfigDict:
       'label_dropout': 0.0,
       'p_mean': -1.2,
       'p_std': 1.2,
+      'matmul_precision': 'default',
       'sample_levels': 18,  # sigma levels of the Heun sampler that draws the sample grids
     },
     overrides,
@@ -112,6 +115,8 @@ def invert(**overrides) -> ConfigDict:
       'clip_denoised': True,
       'add_noise': False,  # to the image, of the lowest level; for images with pixels that never change
       'store': True,
+      # The chip's default moves inversions of the MNIST teacher by 3 % of their rms on TPU, 0.4 % on GPU.
+      'matmul_precision': 'highest',
       'dtype': 'float32',
       'shard_size': 8192,  # pairs per ArrayRecord shard, the unit that is redone after a crash
     },
@@ -163,6 +168,7 @@ def _generator_phase(stage: str) -> dict:
     'optimizer': optimizer(learning_rate=8e-6),
     'discriminator_optimizer': optimizer(learning_rate=2e-3),
     'ema': 0.999,
+    'matmul_precision': 'default',
     'reconstruction': reconstruction(),
     'discriminator': discriminator(),
     'adversarial': adversarial(),
@@ -178,7 +184,11 @@ def distill(**overrides) -> ConfigDict:
 
 
 def grow(**overrides) -> ConfigDict:
-  """Stage 3, the generator `start` grown to `resolution` (METHOD: fixed weight 1.0, new and last old blocks train)."""
+  """Stage 3, the generator `start` grown to `resolution` (new and last old blocks train).
+
+  METHOD has a fixed weight of 1.0, beside feature distances. Beside 'pixels', the default here, that makes the
+  adversarial gradient some 30 times L_rec's: the weight is adaptive.
+  """
   defaults = _generator_phase('grow') | {
     'start': 'distill',  # a phase; or '' with init_from
     'init_from': '',  # instead of `start`: folder of `pagoda convert`, or another run's phase (its EMA)
@@ -187,7 +197,7 @@ def grow(**overrides) -> ConfigDict:
     'channels': 192,
     'num_blocks': 2,
     'scale_shift': False,
-    'adversarial': adversarial(weight=1.0, adaptive=False),
+    'adversarial': adversarial(weight=1.0, adaptive=True),
   }
   return _locked(defaults, overrides)
 
@@ -237,7 +247,8 @@ def experiment(**overrides) -> ConfigDict:
       # batches: also writes which pictures each step saw, in their order, to batches.jsonl
       'log': {'every_steps': 50, 'samples_every': 1000, 'samples': 64, 'batches': False},
       # What the end-of-run summary measures of each phase's samples; 0 samples: nothing.
-      'evaluation': {'samples': 0, 'components': 32},
+      # matmul_precision: of all images drawn, in sample grids and by `pagoda sample` too.
+      'evaluation': {'samples': 0, 'components': 32, 'matmul_precision': 'highest'},
     },
     overrides,
   )

@@ -82,6 +82,7 @@ def _validate_shared(config):
   for source, key in (('folder', 'path'), ('array_record', 'path'), ('tfds', 'name')):
     _check(data.source != source or data[key], f'config.data.{key}', data[key], f'source {source} needs it')
   _choose('config.precision', config.precision, configs.PRECISIONS)
+  _choose('config.evaluation.matmul_precision', config.evaluation.matmul_precision, configs.MATMUL_PRECISIONS)
   _check(config.microbatch >= 0, 'config.microbatch', config.microbatch, 'must be >= 0')
   _validate_network(config.network)
   base, levels = config.base_resolution, len(config.network.channel_mult)
@@ -136,6 +137,7 @@ def _validate_phase(config, name, earlier, shards):
   _choose(f'{path}.stage', phase.get('stage'), configs.STAGES)
   _check_keys(phase, configs.PHASE_DEFAULTS[phase.stage](), path)
   _check(phase.batch_size > 0, f'{path}.batch_size', phase.batch_size, 'must be > 0')
+  _choose(f'{path}.matmul_precision', phase.matmul_precision, configs.MATMUL_PRECISIONS)
   if shards:
     _check(phase.batch_size % shards == 0, f'{path}.batch_size', phase.batch_size,
            f'must be a multiple of {shards}, the devices that config.mesh = {dict(config.mesh)} splits it over')

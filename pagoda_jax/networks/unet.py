@@ -169,7 +169,8 @@ class UNet(nn.Module):
       return x
     # The head stays in float32: a generator's output is the image itself, and bfloat16 would band it.
     x = nn.silu(layers.group_norm(x.shape[-1], self.min_group_channels, self.norm_eps, jnp.float32, 'out_norm')(x))
-    return nn.Conv(self.image_channels, (3, 3), kernel_init=layers.zeros_init, name='out_conv')(x)
+    return nn.Conv(self.image_channels, (3, 3), kernel_init=layers.zeros_init, precision=jax.lax.Precision.HIGHEST,
+                   name='out_conv')(x)
 
   @property
   def stem_width(self) -> int:

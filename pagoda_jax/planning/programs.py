@@ -8,11 +8,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pagoda_jax import config as configs
-from pagoda_jax.method import diffusion
 from pagoda_jax.runtime import sharding
-from pagoda_jax.stages import grow, invert, models, state
-from pagoda_jax.stages import sampler as sampling
-from pagoda_jax.training import loop
+from pagoda_jax.stages import grow, models, state
+from pagoda_jax.training import inverting, loop
 from pagoda_jax.weights import frozen_weights
 
 
@@ -63,11 +61,9 @@ def make(config, name: str, num_devices: int = 1) -> Program:
   batch = {'image': image, 'label': label}
   rng = jax.eval_shape(lambda: jax.random.key(0))
   if phase.stage == 'invert':
-    networks = models.build(config, name)
-    levels = diffusion.sigmas(phase.num_levels, **sampling.schedule(config))
-    solve = invert.make_invert_step(networks, levels, phase.clip_denoised, phase.add_noise)
-    step = lambda params, batch, frozen, rng: solve(params, batch, rng)
-    return Program(step, _shapes_of_params(networks), batch | {'key': label}, {}, rng, trains=False)
+    solve = inverting.make_inverter(config, name)
+    step = lambda params, batch, frozen, rng: solve(params, batch)
+    return Program(step, _shapes_of_params(models.build(config, name)), batch | {'key': label}, {}, rng, trains=False)
   networks, step = loop.make_step(config, name, num_devices)
   frozen = frozen_weights.shapes(config, name)
   if phase.stage != 'teacher':

@@ -14,7 +14,7 @@ from pagoda_jax.data.images import normalize
 from pagoda_jax.method import losses, microbatch
 from pagoda_jax.networks import growth
 from pagoda_jax.stages.models import Networks
-from pagoda_jax.stages.state import GeneratorState, all_finite, guarded, make_optimizer, mix, step_keys
+from pagoda_jax.stages.state import GeneratorState, guarded, make_optimizer, mix, step_keys
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):
@@ -102,7 +102,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       discriminator={**statistics, 'params': d_params},
       discriminator_opt_state=d_opt_state,
     )
-    state = guarded(all_finite(rec, adv, d_loss, norm, d_norm), new, state)
+    state = guarded((rec, adv, d_loss, norm, d_norm), new, state)
     return state, {
       'loss': rec,
       'adversarial': adv,

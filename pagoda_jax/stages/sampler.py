@@ -8,7 +8,7 @@ import numpy as np
 
 from pagoda_jax.data.images import to_uint8
 from pagoda_jax.method import diffusion
-from pagoda_jax.runtime import sharding
+from pagoda_jax.runtime import randomness, sharding
 from pagoda_jax.stages import models
 
 CHUNK = 100  # images a call where nothing else is asked for
@@ -16,7 +16,7 @@ CHUNK = 100  # images a call where nothing else is asked for
 
 def noise_of(seed: int, indices: np.ndarray, shape: tuple[int, ...], sigma_max: float) -> jax.Array:
   """[N, *shape] of standard deviation sigma_max: image i's noise depends on the seed and i alone."""
-  key = jax.random.key(seed)
+  key = randomness.key_for(seed, randomness.PRIOR)
   draws = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(jnp.asarray(indices))
   return sigma_max * draws
 
@@ -37,7 +37,9 @@ class Sampler:
     self.batch_size = -(-batch_size // mesh.size) * mesh.size
     phase = config.phases[name]
     levels = diffusion.sigmas(phase.sample_levels, **schedule(config)) if phase.stage == 'teacher' else None
-    self._draw = jax.jit(functools.partial(_draw, self.networks, levels), out_shardings=sharding.replicated(mesh))
+    draw = models.at_matmul_precision(
+      config.evaluation.matmul_precision, functools.partial(_draw, self.networks, levels))
+    self._draw = jax.jit(draw, out_shardings=sharding.replicated(mesh))
 
   def __call__(self, params, noise, labels) -> np.ndarray:
     """uint8 [N, S, S, C] of noise [N, R, R, C] (standard deviation near sigma_max) and labels [N]."""

@@ -1,7 +1,7 @@
 """What a phase trains and must survive a crash: pytrees, their optimisers, one guarded update.
 
-`step` counts train steps, skipped ones included; `skipped` counts consecutive steps whose loss or
-gradient was not finite, `skipped_total` all of them. `fixed` holds the generator's leaves that a growth
+`step` counts train steps, skipped ones included; `skipped` counts consecutive steps with a number that was
+not finite, `skipped_total` all of them. `fixed` holds the generator's leaves that a growth
 phase does not train.
 """
 
@@ -99,13 +99,18 @@ def mix(ema: Tree, params: Tree, decay: float) -> Tree:
   return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p.astype(e.dtype), ema, params)
 
 
-def all_finite(*trees: Tree) -> jax.Array:
-  """Whether every number in the trees is finite."""
-  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trees)]))
+def finite_leaves(tree: Tree) -> Tree:
+  """For each leaf whether all of its numbers are finite."""
+  return jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), tree)
 
 
-def guarded(finite: jax.Array, new, old):
-  """`new`, or where `finite` is false `old` with its step counted and the skip recorded."""
+def guarded(measured: Tree, new, old):
+  """`new`, or where a number in it or in `measured` is not finite `old`, with its step counted and the skip recorded.
+
+  A finite gradient can still overflow an update, a moment or an average.
+  """
+  updated = [n for n, o in zip(jax.tree.leaves(new), jax.tree.leaves(old)) if n is not o]
+  finite = jnp.all(jnp.stack(jax.tree.leaves(finite_leaves((measured, updated)))))
   kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
   return kept.replace(
     step=old.step + 1,

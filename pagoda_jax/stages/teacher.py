@@ -7,7 +7,7 @@ import optax
 from pagoda_jax.data.images import normalize
 from pagoda_jax.method import diffusion, microbatch
 from pagoda_jax.stages.models import Networks
-from pagoda_jax.stages.state import TeacherState, all_finite, guarded, make_optimizer, mix, step_keys
+from pagoda_jax.stages.state import TeacherState, guarded, make_optimizer, mix, step_keys
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):
@@ -21,7 +21,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
   Returns:
     step(state: TeacherState, batch, frozen, rng) -> (state, metrics). batch: 'image' [B, H, W, C] uint8
     or floats in [-1, 1], 'label' int32 [B] where the data has classes. frozen is unused ({}). rng: one
-    typed key for the whole run. metrics: float32 scalars. A step whose loss or gradient is not finite
+    typed key for the whole run. metrics: float32 scalars. A step with a number that is not finite
     leaves the state as it was, but for its counters.
   """
   optimizer = make_optimizer(config.optimizer, config.steps)
@@ -46,7 +46,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = state.replace(params=params, opt_state=opt_state, ema=mix(state.ema, params, config.ema))
-    state = guarded(all_finite(loss, norm), new, state)
+    state = guarded((loss, norm), new, state)
     return state, {'loss': loss, 'grad_norm': norm, 'skipped_in_a_row': state.skipped,
                    'skipped': state.skipped_total}
 

@@ -15,7 +15,7 @@ from etils import epath
 from pagoda_jax.data import noise_store, shards
 from pagoda_jax.data import stream as streams
 from pagoda_jax.method import diffusion
-from pagoda_jax.runtime import distributed, sharding
+from pagoda_jax.runtime import distributed, randomness, sharding
 from pagoda_jax.runtime.interrupts import Interrupted
 from pagoda_jax.runtime.progress import Progress
 from pagoda_jax.stages import invert, models
@@ -38,7 +38,8 @@ def origin(config, name: str, params) -> dict:
     'resolution': config.base_resolution,
     'channels': d.channels,
     'solver': 'heun, clipped' if phase.clip_denoised else 'heun',
-    'add_noise': phase.add_noise,
+    'add_noise': f'of random numbers {randomness.INVERSION}' if phase.add_noise else False,
+    'matmul_precision': phase.matmul_precision,
     'seed': config.seed,
     'levels': [phase.num_levels, *sampling.schedule(config).values()],
   }
@@ -61,7 +62,8 @@ def make_inverter(config, name: str):
   phase = config.phases[name]
   levels = diffusion.sigmas(phase.num_levels, **sampling.schedule(config))
   step = invert.make_invert_step(models.build(config, name), levels, phase.clip_denoised, phase.add_noise)
-  return lambda params, batch: step(params, batch, jax.random.key(config.seed))
+  step = models.at_matmul_precision(phase.matmul_precision, step)
+  return lambda params, batch: step(params, batch, randomness.key_for(config.seed, randomness.INVERSION))
 
 
 def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> None:

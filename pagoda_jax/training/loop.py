@@ -15,7 +15,7 @@ from pagoda_jax import config as configs
 from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.method import microbatch
-from pagoda_jax.runtime import distributed, sharding
+from pagoda_jax.runtime import distributed, randomness, sharding
 from pagoda_jax.runtime.interrupts import Interrupted
 from pagoda_jax.runtime.progress import Progress
 from pagoda_jax.stages import distill, grow, models, state, teacher
@@ -26,7 +26,7 @@ MAX_SKIPPED_IN_A_ROW = 3
 
 
 class Diverged(RuntimeError):
-  """Loss or gradients stayed non-finite; the last checkpoint is good."""
+  """Numbers stayed non-finite; the last checkpoint is good, or what a phase starts from is not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,6 @@ class Phase:
   frozen: dict = dataclasses.field(default_factory=dict)
 
 
-def key_of(seed: int, name: str) -> jax.Array:
-  """The phase's random key: of the experiment's seed and the phase's name alone."""
-  return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()) % 2**31)
-
-
 def make_step(config, name: str, num_devices: int = 1) -> tuple[models.Networks, Callable[..., Any]]:
   """(networks, step(state, batch, frozen, rng) -> (state, metrics)) of a phase of stage teacher, distill or grow."""
   phase, networks = config.phases[name], models.build(config, name)
@@ -60,7 +55,7 @@ def make_step(config, name: str, num_devices: int = 1) -> tuple[models.Networks,
     networks = dataclasses.replace(networks, invert=inverting.make_inverter(config, phase.noise))
   parts = microbatch.count_parts(phase.batch_size, num_devices, config.microbatch)
   make = {'teacher': teacher, 'distill': distill, 'grow': grow}[phase.stage].make_train_step
-  return networks, make(networks, phase, parts)
+  return networks, models.at_matmul_precision(phase.matmul_precision, make(networks, phase, parts))
 
 
 def make_phase(config, folder, name: str, num_devices: int = 1) -> Phase:
@@ -68,7 +63,7 @@ def make_phase(config, folder, name: str, num_devices: int = 1) -> Phase:
   phase = config.phases[name]
   networks, step = make_step(config, name, num_devices)
   seed = int(zlib.crc32(name.encode()) + config.seed) % 2**31
-  init_key = key_of(config.seed, f'{name}/init')
+  init_key = randomness.key_for(config.seed, f'{name}/init')
   resolution = configs.phase_resolution(config, name)
   if phase.stage == 'teacher':
     stream = streams.Stream(config.data, resolution, seed)
@@ -124,7 +119,7 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
 
   Raises:
     Interrupted: it was asked to stop, and has saved.
-    Diverged: three steps in a row were not finite.
+    Diverged: three steps in a row were not finite, or what it starts from is not.
     CheckpointError, NoiseStoreError: what it starts from cannot be used.
   """
   mesh = sharding.make_mesh(**config.mesh)
@@ -158,7 +153,7 @@ class _Loop:
     self.parts = make_phase(config, folder, name, mesh.size)
     self.batches = self.parts.stream.batches(
       self.phase.batch_size, sharding.local_rows(self.phase.batch_size, mesh))
-    self.rng = jax.jit(lambda: key_of(config.seed, name), out_shardings=sharding.replicated(mesh))()
+    self.rng = jax.jit(lambda: randomness.key_for(config.seed, name), out_shardings=sharding.replicated(mesh))()
     self.frozen = sharding.place(self.parts.frozen, mesh, config.shard_frozen)
 
   def restored_or_fresh(self):
@@ -174,8 +169,20 @@ class _Loop:
     distributed.say(f'{self.name}: goes on from step {step}')
     return restored, step
 
+  def check_start(self, train_state, step):
+    """Refuses a state that is not finite: from one that is, no step makes one that is not (state.guarded)."""
+    finite = jax.jit(state.finite_leaves, out_shardings=sharding.replicated(self.mesh))(train_state)
+    wrong = [jax.tree_util.keystr(path) for path, fine in jax.tree_util.tree_leaves_with_path(finite) if not fine]
+    if wrong:
+      where = f'its checkpoint of step {step}' if self.done is not None else 'what it starts from'
+      more = f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''
+      raise Diverged(f'{self.name}: {where} holds numbers that are not finite, in {", ".join(wrong[:5])}{more}; begin '
+                     f'again from weights that are whole: delete {self.phase_folder} and, where an earlier phase made '
+                     'them, that phase too')
+
   def run(self, stop):
     train_state, step = self.restored_or_fresh()
+    self.check_start(train_state, step)
     shardings = sharding.tree_shardings(train_state, self.mesh)
     train_step = jax.jit(
       self.parts.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(self.mesh))
@@ -261,10 +268,10 @@ class _Loop:
       latest = self.saved.latest_step()
       kept = 'There is no checkpoint yet' if latest is None else f'The last checkpoint, of step {latest}, is good'
       raise Diverged(
-        f'{self.name}: loss or gradients were not finite in steps {step - skipped + 1} to {step}; stopped. {kept}; '
-        f'the same command goes on from step {latest or 0} with the same data and random numbers. Look for numbers '
-        'that are not finite in what it reads; otherwise a lower learning rate or float32 precision may help, with '
-        'the phase begun anew.'
+        f'{self.name}: loss, gradients or the updated state were not finite in steps {step - skipped + 1} to {step}; '
+        f'stopped. {kept}; the same command goes on from step {latest or 0} with the same data and random numbers. '
+        'Look for numbers that are not finite in what it reads; otherwise a lower learning rate or float32 precision '
+        'may help, with the phase begun anew.'
       )
 
 

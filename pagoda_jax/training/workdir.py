@@ -14,6 +14,8 @@ from pagoda_jax.training import checkpoints, starts
 # What may differ between two runs of one phase: how long, on what, and how much is written down.
 # What lies at init_from is compared itself, by `check_inputs`.
 FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify')
+# Keys that came later: what was computed before, by phases whose config.json lacks them.
+EARLIER = {'matmul_precision': 'default'}
 INVERTED_WITH = 'inverted_with'  # in inputs.json: which network made a generator phase's noise
 SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')
 
@@ -71,6 +73,8 @@ def check_claim(folder, config, name: str) -> None:
 
 
 def _differences(found: dict, wanted: dict) -> list[str]:
+  absent = {key: EARLIER[last] for key in {*wanted} - {*found} if (last := key.rsplit('.', 1)[-1]) in EARLIER}
+  found = absent | found
   return [
     f'  {key}: there {found.get(key, "absent")!r}, here {wanted.get(key, "absent")!r}'
     for key in sorted({*found, *wanted})

@@ -3,14 +3,13 @@
 They are an argument of the train step: never donated, never in a checkpoint, never in the program.
 """
 
-import zlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pagoda_jax import config as configs
 from pagoda_jax.method import perception
+from pagoda_jax.runtime import randomness
 from pagoda_jax.stages import models
 from pagoda_jax.weights import locate
 from pagoda_jax.weights.convert import formats, random_projections, stylegan_xl, torch_files
@@ -102,7 +101,7 @@ def _projected(config, name: str) -> dict:
     params = network.init(rng, images)['params']
     return {part: leaves for part, leaves in params.items() if part != 'backbone'}
 
-  rng = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(f'projections/{name}'.encode()) % 2**31)
+  rng = randomness.key_for(config.seed, f'projections/{name}')
   drawn = jax.device_get(models.run_once(random_part, rng))
   expected = _projected_shapes(name)
   variables = {**expected, 'params': {**expected['params'], **drawn}}

@@ -1,15 +1,21 @@
 """Numbers that are not finite in a real run: a step is skipped and counted, three in a row stop it."""
 
 import json
+import shutil
+import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from etils import epath
 from runs import CONFIG
 
+from pagoda_jax import config as configs
 from pagoda_jax import main
 from pagoda_jax.data import noise_store, shards
+from pagoda_jax.stages import state, teacher
 from pagoda_jax.training import checkpoints, loop
 
 COUNTERS = ('step', 'skipped', 'skipped_total')
@@ -72,3 +78,34 @@ def test_a_run_without_a_finite_step_stops_after_three(copied, keys, capsys):
   error = capsys.readouterr().err
   assert 'not finite in steps 1 to 3; stopped. There is no checkpoint yet' in error
   assert checkpoints.finished_steps(copied / 'distill') == []
+
+
+def test_an_update_that_overflows_is_skipped():
+  """A teacher of one number: loss and gradient are finite; at a learning rate of 3e38 the number after them is not."""
+
+  def denoise(params, x, sigma, cond, **kwargs):
+    return x * params['w']
+
+  phase = configs.teacher(optimizer=configs.optimizer(name='sgd', learning_rate=3e38))
+  start = state.init_teacher({'w': jnp.float32(3)}, phase)
+  networks = types.SimpleNamespace(denoise=denoise, sigma_data=0.5)
+  step = jax.jit(teacher.make_train_step(networks, phase))
+  batch = {'image': np.ones((4, 2, 2, 1), np.float32), 'label': np.zeros(4, np.int32)}
+  after, metrics = step(start, batch, {}, jax.random.key(0))
+  assert np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm'])
+  assert after.params['w'] == after.ema['w'] == 3 and after.step == after.skipped == metrics['skipped'] == 1
+
+
+def test_a_phase_does_not_start_from_numbers_that_are_not_finite(copied, capsys):
+  folder = copied / 'teacher'
+  found, _ = checkpoints.read_state(folder)
+  found['ema']['in_conv']['kernel'][0, 0, 0, 0] = np.inf
+  shutil.rmtree(folder / checkpoints.FOLDER)
+  saved = checkpoints.Checkpoints(folder)
+  saved.save(4, found, {'global_next_index': 32})
+  saved.close()
+  for phase in ('invert', 'distill'):
+    shutil.rmtree(copied / phase)
+  assert main.main(['train', CONFIG, f'--workdir={copied}', '--phase=teacher', '--config.phases.teacher.steps=6']) == 1
+  error = capsys.readouterr().err
+  assert "its checkpoint of step 4 holds numbers that are not finite, in .ema['in_conv']['kernel']" in error

@@ -1,5 +1,7 @@
 """The train steps: what they change, what they leave alone, and that devices do not change the result."""
 
+import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 import step_tools
 from step_tools import PHASES, RNG
 
+from pagoda_jax import config as c
 from pagoda_jax.networks import growth
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import distill, state, teacher
@@ -73,6 +76,18 @@ def test_the_generators_weight_is_the_clipped_ratio_of_last_layer_gradients():
   zeros = jax.tree.map(jnp.zeros_like, params)
   assert float(distill.adversarial_weight(config.adversarial, rec, zeros)) == pytest.approx(0.2 * 10)
   assert float(distill.adversarial_weight(config.adversarial, zeros, adv)) == pytest.approx(0.2 * 0.01)
+
+
+def test_growth_by_pixels_holds_its_discriminator_back_by_default():
+  """Unweighted, the adversarial gradient of a pixel distance's phase is tens of times L_rec's."""
+  path = pathlib.Path(__file__).parents[2] / 'experiments' / 'folder.py'
+  folder = runpy.run_path(str(path))['get_config']('base=8,target=16')
+  for phase in (c.grow(), folder.phases.grow_16, folder.phases.distill):
+    assert phase.reconstruction.distance == 'pixels'
+    params = step_tools.setup('grow_16')[1].params
+    rec = jax.tree.map(jnp.ones_like, params)
+    weight = distill.adversarial_weight(phase.adversarial, rec, jax.tree.map(lambda x: 30 * jnp.ones_like(x), params))
+    assert float(weight) == pytest.approx(phase.adversarial.weight / 30, rel=1e-3)
 
 
 def test_an_ema_of_decay_zero_is_the_parameters_and_of_one_step_a_mix():
