@@ -15,23 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+import PIL
 
-from pagoda_jax.data import pictures
+from pagoda_jax.data import listing, pictures
 from pagoda_jax.data.pictures import SourceError
+from pagoda_jax.runtime.files import open_regular, read_sealed, write_sealed
 from pagoda_jax.runtime.progress import Progress
 
-CAPTIONS = 'captions.jsonl'
-SHOWN_FAULTS = 50  # unreadable files that a message lists
-CHUNK = 512  # files that are tried between two lines of progress
-
-
-class Entry(NamedTuple):
-  """A picture of a folder; `label` is a class's name or number."""
-
-  file: str
-  label: str | int | None = None
-  caption: str | None = None
+MAX_BYTES = 2**30  # of a file: as many as Pillow's largest picture has with 16 bits, uncompressed
+CHUNK = 512  # files that are read between two lines of progress
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +31,7 @@ class FolderSource:
   """The pictures of a folder; carries its list, so that worker processes see the one that the run began with."""
 
   folder: str
-  entries: tuple[Entry, ...]
+  entries: tuple[listing.Entry, ...]
   all_labels: np.ndarray
   class_names: tuple[str, ...]
   digest: str
@@ -55,28 +47,31 @@ class FolderSource:
       SourceError: the file cannot be read.
     """
     entry = self.entries[index]
-    path = pathlib.Path(self.folder) / entry.file
+    path = os.path.join(self.folder, entry.file)
     try:
-      with Image.open(path) as image:
-        image = pictures.shown(image)
+      image = pictures.shown(_read(path))
     except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
-      raise SourceError(f'{path}: {type(error).__name__}: {error}') from None
+      raise SourceError(f'{path}: {pictures.reason(error)}') from None
     record = {'image': image, 'label': int(self.all_labels[index]), 'name': entry.file}
     return record if entry.caption is None else record | {'caption': entry.caption}
 
 
-def open_folder(path: str, max_unreadable: float = 0.01, check: bool = True) -> FolderSource:
+def open_folder(path: str, max_unreadable: float = 0.01, check: bool = True, resolution: int = 0) -> FolderSource:
   """The pictures of a folder.
 
   With a captions.jsonl, its lines {"file": ..., "caption": ..., "label": ...} in their order; a label is
   optional, a number or a name. Otherwise files sorted by path: each sub-folder that holds pictures,
   at any depth, is a class, numbered in the order of their names; without sub-folders there are no classes.
 
+  Every file is read once for the digest; the answer is kept in the user's cache until the file changes.
+
   Args:
     path: the folder.
     max_unreadable: share of files that may be unreadable; they are listed and left out.
-    check: whether every file is tried now (once: the answer is kept in the user's cache); without it,
-      reading an unreadable one raises.
+    check: whether every file is decoded now as well, and unreadable ones are left out; without it, reading an
+      unreadable one raises.
+    resolution: short side that the pictures will be scaled to; with `check`, those that are so long and thin that
+      this would take more than pictures.MAX_PIXELS are unreadable too. 0: not known.
 
   Raises:
     SourceError: there is no such folder or no picture in it, captions.jsonl cannot be understood, or too many
@@ -85,18 +80,21 @@ def open_folder(path: str, max_unreadable: float = 0.01, check: bool = True) -> 
   folder = pathlib.Path(path).expanduser()
   if not folder.is_dir():
     raise SourceError(f'{path}: no such folder')
-  captions = folder / CAPTIONS
-  entries = _captioned(captions) if captions.exists() else _by_sub_folder(folder)
+  entries = listing.entries_of(folder)
   if not entries:
     raise SourceError(f'{path}: no pictures in it')
-  labels, class_names = _numbered(entries, captions)
+  labels, class_names = listing.numbered(entries, folder)
+  contents = _contents(folder, sorted({entry.file for entry in entries}), check)
   if check:
-    faults = _faults(folder, sorted({entry.file for entry in entries}))
-    rows = [f'{folder / file}: {reason}' for file, reason in sorted(faults.items())]
+    faults = {file: _fault(content, resolution) for file, content in contents.items()}
+    rows = [f'{folder / file}: {fault}' for file, fault in faults.items() if fault]
     report_unreadable(path, rows, len(entries), max_unreadable)
-    kept = np.array([entry.file not in faults for entry in entries])
+    kept = np.array([not faults[entry.file] for entry in entries])
     entries, labels = [entry for entry, keep in zip(entries, kept) if keep], labels[kept]
-  return FolderSource(str(folder), tuple(entries), labels, class_names, _digest(folder, entries))
+  digest = hashlib.sha256()  # of names, labels, captions and contents: not of where the folder is, nor when it was made
+  for entry in entries:
+    digest.update(json.dumps([*entry, contents[entry.file].sha256]).encode())
+  return FolderSource(str(folder), tuple(entries), labels, class_names, digest.hexdigest())
 
 
 def report_unreadable(what, faults: Sequence[str], total: int, max_unreadable: float) -> None:
@@ -107,118 +105,95 @@ def report_unreadable(what, faults: Sequence[str], total: int, max_unreadable: f
   """
   if not faults:
     return
-  more = [f'... and {len(faults) - SHOWN_FAULTS} more'] if len(faults) > SHOWN_FAULTS else []
-  listed = ''.join(f'\n  {row}' for row in [*faults[:SHOWN_FAULTS], *more])
   count = f'{what}: {len(faults)} of {total} pictures cannot be read'
   if len(faults) > max_unreadable * total or len(faults) == total:
-    raise SourceError(f'{count}, more than max_unreadable = {max_unreadable:g} allows:{listed}')
-  print(f'{count} and are left out:{listed}', file=sys.stderr, flush=True)
+    raise SourceError(f'{count}, more than max_unreadable = {max_unreadable:g} allows:{listing.listed(faults)}')
+  print(f'{count} and are left out:{listing.listed(faults)}', file=sys.stderr, flush=True)
 
 
-def _by_sub_folder(folder: pathlib.Path) -> list[Entry]:
-  files = sorted(_picture_files(folder))
-  lone = [file for file in files if '/' not in file]
-  if lone and len(lone) < len(files):
-    classes = sorted({file.split('/')[0] for file in files if '/' in file})
-    raise SourceError(f'{folder / lone[0]}: lies beside the class folders {", ".join(classes[:5])}'
-                      f'{", ..." if len(classes) > 5 else ""}; move it into one, or all pictures out of them')
-  return [Entry(file, None if lone else file.split('/')[0]) for file in files]
+class Content(NamedTuple):
+  """What reading a file has told; neither size nor fault: it was not decoded."""
+
+  sha256: str = ''  # of its bytes; '' where there are none to read
+  size: tuple[int, int] | None = None  # width, height
+  fault: str | None = None
 
 
-def _picture_files(folder: pathlib.Path):
-  """Paths relative to the folder, with forward slashes."""
-  endings = {end for end, name in Image.registered_extensions().items() if name in Image.OPEN} | {''}
-  for parent, folders, files in os.walk(folder, followlinks=True):
-    folders[:] = [name for name in folders if not name.startswith('.')]
-    for name in files:
-      if not name.startswith('.') and os.path.splitext(name)[1].lower() in endings:
-        yield pathlib.Path(parent, name).relative_to(folder).as_posix()
+def _fault(content: Content, resolution: int) -> str | None:
+  return content.fault or (pictures.excess(content.size, resolution) if resolution else None)
 
 
-def _captioned(path: pathlib.Path) -> list[Entry]:
-  entries = []
-  for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-      entry = Entry(row['file'], row.get('label'), row['caption'])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-      raise SourceError(f'{path}, line {number}: must be an object with "file", "caption" and, if need be, "label" '
-                        f'({type(error).__name__}: {error})') from None
-    _check_entry(entry, f'{path}, line {number}')
-    entries.append(entry)
-  return entries
-
-
-def _check_entry(entry, where):
-  for key in ('file', 'caption'):
-    if not isinstance(getattr(entry, key), str):
-      raise SourceError(f'{where}: "{key}" = {getattr(entry, key)!r}: must be a string')
-  label = entry.label
-  if not (label is None or isinstance(label, str) or (type(label) is int and label >= 0)):
-    raise SourceError(f'{where}: "label" = {label!r}: must be a class number from 0 on, or a name')
-
-
-def _numbered(entries: Sequence[Entry], path) -> tuple[np.ndarray, tuple[str, ...]]:
-  """(labels [N] int32, -1 for none; class names): names are numbered in their order, numbers stay."""
-  labels = {entry.label for entry in entries} - {None}
-  kinds = {type(label) for label in labels}
-  if len(kinds) > 1:
-    raise SourceError(f'{path}: some labels are names and some are numbers; use one of them throughout')
-  names = sorted(labels) if kinds == {str} else list(range(max(labels, default=-1) + 1))
-  number = {name: place for place, name in enumerate(names)} | {None: -1}
-  return np.array([number[entry.label] for entry in entries], np.int32), tuple(map(str, names))
-
-
-def _digest(folder, entries) -> str:
-  """SHA-256 of names, sizes, labels and captions: not of where the folder is, nor when it was copied there."""
-  digest = hashlib.sha256()
-  for entry in entries:
-    digest.update(json.dumps([*entry, *_stamp(folder / entry.file)[:1]]).encode())
-  return digest.hexdigest()
-
-
-def _faults(folder: pathlib.Path, files: list[str]) -> dict[str, str]:
-  """File -> why it cannot be read; each is decoded once, and again only after something in the folder has changed."""
-  state = hashlib.sha256()
-  for file in files:
-    state.update(json.dumps([file, *_stamp(folder / file)]).encode())
+def _contents(folder: pathlib.Path, files: list[str], decode: bool) -> dict[str, Content]:
+  """What is in each file: of the user's cache where it is as it was then, otherwise read, and decoded if asked for."""
+  stamps = {file: _stamp(folder / file) for file in files}
   cache = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
-  name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+  name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
   path = pathlib.Path(cache, 'pagoda_jax', 'folders', name + '.json')
+  known = {file: content for file, content in _known(path, stamps).items()
+           if not decode or content.size or content.fault}
+  fresh = _examined(folder, [file for file in files if file not in known], decode)
+  contents = {file: known.get(file) or fresh[file] for file in files}
+  if fresh:
+    _keep(path, folder, {file: [stamps[file], *content] for file, content in contents.items() if content.sha256})
+  return contents
+
+
+def _known(path, stamps) -> dict[str, Content]:
+  """What the cache tells of the files that have not changed since."""
   try:
-    known = json.loads(path.read_text())
-    if known['state'] == state.hexdigest():
-      return known['faults']
-  except (OSError, ValueError, KeyError, TypeError):
-    pass  # not checked before
-  faults = _try_all(folder, files)
+    kept = read_sealed(path)
+    rows = kept['files'] if kept['pillow'] == PIL.__version__ else {}  # another one may read what this one does not
+    return {file: Content(*row[1:]) for file, row in rows.items() if row[0] == stamps.get(file)}
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    return {}  # not read before
+
+
+def _keep(path, folder, rows):
+  partial = path.with_suffix(f'.{os.getpid()}')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f'.{os.getpid()}')
-    partial.write_text(json.dumps({'folder': str(folder), 'state': state.hexdigest(), 'faults': faults}))
+    write_sealed(partial, {'folder': str(folder), 'pillow': PIL.__version__, 'files': rows}, indent=None)
     partial.replace(path)
   except OSError:
-    pass  # a read-only home: checked again next time
-  return faults
+    pass  # a read-only home: read again next time
 
 
-def _try_all(folder, files) -> dict[str, str]:
-
-  progress, faults = Progress(f'checking {folder}', len(files), unit='file'), {}
-  with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the interpreter's lock
+def _examined(folder, files, decode) -> dict[str, Content]:
+  progress, contents = Progress(f'checking {folder}', len(files), unit='file'), {}
+  with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing and decoding work without the interpreter's lock
     for start in range(0, len(files), CHUNK):
       chunk = files[start : start + CHUNK]
-      faults |= dict(zip(chunk, pool.map(pictures.fault, [folder / file for file in chunk])))
+      contents |= zip(chunk, pool.map(lambda file: _examine(folder / file, decode), chunk))
       progress.update(start + len(chunk), len(chunk))
-  return {file: fault for file, fault in faults.items() if fault}
+  return contents
 
 
-def _stamp(path: pathlib.Path) -> tuple[int, ...]:
-  """What changes when a file does; () where there is none."""
+def _examine(path: pathlib.Path, decode: bool) -> Content:
+  try:
+    content = _read(path)
+  except (OSError, SourceError) as error:
+    return Content(fault=pictures.reason(error))
+  sha256 = hashlib.sha256(content).hexdigest()
+  try:
+    return Content(sha256, pictures.examine(content) if decode else None)
+  except MemoryError as error:  # this machine's fault, now: not to be kept
+    return Content(fault=pictures.reason(error))
+  except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
+    return Content(sha256, fault=pictures.reason(error))
+
+
+def _read(path) -> bytes:
+  with open_regular(path) as file:
+    size = os.fstat(file.fileno()).st_size
+    if size > MAX_BYTES:
+      raise SourceError(f'{size} bytes, more than {MAX_BYTES}')
+    return file.read()
+
+
+def _stamp(path: pathlib.Path) -> list[int]:
+  """What changes when a file does, or when another one takes its name; [] where there is none."""
   try:
     status = path.stat()
   except OSError:
-    return ()
-  return status.st_size, status.st_mtime_ns
+    return []
+  return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

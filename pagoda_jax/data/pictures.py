@@ -4,11 +4,14 @@ NumPy and Pillow only, so that worker processes start quickly.
 """
 
 import io
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ('png', 'jpeg')
+MAX_PIXELS = 2**26  # of a picture scaled to its short side, before the crop: 256 MiB of colours
+DEEP_FORMATS = ('JPEG2000', 'PNG', 'PPM', 'TIFF')  # whose 16-bit greys Pillow gives as 0 (black) to 65535
 
 
 class SourceError(ValueError):
@@ -20,7 +23,12 @@ def picture(image: Image.Image, resolution: int, channels: int, flip: bool = Fal
 
   Halved with BOX while the short side is at least twice the target, then BICUBIC, then centre crop,
   as guided-diffusion prepares ImageNet. All resolutions of one picture come from the same pixels.
+
+  Raises:
+    SourceError: it is so long and thin that scaling it would take more than MAX_PIXELS.
   """
+  if too_long := excess(image.size, resolution):
+    raise SourceError(too_long)
   image = image.convert('L' if channels == 1 else 'RGB')
   while min(image.size) >= 2 * resolution:
     image = image.resize(tuple(side // 2 for side in image.size), Image.Resampling.BOX)
@@ -33,29 +41,98 @@ def picture(image: Image.Image, resolution: int, channels: int, flip: bool = Fal
   return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
 
 
+def picture_of(record: dict[str, Any], resolution: int, channels: int, flip: bool = False) -> np.ndarray:
+  """`picture` of a source's record, whose name is in the error."""
+  try:
+    return picture(record['image'], resolution, channels, flip)
+  except SourceError as error:
+    raise SourceError(f'{record["name"]}: {error}') from None
+
+
+def excess(size: tuple[int, int], resolution: int) -> str | None:
+  """Why a picture of `size` pixels is not to be scaled to a short side of `resolution`; None where it may be."""
+  if not min(size):
+    return f'{size[0]} x {size[1]} pixels'
+  width, height = (round(side * resolution / min(size)) for side in size)
+  if width * height <= MAX_PIXELS:
+    return None
+  return (f'{size[0]} x {size[1]} pixels, scaled to a short side of {resolution}: {width} x {height} = '
+          f'{width * height} pixels, more than {MAX_PIXELS}')
+
+
 def decode(content: bytes) -> Image.Image:
-  """An encoded picture, as its pixels are stored: orientation tags are not followed, as ImageNet's references do.
+  """An encoded picture in 8 bits, as it is stored: orientation tags are not followed, as ImageNet's references do.
 
   Raises:
+    SourceError: it is no picture, or one of unknown range.
     ValueError, OSError and others of Pillow's: it is damaged.
   """
-  try:
-    image = Image.open(io.BytesIO(content))
-  except UnidentifiedImageError:  # whose message is a memory address
-    raise ValueError('no format that Pillow reads') from None
+  image = _opened(content)
   image.load()
-  return image
+  return _in_8_bits(image, _white(image))
 
 
-def shown(image: Image.Image) -> Image.Image:
-  """A picture as a viewer shows it: upright by its orientation tag, transparency over white, 16 bits as 8."""
+def shown(content: bytes) -> Image.Image:
+  """An encoded picture in 8 bits, as a viewer shows it: upright by its orientation tag, transparency over white.
+
+  Raises:
+    As `decode`.
+  """
+  return _shown(_opened(content))
+
+
+def examine(content: bytes) -> tuple[int, int]:
+  """Reads an encoded picture as `shown` does, at less cost; its (width, height) as they are stored.
+
+  Raises:
+    As `decode`.
+  """
+  image = _opened(content)
+  size = image.size
+  image.draft('RGB', (1, 1))  # JPEG: an eighth of the pixels; all of its bytes are read all the same
+  _shown(image)
+  return size
+
+
+def _opened(content):
+  try:
+    return Image.open(io.BytesIO(content))
+  except UnidentifiedImageError:  # whose message is a memory address
+    raise SourceError('no format that Pillow reads') from None
+
+
+def _shown(image):
+  image.load()
+  white = _white(image)
   image = ImageOps.exif_transpose(image)
-  if image.mode.startswith('I'):  # 16-bit grey, which Pillow's own conversion would clip to white
-    return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).clip(0, 255).astype(np.uint8))
-  if image.has_transparency_data:
+  if not white and image.has_transparency_data:
     image = image.convert('RGBA')
-    return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
-  return image
+    image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+  return _in_8_bits(image, white)
+
+
+def _white(image) -> int | None:
+  """The value of white in greys of more than 8 bits, where black is 0; None for other pictures.
+
+  Raises:
+    SourceError: nothing says which value is white, or it is 0, which Pillow heeds in 8 bits only.
+  """
+  if not image.mode.startswith(('I', 'F')):
+    return None
+  tags = getattr(image, 'tag_v2', {})  # TIFF: a signed one comes as mode I, as one of 32 bits does
+  deep = image.mode.startswith('I;16') or (image.mode == 'I' and image.format != 'TIFF')
+  if not deep or image.format not in DEEP_FORMATS or tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
+    bits = {'F': 'floating-point', 'I': '32-bit or signed'}.get(image.mode, '16-bit')
+    raise SourceError(f'{bits} values in a {image.format}, of which it is not known what is white; save it as a PNG '
+                      'of 8 or 16 bits')
+  return 2 ** tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 1
+
+
+def _in_8_bits(image, white):
+  """As mode 1, L or RGB; Pillow's own conversion would clip greys of more bits at 255."""
+  if white:
+    return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, white) * 255 // white).astype(np.uint8))
+  return image if image.mode in ('1', 'L', 'RGB') else image.convert('RGB')
 
 
 def encode(pixels: np.ndarray, image_format: str, quality: int) -> bytes:
@@ -71,12 +148,7 @@ def color_channels(image: Image.Image) -> int:
   return 1 if image.mode in ('1', 'L') else 3
 
 
-def fault(path) -> str | None:
-  """Why a file cannot be read as a picture; None where it can."""
-  try:
-    with Image.open(path) as image:
-      image.draft('RGB', (1, 1))  # JPEG: an eighth of the pixels; all of its bytes are read all the same
-      image.load()
-  except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
-    return f'{type(error).__name__}: {error}'.split('\n')[0]
-  return None
+def reason(error: Exception) -> str:
+  """What a reader of files or pictures raised, in one line."""
+  text = getattr(error, 'strerror', None) or str(error)
+  return (text if isinstance(error, SourceError) else f'{type(error).__name__}: {text}').split('\n')[0]

@@ -31,6 +31,8 @@ class PrepareError(ValueError):
 def open_input(text: str, data_dir: str = '', split: str = 'train') -> sources.Source:
   """The source that --source names, such as folder:PATH; unreadable pictures raise when they are read.
 
+  The files of a folder are read here for their digest, but not decoded.
+
   Raises:
     PrepareError: there is no such kind of source.
     SourceError: there is no such source.

@@ -179,11 +179,11 @@ def write_shard(source, folder, layout: shards.Layout, shard: int, recipe: Recip
   for index in layout.keys(shard):
     try:
       stored = source[index]
+      pixels = pictures.picture_of(stored, recipe.resolution, pictures.color_channels(stored['image']))
     except SourceError as error:
       unreadable.append(str(error))
     else:
       image = stored.pop('image')
-      pixels = pictures.picture(image, recipe.resolution, pictures.color_channels(image))
       header = {'shard': shard, 'record': len(labels)} | stored
       writer.add(encode_record(header, pictures.encode(pixels, recipe.format, recipe.quality)))
       labels.append(stored['label'])

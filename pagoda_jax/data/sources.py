@@ -92,12 +92,14 @@ class TfdsSource:
     """{'image', 'label', 'name'}.
 
     Raises:
-      SourceError: the record is damaged.
+      SourceError: the record is damaged, or its picture is of no kind that can be read.
     """
     name = f'{self.name}/{self.split}/{index}'
     try:
       record = self._records[int(index)]
       image = pictures.decode(record[self.image_key])
+    except SourceError as error:
+      raise SourceError(f'{name}: {error}') from None
     except Exception as error:  # what damaged bytes lead ArrayRecord's, TFDS' and Pillow's readers to
       raise SourceError(f'{name}: damaged record ({error})') from None
     label = int(record[self.label_key]) if self.label_key else -1
@@ -234,14 +236,14 @@ def holdout_indices(source: Source, count: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)  # listing a large folder takes a while, and a run opens its source for every phase
 def open_whole(kind: str, path: str = '', name: str = '', split: str = 'train', max_unreadable: float = 0.01,
-               verify: bool = False) -> Source:
+               verify: bool = False, resolution: int = 0) -> Source:
   """A source by its kind, one of config.SOURCES; the other arguments are keys of `config.data`.
 
   Raises:
     SourceError: it is missing or damaged.
   """
   if kind == 'folder':
-    return folders.open_folder(path, max_unreadable)
+    return folders.open_folder(path, max_unreadable, resolution=resolution)
   if kind == 'array_record':
     return records.open_records(path, verify)
   if kind == 'tfds':
@@ -269,7 +271,7 @@ def open_source(data, part: str = 'train') -> Source:
   Raises:
     SourceError: it is missing or damaged.
   """
-  place = (data.source, data.path, data.name, data.split, data.max_unreadable, data.verify)
+  place = (data.source, data.path, data.name, data.split, data.max_unreadable, data.verify, data.resolution)
   return open_part(part, data.holdout, *place)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from grain.experimental import ZipMapDataset
 
-from pagoda_jax.data.pictures import SourceError, picture
+from pagoda_jax.data.pictures import SourceError, picture_of
 from pagoda_jax.data.sources import Source, open_source
 
 
@@ -107,12 +107,12 @@ class LoadPicture:
     index, flip = self.keys[int(key)]
     stored = self.source[index]
     record = {
-      'image': picture(stored['image'], self.resolution, self.channels, flip),
+      'image': picture_of(stored, self.resolution, self.channels, flip),
       'label': np.int32(stored['label']),
       'key': np.int32(key),
     }
     if isinstance(self.noise, ToInvert):
-      record['base_image'] = picture(stored['image'], self.noise.resolution, self.channels, flip)
+      record['base_image'] = picture_of(stored, self.noise.resolution, self.channels, flip)
     elif self.noise is not None:
       record['noise'] = self.noise[int(key)]
     return record
@@ -244,5 +244,5 @@ def epoch_pictures(data, resolution: int, split: str, indices=None) -> tuple[np.
   """(images [N, R, R, C] uint8, labels [N]) of a split in its own order, unmirrored; `indices` picks some."""
   source = open_source(data, split)
   records = [source[int(i)] for i in (range(len(source)) if indices is None else indices)]
-  images = [picture(record['image'], resolution, data.channels) for record in records]
+  images = [picture_of(record, resolution, data.channels) for record in records]
   return np.stack(images), np.array([record['label'] for record in records], np.int32)

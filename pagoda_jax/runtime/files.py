@@ -2,8 +2,34 @@
 
 import hashlib
 import json
+import os
+import stat
+from typing import BinaryIO
 
 from etils import epath
+
+KINDS = {'p': 'FIFO', 's': 'socket', 'c': 'device', 'b': 'device', 'd': 'folder'}  # as stat.filemode begins
+
+
+def open_regular(path) -> BinaryIO:
+  """Opens a local file to read its bytes; links are followed.
+
+  Raises:
+    OSError: there is none, or it is no regular file: reading a FIFO would wait for a writer, perhaps for ever.
+  """
+  _refuse_other_kinds(os.stat(path))  # before it is opened: opening alone moves some devices
+  file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb')
+  try:
+    _refuse_other_kinds(os.fstat(file.fileno()))
+  except OSError:
+    file.close()
+    raise
+  return file
+
+
+def _refuse_other_kinds(status):
+  if not stat.S_ISREG(status.st_mode):
+    raise OSError(f'a {KINDS.get(stat.filemode(status.st_mode)[0], "special file")}, no regular file')
 
 
 def file_digest(path) -> str:

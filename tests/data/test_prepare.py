@@ -56,7 +56,7 @@ def test_a_folder_comes_back_cropped_and_resized_once(photos, tmp_path, image_fo
     expected, found = original[i], source[i]
     assert (found['label'], found['name']) == (expected['label'], expected['name'])
     image = np.asarray(found['image']).astype(int)
-    np.testing.assert_allclose(image, streams.picture(expected['image'], 10, 3), atol=tolerance)
+    np.testing.assert_allclose(image, pictures.picture(expected['image'], 10, 3), atol=tolerance)
 
 
 def test_captions_are_kept(tmp_path):
@@ -93,7 +93,7 @@ def test_a_source_that_does_not_exist_is_explained(tmp_path, source, capsys):
 
 def test_unreadable_pictures_are_left_out_and_listed_in_the_manifest(photos, tmp_path, capsys):
   (photos / 'cat' / '01.png').write_bytes(b'no picture')
-  with pytest.raises(pictures.SourceError, match=r'1 of 12 .*max_unreadable = 0.01[^$]*cat/01.png: Unidentified'):
+  with pytest.raises(pictures.SourceError, match=r'1 of 12 .*max_unreadable = 0.01[^$]*cat/01.png: no format'):
     prepared(photos, tmp_path / 'out')
   assert not (tmp_path / 'out' / records.MANIFEST).exists()
   source = records.open_records(prepared(photos, tmp_path / 'out', max_unreadable=0.1))

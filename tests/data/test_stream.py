@@ -5,6 +5,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from pagoda_jax.data import pictures
 from pagoda_jax.data import stream as streams
 
 
@@ -26,7 +27,7 @@ def test_picture_is_the_centre_of_the_halved_image(size):
   # A horizontal ramp stays a ramp through halving, bicubic resizing and cropping.
   width, height = size
   ramp = np.tile(np.linspace(0, 255, width), (height, 1)).astype(np.uint8)
-  out = streams.picture(Image.fromarray(ramp), 16, 1)[..., 0].astype(float)
+  out = pictures.picture(Image.fromarray(ramp), 16, 1)[..., 0].astype(float)
   scale = min(size) / 16
   centres = (width - 16 * scale) / 2 + scale * (np.arange(16) + 0.5) - 0.5
   # Odd sides lose a pixel in a halving, which shifts the content by less than two grey levels a pixel.
@@ -37,7 +38,7 @@ def test_mirror_images_are_keys_of_their_own():
   keys = streams.Keys(3, mirror=True)
   assert [keys[i] for i in range(len(keys))] == [(0, False), (0, True), (1, False), (1, True), (2, False), (2, True)]
   image = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
-  np.testing.assert_array_equal(streams.picture(image, 4, 1)[:, ::-1], streams.picture(image, 4, 1, flip=True))
+  np.testing.assert_array_equal(pictures.picture(image, 4, 1)[:, ::-1], pictures.picture(image, 4, 1, flip=True))
 
 
 class FakeStore:
