@@ -31,7 +31,7 @@ VERIFY_HINT = '`pagoda prepare --verify --output={}` checks every shard'
 
 def encode_record(header: dict, content: bytes) -> bytes:
   """A record of a header and an encoded picture."""
-  text = json.dumps(header, ensure_ascii=False).encode()
+  text = json.dumps(header, ensure_ascii=False).encode(errors='surrogatepass')  # a file's name may be no Unicode
   return len(text).to_bytes(4, 'little') + text + content
 
 
@@ -42,7 +42,7 @@ def decode_record(record: bytes) -> tuple[dict, bytes]:
     ValueError: it is no record.
   """
   start = 4 + int.from_bytes(record[:4], 'little')
-  return json.loads(record[4:start].decode()), record[start:]
+  return json.loads(record[4:start].decode(errors='surrogatepass')), record[start:]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

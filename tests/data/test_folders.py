@@ -2,6 +2,7 @@
 
 import io
 import os
+import pathlib
 import shutil
 import socket
 import struct
@@ -316,3 +317,12 @@ def test_captions_of_a_file_that_is_a_dead_link_are_not_passed_over(tmp_path):
   (tmp_path / listing.CAPTIONS).symlink_to('elsewhere.jsonl')
   with pytest.raises(pictures.SourceError, match='captions.jsonl: cannot be read .FileNotFoundError'):
     folders.open_folder(tmp_path)
+
+
+def test_a_file_whose_name_is_no_unicode_is_prepared(tmp_path):
+  (tmp_path / 'photos').mkdir()
+  pathlib.Path(os.fsdecode(os.fsencode(tmp_path / 'photos') + b'/\xff.png')).write_bytes(
+    make_data.png(make_data.pixels(0)))
+  source = folders.open_folder(tmp_path / 'photos')
+  prepare.prepare(source, tmp_path / 'out', records.Recipe(8, 'png', 95), shard_size=4, workers=1, max_unreadable=0)
+  assert records.open_records(tmp_path / 'out')[0]['name'] == source[0]['name'] == '\udcff.png'
