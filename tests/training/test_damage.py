@@ -113,7 +113,7 @@ def test_damage_to_a_shard_that_is_open(tmp_path, make):
   (lambda folder: shards.read_sidecar(folder, LAYOUT.name(0)), LAYOUT.name(0) + '.json'),
 ])
 def test_no_changed_byte_of_a_manifest_or_sidecar_goes_unnoticed(tmp_path, read, file):
-  noise_store(tmp_path, 8)
+  stored_noise(tmp_path, 8)
   good, expected = (tmp_path / file).read_bytes(), read(tmp_path)
   for place in range(len(good)):
     for bit in (0, 4):
