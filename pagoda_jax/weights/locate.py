@@ -67,7 +67,8 @@ def find(name: str, weights_dir=None) -> epath.Path:
 def located(wanted: Published, weights_dir=None) -> epath.Path | None:
   """Where a published file lies, whole or not; None where it is not there."""
   paths = (folder / wanted.file_name for folder in folders(weights_dir))
-  return next((path for path in paths if path.exists()), None)
+  # Not a pipe, which would keep its readers waiting; etils takes one for a file.
+  return next((path for path in paths if (path.exists() if '://' in str(path) else os.path.isfile(path))), None)
 
 
 def how_to_get(wanted: Published, weights_dir=None) -> str:

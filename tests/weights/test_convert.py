@@ -215,6 +215,20 @@ def test_other_architectures_are_shown_as_a_table(tmp_path):
   assert ['other', 'shape', 'time_embed.2.bias', '(5,)', '(128,)', 'time_embed_1/bias'] in rows
 
 
+@pytest.mark.parametrize('format, damaged', [
+  ('timm', {'blocks.0.mlp.fc1.weight': None}),
+  ('timm', {'pos_embed': np.float32(1)}),
+  ('stylegan_xl', {'mini_discs.0.embed.weight': None}),
+  ('diffusers', {'encoder.conv_in.weight': np.zeros(0, np.float32)}),
+  ('pagoda', {'time_embed.0.weight': np.zeros((2, 2, 2), np.float32)}),
+])  # fmt: skip
+def test_tensors_that_options_are_read_from_are_missing_or_misshapen(format, damaged, tmp_path):
+  tensors = {name: value for name, value in (state_dict_of(format) | damaged).items() if value is not None}
+  torch_files.write_safetensors(tmp_path / 'w.safetensors', tensors)
+  with pytest.raises(ConversionError, match=f'w.safetensors: no network of format {format}'):
+    formats.read_converted(tmp_path / 'w.safetensors', format, **ASKED.get(format, {}))
+
+
 def test_unknown_architecture_and_wrong_format(tmp_path):
   writers.save_zip(tmp_path / 'resnet.pt', {'layer1.0.conv1.weight': np.ones((2, 2, 3, 3), np.float32)})
   with pytest.raises(ConversionError, match='no known format.*layer1.0.conv1.weight'):

@@ -75,6 +75,14 @@ def test_missing_file_says_where_from_and_where_to(folder):
   assert f'put it at {folder}/edm_imagenet64_ema.pt' in str(error.value)
 
 
+@pytest.mark.timeout(60)
+def test_pipe_in_its_place_is_not_waited_for(folder, register):
+  register()
+  os.mkfifo(folder / 'small.pt')
+  with pytest.raises(locate.MissingWeightsError, match='small is not there'):
+    locate.find('small', folder)
+
+
 def test_unknown_name_suggests_near_ones():
   with pytest.raises(ValueError, match='edm_imagenet64_emma.*did you mean edm_imagenet64_ema'):
     locate.find('edm_imagenet64_emma')

@@ -156,6 +156,25 @@ def test_nvidia_persistence_is_read_without_its_source_code(tmp_path):
   assert_same(file.tensors, {'model.w': np.ones(2, np.float32)})
 
 
+@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+def test_tensors_in_a_plain_pickle(protocol, tmp_path):
+  expected = some_tensors() | {'tied': some_tensors()['conv.weight']}
+  writers.save_pickle(tmp_path / 'a.pkl', expected, protocol)
+  assert_same(torch_files.read(tmp_path / 'a.pkl').tensors, expected)
+
+
+def test_dictionaries_of_every_kind(tmp_path):
+  ordered, w = writers.Global('collections', 'OrderedDict'), np.ones(2, np.float32)
+  python_2 = writers.Reduced(ordered, ([['w', w], ['b', w]],))
+  counter = writers.Reduced(writers.Global('collections', 'Counter'), ({'w': w},))
+  for name, content in {'python_2': python_2, 'counter': counter}.items():
+    writers.save_pickle(tmp_path / name, content)
+    assert 'w' in torch_files.read(tmp_path / name).tensors
+  # Other keys than text, those of optimisers and tokenizers for one, are left out.
+  writers.save_pickle(tmp_path / 'keys', {'w': w, 0: w, ('a', ('b',)): w, None: {'w': w}})
+  assert_same(torch_files.read(tmp_path / 'keys').tensors, {'w': w})
+
+
 # Which state dict of a checkpoint
 
 
@@ -307,9 +326,9 @@ def test_numpy_arrays_in_a_pickle(protocol, tmp_path):
 
 @pytest.mark.parametrize('suffix', FORMATS)
 def test_truncated_anywhere_is_an_error_that_says_so(suffix, tmp_path):
-  path = save_as(suffix, tmp_path / f'f.{suffix}', {'w': np.arange(99, dtype=np.float32)})
+  path = save_as(suffix, tmp_path / f'f.{suffix}', {'w': np.arange(9, dtype=np.float32)})
   whole = path.read_bytes()
-  for end in {1, 5, 12, len(whole) // 4, len(whole) // 2, len(whole) - 40, len(whole) - 1}:
+  for end in range(len(whole)):
     path.write_bytes(whole[:end])
     with pytest.raises(WeightsFileError) as error:
       torch_files.read(path)
@@ -349,5 +368,5 @@ def test_tensor_that_reaches_beyond_its_storage(tmp_path):
   forged += [((1000, 1000), (0, 4), 0), ((2, 2), (1,), 0)]
   for shape, strides, offset in forged:
     writers.save_zip(tmp_path / 'a.pt', {'w': writers.View(base, offset, shape, strides)})
-    with pytest.raises(WeightsFileError, match='beyond its storage|corrupted tensor'):
+    with pytest.raises(WeightsFileError, match='than its storage|beyond its storage|are no counts|corrupted'):
       torch_files.read(tmp_path / 'a.pt')

@@ -27,6 +27,7 @@ from pagoda_jax.weights.convert import (
   torch_files,
 )
 from pagoda_jax.weights.convert.mapping import ConversionError, StateDict
+from pagoda_jax.weights.convert.unpickle import DAMAGE
 
 FORMATS = {
   'edm': edm,
@@ -105,23 +106,26 @@ def read_converted(path, format: str = '', key: str = '', prefix: str = '', line
   """
   file = torch_files.read(path, key)
   notes = [f'took {file.taken}'] if file.key else []
-  state_dict = _with_prefix(file.tensors, prefix)
-  if 'features.0.weight' in state_dict and not linear and format in ('', 'lpips'):
-    raise ConversionError(
-      f"{path}: torchvision's VGG16 is one half of LPIPS; give the other, its linear weights, as well "
-      '(--linear=lpips_vgg, see `pagoda weights list`)'
-    )
-  if linear:
-    state_dict = lpips.from_torchvision(state_dict, torch_files.read(linear).tensors)
-  if not format:
-    state_dict = _without_model_prefix(state_dict)
-    format = detected(state_dict)
-    notes.append(f'format {format}, by the names of its tensors')
-  elif not _fits(state_dict, format):
-    state_dict = _without_model_prefix(state_dict)
-  state_dict, changed = state_dicts.as_float32(state_dict)
-  notes += [f'{len(names)} tensors of {dtype} made float32' for dtype, names in changed.items()]
-  converted = from_state_dict(state_dict, format, **asked)
+  try:
+    state_dict = _with_prefix(file.tensors, prefix)
+    if 'features.0.weight' in state_dict and not linear and format in ('', 'lpips'):
+      raise ConversionError(
+        "torchvision's VGG16 is one half of LPIPS; give the other, its linear weights, as well "
+        '(--linear=lpips_vgg, see `pagoda weights list`)'
+      )
+    if linear:
+      state_dict = lpips.from_torchvision(state_dict, torch_files.read(linear).tensors)
+    if not format:
+      state_dict = _without_model_prefix(state_dict)
+      format = detected(state_dict)
+      notes.append(f'format {format}, by the names of its tensors')
+    elif not _fits(state_dict, format):
+      state_dict = _without_model_prefix(state_dict)
+    state_dict, changed = state_dicts.as_float32(state_dict)
+    notes += [f'{len(names)} tensors of {dtype} made float32' for dtype, names in changed.items()]
+    converted = from_state_dict(state_dict, format, **asked)
+  except ConversionError as error:
+    raise ConversionError(f'{path}: {error}') from error
   # Copies of what still are views, so that nothing depends on the file any more.
   own = jax.tree.map(lambda x: x if x.flags.writeable else x.copy(), (converted.variables, converted.carried))
   _warn_of_non_finite(state_dict, path)
@@ -135,9 +139,15 @@ def from_state_dict(state_dict: StateDict, format: str, **asked) -> Converted:
   module = _module(format)
   asked = {name: value for name, value in asked.items() if value is not None}
   _check_asked(module, format, asked)
-  options = module.options(state_dict, **_accepted(module.options, asked))
   leaves_asked = _accepted(module.leaves, asked)
-  tree, carried = mapping.to_ours(state_dict, module.leaves(options, **leaves_asked), module.carried)
+  try:
+    options = module.options(state_dict, **_accepted(module.options, asked))
+    leaves = module.leaves(options, **leaves_asked)
+  except ConversionError:
+    raise
+  except DAMAGE as error:  # a tensor that the format always has is not there, or has fewer sides
+    raise ConversionError(f'no network of format {format}: {type(error).__name__}: {error}') from error
+  tree, carried = mapping.to_ours(state_dict, leaves, module.carried)
   variables = tree if 'params' in tree else {'params': tree}
   return Converted(variables, options, format, carried, leaves_asked, _assumptions(module, asked))
 

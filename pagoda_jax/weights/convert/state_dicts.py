@@ -10,7 +10,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pagoda_jax.weights.convert.unpickle import DAMAGE, NumpyArray, Record, Tensor, WeightsFileError
+from pagoda_jax.weights.convert.arrays import array, is_array
+from pagoda_jax.weights.convert.unpickle import MAX_NAME, Allowance, Record, WeightsFileError
+
+# Entries of dictionaries and modules to look at, each wherever it stands. MAX_STEPS make fewer, so what has more
+# contains itself, or one thing again and again.
+MAX_ENTRIES = 1_000_000
+# Of a tensor without elements, whose shape no number of bytes bounds.
+MAX_EMPTY_SIDE = 2**16
 
 # Best first. Averages come before raw weights: the published figures are the averages'.
 EMA_KEYS = ('ema', 'ema_params', 'state_dict_ema', 'model_ema', 'ema_model', 'ema_state_dict', 'params_ema', 'G_ema')
@@ -39,18 +46,21 @@ class Choice:
     return f'{said} (left aside: {", ".join(map(repr, self.others))})' if self.others else said
 
 
-def choose(content, key: str = '') -> Choice:
+def choose(content, key: str, max_bytes: int) -> Choice:
   """The state dict of a checkpoint.
 
   Args:
     content: what the file holds: a state dict, a network object, or a dictionary with some of them.
     key: which entry to take, '/'-joined when nested; '' decides by itself: an average before raw
       weights, by the order of EMA_KEYS and RAW_KEYS.
+    max_bytes: what all tensors of the state dict may take together.
 
   Raises:
-    WeightsFileError: no tensors there, no such key, or several that nothing tells apart.
+    WeightsFileError: no tensors there, no such key, several that nothing tells apart, or more than is allowed.
+    DAMAGE: a damaged tensor.
   """
-  found = dict(_candidates(content))
+  entries = Allowance(MAX_ENTRIES, f'more than {MAX_ENTRIES:,} entries: dictionaries or modules within one another')
+  found = dict(_candidates(content, entries))
   if key:
     if key not in found:
       raise WeightsFileError(f'no tensors under key {key!r}; there are: {_listed(found)}')
@@ -60,7 +70,7 @@ def choose(content, key: str = '') -> Choice:
   else:
     best = _preferred(tuple(found))
   others = tuple(name for name in found if name != best)
-  return Choice(_arrays(found[best]), best, others)
+  return Choice(_arrays(found[best], max_bytes), best, others)
 
 
 def _preferred(keys: tuple[str, ...]) -> str:
@@ -80,38 +90,38 @@ def _preferred(keys: tuple[str, ...]) -> str:
   raise WeightsFileError(f'several sets of tensors; choose one with key=: {_listed(keys)}')
 
 
-def _candidates(content, path: str = '', depth: int = 3):
-  """Yields (key, state dict or network object) of everything that holds named tensors."""
+def _candidates(content, entries: Allowance, path: str = '', depth: int = 3):
+  """Yields (key, {name: tensor as it stands in the pickle}) of everything that holds named tensors."""
   if isinstance(content, Record):
-    if _module_state(content) is not None and _arrays(content):
-      yield path, content
+    named = dict(_module_tensors(content, entries))
+  elif isinstance(content, dict) and depth:
+    entries.take(1 + len(content))
+    named = {name: value for name, value in content.items() if is_array(value)}
+  else:
     return
-  if not isinstance(content, dict) or depth == 0:
-    return
-  if any(_is_tensor(value) for value in content.values()):
-    yield path, content
-  for name, value in content.items():
-    if isinstance(name, str) and isinstance(value, (dict, Record)):
-      yield from _candidates(value, f'{path}/{name}' if path else name, depth - 1)
+  if named:
+    yield path, named
+  if isinstance(content, dict):
+    for name, value in content.items():
+      if isinstance(value, dict | Record) and len(name) <= MAX_NAME:
+        yield from _candidates(value, entries, f'{path}/{name}' if path else name, depth - 1)
 
 
-def _is_tensor(value) -> bool:
-  return isinstance(value, (Tensor, NumpyArray, np.ndarray))
+def _arrays(named: dict, max_bytes: int) -> dict[str, np.ndarray]:
+  size = Allowance(max_bytes, f'its tensors take more than {max_bytes:,} bytes, the most for a file of its size')
+  arrays = {}
+  for name, value in named.items():
+    value = arrays[_joined('', name)] = array(value)
+    size.take(value.nbytes)
+    if not value.size and max(value.shape) > MAX_EMPTY_SIDE:
+      raise WeightsFileError(f'{name} has no elements, but the shape {value.shape}; at most {MAX_EMPTY_SIDE} is a side')
+  return arrays
 
 
-def _array(value) -> np.ndarray:
-  try:
-    return value if isinstance(value, np.ndarray) else value.array()
-  except WeightsFileError:
-    raise
-  except DAMAGE as error:
-    raise WeightsFileError(f'truncated or corrupted tensor: {error}') from error
-
-
-def _arrays(content) -> dict[str, np.ndarray]:
-  if isinstance(content, Record):
-    return dict(_module_tensors(content))
-  return {str(name): _array(value) for name, value in content.items() if _is_tensor(value)}
+def _joined(prefix: str, name: str) -> str:
+  if len(prefix) + len(name) > MAX_NAME:
+    raise WeightsFileError(f'the name of a tensor has more than {MAX_NAME} characters: {prefix[:40]}{name[:40]}...')
+  return prefix + name
 
 
 def _module_state(record: Record) -> dict | None:
@@ -124,19 +134,22 @@ def _module_state(record: Record) -> dict | None:
   return state if isinstance(state, dict) and '_modules' in state and '_parameters' in state else None
 
 
-def _module_tensors(record: Record, prefix: str = '', depth: int = 100):
-  """Yields (name, array) in the order of torch's state_dict()."""
+def _module_tensors(record: Record, entries: Allowance, prefix: str = ''):
+  """Yields (name, tensor as it stands in the pickle) in the order of torch's state_dict()."""
   state = _module_state(record)
-  if state is None or depth == 0:
+  if state is None:
     return
   left_out = state.get('_non_persistent_buffers_set') or ()
-  for group in ('_parameters', '_buffers'):
-    for name, value in (state.get(group) or {}).items():
-      if _is_tensor(value) and not (group == '_buffers' and name in left_out):
-        yield f'{prefix}{name}', _array(value)
-  for name, child in state['_modules'].items():
+  parameters, buffers, modules = (state.get(group) or {} for group in ('_parameters', '_buffers', '_modules'))
+  entries.take(1 + len(left_out) + len(parameters) + len(buffers) + len(modules))
+  left_out = {name for name in left_out if isinstance(name, str)}
+  kept = {name: value for name, value in buffers.items() if name not in left_out}
+  for name, value in (*parameters.items(), *kept.items()):
+    if is_array(value):
+      yield _joined(prefix, name), value
+  for name, child in modules.items():
     if isinstance(child, Record):
-      yield from _module_tensors(child, f'{prefix}{name}.', depth - 1)
+      yield from _module_tensors(child, entries, _joined(prefix, name) + '.')
 
 
 def _listed(keys) -> str:
@@ -145,9 +158,8 @@ def _listed(keys) -> str:
 
 def _kind(content) -> str:
   if isinstance(content, dict):
-    names = [repr(key) for key in content if isinstance(key, str)]
-    return f'a dictionary with the keys {", ".join(names[:12]) or "none of which is text"}'
-  return f'an object of {content.global_name}' if isinstance(content, Record) else f'a {type(content).__name__}'
+    return f'a dictionary with the keys {", ".join(map(repr, list(content)[:12])) or "(none of them text)"}'
+  return f'an object of {content.name}' if isinstance(content, Record) else f'a {type(content).__name__}'
 
 
 def without_wrappers(tensors: Mapping[str, np.ndarray], strip: tuple[str, ...] = ('module.',)) -> dict[str, np.ndarray]:

@@ -2,13 +2,13 @@
 
 `read` takes .pt / .pth (the zip format and the older one), .safetensors, .npz and NVIDIA's .pkl; the
 content decides, not the suffix. Numbers stay in the file until they are used: what comes back are
-memory-mapped views wherever the format stores them plainly.
+memory-mapped views wherever the format stores them plainly. What a file makes us read is bounded by its size
+(`_max_bytes`), whatever it declares.
 """
 
 import dataclasses
 import io
 import json
-import lzma
 import mmap
 import os
 import struct
@@ -22,7 +22,8 @@ from absl import logging
 from etils import epath
 
 from pagoda_jax.weights.convert import state_dicts, unpickle
-from pagoda_jax.weights.convert.unpickle import DTYPES, Storage, WeightsFileError
+from pagoda_jax.weights.convert.arrays import shaped
+from pagoda_jax.weights.convert.unpickle import DAMAGE, DTYPES, Storage, UnsafeFileError, WeightsFileError
 
 SUFFIXES = ('.pt', '.pth', '.bin', '.ckpt', '.safetensors', '.npz', '.pkl')
 _SAFETENSORS_NAMES = {
@@ -30,6 +31,13 @@ _SAFETENSORS_NAMES = {
   'F8_E5M2': 'float8_e5m2', 'I64': 'int64', 'I32': 'int32', 'I16': 'int16', 'I8': 'int8', 'U64': 'uint64',
   'U32': 'uint32', 'U16': 'uint16', 'U8': 'uint8', 'BOOL': 'bool', 'C64': 'complex64',
 }  # fmt: skip
+# How many times a file's size its tensors may take. Float32 weights compress by a tenth, halves of them stored as
+# float32 by half; a tensor under several names counts for each.
+MAX_EXPANSION = 20
+# Which any file may take: the weights of a fresh network are mostly the same number.
+ALWAYS_ALLOWED = 2**26
+# Bytes of a .safetensors file's table of tensors; 100 a tensor.
+MAX_TABLE = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +73,31 @@ def read(path, key: str = '', strip: tuple[str, ...] = ('module.',)) -> TensorFi
   """
   path = epath.Path(path)
   _check_is_file(path)
+  data = _mapped(path)
   try:
-    name, content = _content(_mapped(path), path.suffix.lower())
-    choice = state_dicts.choose(content, key)
+    name, content = _content(data, path.suffix.lower())
+    choice = state_dicts.choose(content, key, _max_bytes(data))
     tensors = state_dicts.without_wrappers(choice.tensors, strip)
   except WeightsFileError as error:
-    raise type(error)(f'{path}: {error}') from error
+    raise type(error)(f'{path}: {_line(error)}') from error
+  except _DAMAGE as error:
+    raise WeightsFileError(f'{path}: truncated or corrupted ({type(error).__name__}: {_line(error)})') from error
   logging.info('%s: %d tensors taken from %s', path, len(tensors), choice.taken)
   return TensorFile(tensors, name, choice.taken, choice.key)
+
+
+# RuntimeError: what looks encrypted. OSError: places before a zip file's beginning.
+_DAMAGE = (*DAMAGE, zipfile.BadZipFile, zlib.error, RuntimeError, OSError)
+
+
+def _line(error: Exception) -> str:
+  """One line of a length to be read, though names in a forged file can be long."""
+  line = ' '.join(str(error).split())
+  return line if len(line) <= 800 else f'{line[:800]}...'
+
+
+def _max_bytes(data: memoryview) -> int:
+  return max(ALWAYS_ALLOWED, MAX_EXPANSION * len(data))
 
 
 def _check_is_file(path: epath.Path) -> None:
@@ -82,6 +107,8 @@ def _check_is_file(path: epath.Path) -> None:
     raise WeightsFileError(f'{path} is a directory, and a weights file is needed: {hint}')
   if not path.exists():
     raise FileNotFoundError(f'{path}: no such file; `pagoda weights list` names the published ones')
+  if '://' not in str(path) and not os.path.isfile(path):
+    raise WeightsFileError(f'{path} is a pipe, device or socket, and a regular file is needed')
 
 
 def _mapped(path: epath.Path) -> memoryview:
@@ -94,7 +121,7 @@ def _mapped(path: epath.Path) -> memoryview:
       return _mapped(local)
   with open(path, 'rb') as file:
     if os.fstat(file.fileno()).st_size == 0:
-      raise WeightsFileError('the file is empty')
+      raise WeightsFileError(f'{path}: the file is empty')
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
@@ -106,7 +133,7 @@ def _content(data: memoryview, suffix: str) -> tuple[str, object]:
   if unpickle.is_legacy(head):
     file = _Reader(data)
     return 'torch (before 1.6)', unpickle.load_legacy(file, lambda start, end: data[start:end], len(data))
-  if len(data) > 9 and head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 2**32:
+  if head[8:9] == b'{' and (suffix == '.safetensors' or int.from_bytes(head[:8], 'little') < 2**32):
     return 'safetensors', _safetensors(data)
   _refuse_stand_ins(head)
   if head[:1] == b'\x80' or suffix in SUFFIXES:
@@ -142,6 +169,8 @@ class _Reader(io.RawIOBase):
 
   def seek(self, offset, whence=os.SEEK_SET):
     base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._data)}[whence]
+    if base + offset < 0:
+      raise OSError(f'no byte {base + offset}')
     self._position = base + offset
     return self._position
 
@@ -166,100 +195,102 @@ class _Reader(io.RawIOBase):
     return line
 
 
-# What Python's zip reader raises on damaged bytes; RuntimeError is for what looks encrypted.
-_ZIP_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
-_ZIP_DAMAGE += (ValueError, OSError, EOFError, RuntimeError)
-
-
 def _zip_content(data: memoryview) -> tuple[str, object]:
-  try:
-    archive = zipfile.ZipFile(_Reader(data))
-  except _ZIP_DAMAGE as error:
-    raise WeightsFileError(f'truncated or corrupted: the zip directory at its end cannot be read ({error})') from error
-  entries = {entry.filename: entry for entry in archive.infolist()}
+  archive = zipfile.ZipFile(_Reader(data)).infolist()
+  _check_sizes(archive, data)
+  entries = {entry.filename: entry for entry in archive}
   pickles = [name for name in entries if name.endswith('/data.pkl') or name == 'data.pkl']
   if pickles:
-    return 'torch', _torch_zip(data, archive, entries, pickles[0].removesuffix('data.pkl'))
+    return 'torch', _torch_zip(data, entries, pickles[0].removesuffix('data.pkl'))
   arrays = [name for name in entries if name.endswith('.npy')]
   if arrays:
-    return 'npz', {name.removesuffix('.npy'): _npy(_entry(data, archive, entries[name])) for name in arrays}
+    return 'npz', {name.removesuffix('.npy'): _npy(_entry(data, entries[name])) for name in arrays}
   raise WeightsFileError(f'a zip file without weights; it holds {", ".join(list(entries)[:5]) or "nothing"}')
 
 
-def _entry(data: memoryview, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> memoryview:
-  """The bytes of a member: a view where it is stored plainly, checked against its CRC."""
+def _check_sizes(archive: list[zipfile.ZipInfo], data: memoryview) -> None:
+  """Before anything is unpacked or its checksum computed."""
+  end = 0
+  for entry in sorted(archive, key=lambda entry: entry.header_offset):
+    if entry.header_offset < end:
+      raise WeightsFileError(f'corrupted: its member {entry.filename} overlaps another')
+    end = entry.header_offset + entry.compress_size
+  size, most = sum(entry.file_size for entry in archive), _max_bytes(data)
+  if size > most:
+    raise WeightsFileError(f'it unpacks to {size:,} bytes, and at most {most:,} are read from a file of its size')
+
+
+def _entry(data: memoryview, entry: zipfile.ZipInfo) -> memoryview:
+  """The bytes of a member, checked against its CRC: a view where it is stored plainly."""
   damaged = f'truncated or corrupted: its member {entry.filename}'
-  if entry.compress_type != zipfile.ZIP_STORED:
-    try:
-      return memoryview(archive.read(entry))
-    except _ZIP_DAMAGE as error:
-      raise WeightsFileError(f'{damaged} cannot be unpacked ({error})') from error
   header = bytes(data[entry.header_offset : entry.header_offset + 30])
   if header[:4] != b'PK\x03\x04':
     raise WeightsFileError(f'{damaged} has no header')
   start = entry.header_offset + 30 + sum(struct.unpack('<HH', header[26:30]))
-  view = data[start : start + entry.file_size]
+  view = data[start : start + entry.compress_size]
+  if entry.compress_type == zipfile.ZIP_DEFLATED:
+    # Not by zipfile, which unpacks up to 2 GiB more than the member declares before it looks.
+    view = memoryview(zlib.decompressobj(-zlib.MAX_WBITS).decompress(view, entry.file_size + 1))
+  elif entry.compress_type != zipfile.ZIP_STORED:
+    raise WeightsFileError(f'its member {entry.filename} is neither stored nor deflated')
   # torch can be told to leave the checksums out; it then writes zeros.
   if len(view) != entry.file_size or (entry.CRC and zlib.crc32(view) != entry.CRC):
-    raise WeightsFileError(f'{damaged} does not match its checksum')
+    raise WeightsFileError(f'{damaged} does not match its size and checksum')
   return view
 
 
-def _torch_zip(data: memoryview, archive: zipfile.ZipFile, entries: Mapping, root: str):
+def _torch_zip(data: memoryview, entries: Mapping, root: str):
   """The object that torch.save put into a zip file, with its storages as views of it."""
   if f'{root}constants.pkl' in entries:
     raise WeightsFileError('a TorchScript program, not a state dict; save module.state_dict() instead')
-  if f'{root}byteorder' in entries and bytes(_entry(data, archive, entries[f'{root}byteorder'])) != b'little':
+  if f'{root}byteorder' in entries and bytes(_entry(data, entries[f'{root}byteorder'])) != b'little':
     raise WeightsFileError('written on a big-endian machine; only little-endian files are read')
   storages = {}
 
-  def storage(pid):
-    _, cls, key, _, _, *_ = pid
+  def storage(key, dtype):
     if key not in storages:
       member = f'{root}data/{key}'
       if member not in entries:
         raise WeightsFileError(f'truncated or corrupted: its member {member} is missing')
-      storages[key] = Storage(cls.dtype, _entry(data, archive, entries[member]))
+      storages[key] = Storage(dtype, _entry(data, entries[member]))
     return storages[key]
 
-  return unpickle.load(_Reader(_entry(data, archive, entries[f'{root}data.pkl'])), storage)
+  return unpickle.load(_Reader(_entry(data, entries[f'{root}data.pkl'])), storage)
 
 
 def _npy(view: memoryview) -> np.ndarray:
-  """A .npy member as a view; raises WeightsFileError for Python objects."""
+  """A .npy member as a view; raises UnsafeFileError for Python objects."""
   head = io.BytesIO(view[: 1 << 16])
-  try:
-    version = np.lib.format.read_magic(head)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, fortran, dtype = readers[version](head)
-    if dtype.hasobject:
-      raise unpickle.UnsafeFileError('an array of Python objects, which NumPy stores as a pickle: refused')
-    flat = np.frombuffer(view[head.tell() :], dtype)
-    return flat.reshape(shape, order='F' if fortran else 'C')
-  except unpickle.UnsafeFileError:
-    raise
-  except (ValueError, KeyError) as error:
-    raise WeightsFileError(f'truncated or corrupted array: {error}') from error
+  version = np.lib.format.read_magic(head)
+  readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+  shape, fortran, dtype = readers[version](head)
+  if dtype.hasobject:
+    raise UnsafeFileError('an array of Python objects, which NumPy stores as a pickle: refused')
+  return shaped(np.frombuffer(view[head.tell() :], dtype), shape, 'F' if fortran else 'C')
 
 
 def _safetensors(data: memoryview) -> dict[str, np.ndarray]:
-  """The tensors of a .safetensors file: a JSON table of (type, shape, byte range), then the bytes."""
-  start = 8 + int.from_bytes(data[:8], 'little')
-  try:
-    table = json.loads(bytes(data[8:start]))
-    rows = {name: row for name, row in table.items() if name != '__metadata__'}
-    if start > len(data):
-      raise ValueError('its table is cut off')
-    return {name: _safetensor(data[start:], **row) for name, row in rows.items()}
-  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-    raise WeightsFileError(f'truncated or corrupted: {error}') from error
+  """The tensors of a .safetensors file: a JSON table of (type, shape, byte range), then the bytes without gaps."""
+  size = int.from_bytes(data[:8], 'little')
+  if size > MAX_TABLE:
+    raise WeightsFileError(f'its table of tensors has {size:,} bytes; at most {MAX_TABLE:,} are read')
+  if 8 + size > len(data):
+    raise WeightsFileError('truncated: its table of tensors is cut off')
+  table, numbers = json.loads(bytes(data[8 : 8 + size])), data[8 + size :]
+  table.pop('__metadata__', None)
+  end = 0
+  for begin, next_end in sorted(row['data_offsets'] for row in table.values()):
+    if begin != end or next_end < begin:
+      raise WeightsFileError(f'corrupted: its tensors overlap or leave a gap at byte {end} of their numbers')
+    end = next_end
+  if end != len(numbers):
+    raise WeightsFileError(f'truncated or corrupted: its tensors end at byte {end} of {len(numbers)}')
+  return {name: _safetensor(numbers, **row) for name, row in table.items()}
 
 
-def _safetensor(data: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
+def _safetensor(numbers: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
   begin, end = data_offsets
-  if not 0 <= begin <= end <= len(data):
-    raise ValueError(f'a tensor ends at byte {end} of {len(data)}')
-  return np.frombuffer(data[begin:end], DTYPES[_SAFETENSORS_NAMES[dtype]]).reshape(shape)
+  return shaped(np.frombuffer(numbers[begin:end], DTYPES[_SAFETENSORS_NAMES[dtype]]), shape)
 
 
 def write_safetensors(path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:

@@ -1,26 +1,32 @@
 """Reading pickles without running anything in them.
 
-A pickle is a program: whatever it names, Python's own reader imports and calls. Here every name goes
-through `_Unpickler.find_class`, which hands out nothing but plain containers, descriptions of tensors
-and, for NVIDIA's network files, inert `Record`s that only remember what they were given. Nothing is
-imported and no torch is needed; asking for a part of the standard library that is not plain data (os,
-subprocess, builtins.eval, ...) is an error.
+A pickle is a program: whatever it names, Python's own reader imports and calls. Here a name is an inert
+`Record`, and so is what calling it gives; out come plain containers, text, numbers and Records of what
+they were made from. `arrays.py` then makes arrays of those that are wanted. Nothing is imported and no
+torch is needed; asking for a part of the standard library that is not plain data (os, subprocess,
+builtins.eval, ...) is an error.
 
-Only records, mappings and NumPy arrays take a state (the BUILD instruction sets attributes otherwise),
-so a hostile pickle cannot change our own functions and classes either.
+Nor does a pickle take more time or memory than its size warrants: while it is read no value is copied, compared,
+printed, computed or, but for text, hashed, so that naming a large one again and again stays cheap. MAX_STEPS
+bounds the program itself.
 """
 
 import dataclasses
 import io
-import math
 import pickle
 import struct
 import sys
+import tokenize
 from collections.abc import Callable
 from typing import ClassVar
 
 import ml_dtypes
 import numpy as np
+
+# Some 30 a tensor, some 100 where its numbers are in the pickle. They take two seconds, and 160 MB at worst.
+MAX_STEPS = 2_000_000
+# Characters of a name: of a tensor with its modules, of a class with its package.
+MAX_NAME = 500
 
 
 class WeightsFileError(ValueError):
@@ -31,13 +37,43 @@ class UnsafeFileError(WeightsFileError):
   """A pickle asks for something that could run code; nothing of it was run."""
 
 
+# What damaged bytes make Python's readers of pickles, zip files, JSON and NumPy's headers raise.
+DAMAGE = (
+  pickle.UnpicklingError,
+  EOFError,
+  ValueError,
+  TypeError,
+  AttributeError,
+  LookupError,
+  ArithmeticError,
+  MemoryError,
+  RecursionError,
+  SyntaxError,
+  struct.error,
+  tokenize.TokenError,
+)
+
+
+class Allowance:
+  """So much of something for one file, and no more."""
+
+  def __init__(self, amount: int, refusal: str):
+    self._left, self._refusal = amount, refusal
+
+  def take(self, amount: int = 1) -> None:
+    """Raises WeightsFileError with the `refusal` once more than all of it is taken."""
+    self._left -= amount
+    if self._left < 0:
+      raise WeightsFileError(self._refusal)
+
+
 _NUMPY_TYPES = ('float64', 'float32', 'float16', 'bool', 'complex64', 'complex128')
 _NUMPY_TYPES += tuple(f'{sign}int{bits}' for sign in ('', 'u') for bits in (8, 16, 32, 64))
 _OTHER_TYPES = ('bfloat16', 'float8_e4m3fn', 'float8_e5m2', 'float8_e4m3fnuz', 'float8_e5m2fnuz')
 DTYPES = {name: np.dtype(name) for name in _NUMPY_TYPES}
 DTYPES |= {name: np.dtype(getattr(ml_dtypes, name)) for name in _OTHER_TYPES}
 
-STORAGES = {
+_STORAGES = {
   'DoubleStorage': 'float64',
   'FloatStorage': 'float32',
   'HalfStorage': 'float16',
@@ -52,9 +88,15 @@ STORAGES = {
   'ComplexDoubleStorage': 'complex128',
   'UntypedStorage': 'uint8',
 }
+# torch's name of a type of numbers, or of a storage of them -> ours
+TYPES = {f'torch.{name}': dtype for name, dtype in DTYPES.items()} | {
+  f'{module}.{name}': DTYPES[dtype]
+  for module in ('torch', 'torch.cuda', 'torch.storage')
+  for name, dtype in _STORAGES.items()
+}
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class Storage:
   """A run of numbers in a file; `data` is a buffer of its bytes, possibly filled in later."""
 
@@ -62,278 +104,212 @@ class Storage:
   data: object = None
 
 
-@dataclasses.dataclass(eq=False)
-class Tensor:
-  """A strided view of a storage, in elements as torch counts them."""
-
-  storage: Storage
-  offset: int
-  shape: tuple[int, ...]
-  strides: tuple[int, ...]
-  dtype: np.dtype
-
-  def array(self) -> np.ndarray:
-    """The numbers as a read-only view of the storage, without a copy.
-
-    Raises:
-      WeightsFileError: the view leaves its storage, as only a damaged or forged file's can.
-    """
-    if not isinstance(self.storage, Storage) or self.storage.data is None:
-      raise WeightsFileError('a tensor without its storage')
-    flat = np.frombuffer(self.storage.data, self.dtype)
-    shape, strides = tuple(int(n) for n in self.shape), tuple(int(n) for n in self.strides)
-    if math.prod(shape) == 0 and min(shape, default=0) == 0:
-      return np.zeros(shape, self.dtype)
-    last = self.offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    if self.offset < 0 or min((*shape, 0)) < 0 or min((*strides, 0)) < 0 or last >= flat.size:
-      raise WeightsFileError(f'a tensor of shape {shape} reaches beyond its storage of {flat.size} elements')
-    byte_strides = tuple(stride * flat.itemsize for stride in strides)
-    return np.lib.stride_tricks.as_strided(flat[self.offset :], shape, byte_strides, writeable=False)
-
-
-class _Parameter:
-  """torch.nn.Parameter, as PyTorch before 0.4 pickled it: made from its tensor, then given a state."""
-
-  def __new__(cls, tensor, *_):
-    return tensor
-
-
+@dataclasses.dataclass(eq=False, slots=True)
 class Record:
-  """An object of an unknown class: the arguments, state and items it was given; nothing is run."""
+  """A name in a pickle, or an object made by calling it: its arguments and the state it was given; nothing is run.
 
-  global_name = ''
+  The items of lists and dictionaries of unknown classes are dropped.
+  """
 
-  def __new__(cls, *args, **kwargs):
-    record = super().__new__(cls)
-    record.args, record.kwargs, record.state, record.items, record.elements = args, kwargs, None, {}, []
-    return record
-
-  def __init__(self, *args, **kwargs):
-    pass
-
-  def __call__(self, *args, **kwargs):
-    return type(self)(self, *args, **kwargs)  # what a function gave, called: one more record
-
-  def __setstate__(self, state):
-    self.state = state
-
-  def __setitem__(self, key, value):
-    self.items[key] = value
+  name: str
+  args: tuple = ()
+  state: object = None
 
   def append(self, value):
-    self.elements.append(value)
+    pass
 
   def extend(self, values):
-    self.elements.extend(values)
-
-
-class Mapping(dict):
-  """Any dictionary class (OrderedDict, EasyDict, ...) as a plain one; attributes set on it are dropped."""
-
-  def __setstate__(self, state):
     pass
 
 
-class NumpyArray:
-  """A pickled NumPy array; its state arrives by BUILD after its creation."""
-
-  def __init__(self, dtype=None, shape=(), data=b'', fortran=False):
-    self._state = (dtype, shape, data, fortran)
-
-  def __setstate__(self, state):
-    _, shape, dtype, fortran, data = state
-    self._state = (dtype, shape, data, fortran)
-
-  def array(self) -> np.ndarray:
-    """The numbers, read-only; raises WeightsFileError where they are objects or too few."""
-    dtype, shape, data, fortran = self._state
-    if isinstance(data, str):  # written by Python 2
-      data = data.encode('latin1')
-    if not isinstance(dtype, NumpyDtype) or not isinstance(data, (bytes, bytearray)):
-      raise WeightsFileError('a NumPy array of Python objects; only numbers are read')
-    return np.frombuffer(data, dtype.dtype()).reshape(shape, order='F' if fortran else 'C')
-
-
-class NumpyDtype:
-  """A pickled NumPy type of plain numbers."""
-
-  def __init__(self, code, *_):
-    self._code, self._order = code, '='
-
-  def __setstate__(self, state):
-    self._order = state[1] if state[1] in ('<', '>') else '='
-
-  def dtype(self) -> np.dtype:
-    code = str(self._code)
-    if code.lstrip('<>|=')[:1] not in tuple('biufc'):
-      raise WeightsFileError(f'a NumPy array of type {code!r}; only numbers are read')
-    return np.dtype(code).newbyteorder(self._order)
-
-
-class _Call:
-  """One of our functions under the name of one of theirs."""
-
-  def __init__(self, function: Callable):
-    self._function = function
-
-  def __call__(self, *args):
-    return self._function(*args)
-
-
-@dataclasses.dataclass(frozen=True)
-class _StorageType:
-  dtype: np.dtype
-
-
-def _tensor(storage, offset, shape, strides, *_):
-  return Tensor(storage, offset, tuple(shape), tuple(strides), storage.dtype)
-
-
-def _typed_tensor(storage, offset, shape, strides, requires_grad, hooks, dtype, *_):
-  return Tensor(storage, offset, tuple(shape), tuple(strides), dtype.dtype)
-
-
-def _encoded(text, encoding='latin1'):
-  return text.encode('latin1')
-
-
-def _reconstructed(cls, *_):
-  """copyreg._reconstructor: an empty object of a class that we handed out."""
-  return cls() if isinstance(cls, type) and issubclass(cls, (Record, Mapping)) else Mapping()
-
-
-_NUMPY_FUNCTIONS = {
-  'multiarray._reconstruct': lambda *_: NumpyArray(),
-  'multiarray.scalar': lambda dtype, data=b'': NumpyArray(dtype, (), data),
-  'numeric._frombuffer': lambda data, dtype, shape, order: NumpyArray(dtype, shape, bytes(data), order == 'F'),
-}
-
-_FUNCTIONS = {
-  'torch._utils._rebuild_tensor': _tensor,
-  'torch._utils._rebuild_tensor_v2': _tensor,
-  'torch._utils._rebuild_tensor_v3': _typed_tensor,
-  'torch._utils._rebuild_parameter': lambda tensor, *_: tensor,
-  'torch._utils._rebuild_parameter_with_state': lambda tensor, *_: tensor,
-  'torch._tensor._rebuild_from_type_v2': lambda function, cls, args, state: function(*args),
-  'torch.Size': lambda size=(): tuple(size),
-  'torch.device': lambda *args: ':'.join(map(str, args)),
-  'torch.storage._load_from_bytes': lambda data: load_storage_bytes(data),
-  'numpy.dtype': lambda *args: NumpyDtype(*args),
-  'collections.defaultdict': lambda *_: Mapping(),
-  'collections.Counter': Mapping,
-  '_codecs.encode': _encoded,
-  'copyreg._reconstructor': _reconstructed,
-} | {f'numpy.{core}.{name}': function for core in ('core', '_core') for name, function in _NUMPY_FUNCTIONS.items()}
-
-_TYPES = {f'builtins.{cls.__name__}': cls for cls in (set, frozenset, complex, slice, int, float, bool, str)} | {
-  'collections.OrderedDict': Mapping,
-  'dnnlib.util.EasyDict': Mapping,
-  'torch.nn.parameter.Parameter': _Parameter,
-}
-
+TENSORS = tuple(f'torch._utils._rebuild_tensor{version}' for version in ('', '_v2', '_v3'))
+NUMPY_ARRAYS = ('multiarray._reconstruct', 'multiarray.scalar', 'numeric._frombuffer')
+NUMPY_ARRAYS = tuple(f'numpy.{core}.{name}' for core in ('core', '_core') for name in NUMPY_ARRAYS)
+_INLINE_STORAGE = 'torch.storage._load_from_bytes'
+_SUBCLASS = 'torch._tensor._rebuild_from_type_v2'
+_DICTIONARIES = ('collections.OrderedDict', 'collections.defaultdict', 'collections.Counter', 'dnnlib.util.EasyDict')
+# Stand for their first argument: sets for a list, and text for its bytes, in latin1, until they are needed.
+_SAME = ('builtins.set', 'builtins.frozenset', 'torch.Size', '_codecs.encode', 'torch.nn.parameter.Parameter')
+_SAME += ('torch._utils._rebuild_parameter', 'torch._utils._rebuild_parameter_with_state')
 # Classes that are only named, and settings of a training run that often lie beside the weights.
-_INERT = ('argparse.Namespace', 'pathlib.PosixPath', 'pathlib.Path', 'torch.Tensor', 'numpy.ndarray')
-_INERT += ('builtins.object', 'builtins.list', 'builtins.dict', 'builtins.tuple', 'builtins.bytes')
+_INERT = ('argparse.Namespace', 'pathlib.PosixPath', 'pathlib.Path', 'torch.Tensor', 'torch.device', 'numpy.ndarray')
+_INERT += tuple(f'builtins.{name}' for name in 'object list dict tuple bytes complex slice int float bool str'.split())
+_KNOWN = {*TYPES, *TENSORS, *NUMPY_ARRAYS, *_DICTIONARIES, *_SAME, *_INERT, _SUBCLASS}
+_KNOWN |= {'copyreg._reconstructor', 'numpy.dtype'}
 _PYTHON_2 = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}
 
 
+class _Counted(dict):
+  """The reader's table of instructions: looking one up is a step."""
+
+  def __init__(self, table: dict, steps: Allowance):
+    super().__init__(table)
+    self._steps = steps
+
+  def __getitem__(self, code):
+    self._steps.take()
+    return super().__getitem__(code)
+
+
 class _Unpickler(pickle._Unpickler):
-  """Python's reader, restricted; `records`: unknown classes become inert records instead of an error.
+  """Python's reader, restricted; arguments as `load`.
 
   The one written in Python and not the one in C, which a few forged bytes make allocate gigabytes.
   """
 
-  def __init__(self, file, storage: Callable | None, records: bool):
+  def __init__(self, file, storage: Callable | None, records: bool, steps: Allowance):
     super().__init__(file, encoding='latin1')
-    self._storage, self._records = storage, records
-
-  def load_build(self):
-    state = self.stack.pop()
-    if isinstance(self.stack[-1], Tensor):
-      return  # of a `_Parameter`: whether it wants a gradient
-    if not isinstance(self.stack[-1], (Record, Mapping, NumpyArray, NumpyDtype)):
-      raise pickle.UnpicklingError(f'state given to a {type(self.stack[-1]).__name__}')
-    self.stack[-1].__setstate__(state)
-
-  def load_bytearray8(self):
-    (size,) = struct.unpack('<Q', self.read(8))
-    self.append(bytearray(self.read(size)))
-
-  dispatch: ClassVar = pickle._Unpickler.dispatch | {
-    pickle.BUILD[0]: load_build,
-    pickle.BYTEARRAY8[0]: load_bytearray8,
-  }
-
-  def get_extension(self, code):
-    raise pickle.UnpicklingError('extension codes are not read')
+    self._storage, self._records, self._steps = storage, records, steps
+    self._inline = {}  # id of a storage's bytes -> (those bytes, storage): however often they are named, read once
+    self.dispatch = _Counted(self.dispatch, steps)
 
   def find_class(self, module, name):
-    module = _PYTHON_2.get(module, module)
-    full = f'{module}.{name}'
-    if full in _FUNCTIONS:
-      return _Call(_FUNCTIONS[full])
-    if full in _TYPES:
-      return _TYPES[full]
-    if module in ('torch', 'torch.cuda', 'torch.storage') and name in STORAGES:
-      return _StorageType(DTYPES[STORAGES[name]])
-    if module == 'torch' and name in DTYPES:
-      return _StorageType(DTYPES[name])
-    if full in _INERT:
-      return type(name, (Record,), {'global_name': full})
-    package = module.split('.')[0]
+    if len(module) + len(name) > MAX_NAME:
+      raise pickle.UnpicklingError(f'a name of more than {MAX_NAME} characters')
+    full = f'{_PYTHON_2.get(module, module)}.{name}'
+    if full in _KNOWN or (full == _INLINE_STORAGE and self._storage is None):
+      return Record(full)
+    package = full.split('.')[0]
     if package in sys.stdlib_module_names or not package:
       raise UnsafeFileError(
         f'the pickle asks for {full}, which could run code: refused, nothing was run. '
         'Get the file from its publisher, or as .safetensors.'
       )
     if self._records:
-      return type(name, (Record,), {'global_name': full})
+      return Record(full)
     raise WeightsFileError(
       f'the pickle holds an object of {full}; only tensors and plain containers are read from a .pt file. '
       'Save the state_dict() alone, or as .safetensors.'
     )
 
+  def _made(self, function, args):
+    """What stands for `function(*args)`."""
+    if not isinstance(function, Record) or not isinstance(args, tuple):
+      raise pickle.UnpicklingError(f'a call of a {type(function).__name__}')
+    if function.name in _DICTIONARIES:
+      return self._dictionary(args[0] if args else None)
+    if function.name in _SAME:
+      return args[0] if args else []
+    if function.name == 'copyreg._reconstructor':
+      return self._made(args[0], ())
+    if function.name == _SUBCLASS:
+      return Record(args[0].name, args[2])
+    if function.name == _INLINE_STORAGE:
+      return self._inline_storage(args[0])
+    return Record(function.name, args)
+
+  def _dictionary(self, given):
+    if isinstance(given, dict):
+      return given
+    if not isinstance(given, list):  # a defaultdict's factory
+      return {}
+    self._steps.take(len(given))
+    return _named([part for key, value in given for part in (key, value)])  # pairs, as Python 2 wrote it
+
+  def _inline_storage(self, data):
+    if id(data) not in self._inline:
+      self._inline[id(data)] = data, _load_storage(data, self._steps)
+    return self._inline[id(data)][1]
+
   def persistent_load(self, pid):
     if self._storage is None or not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != 'storage':
       raise pickle.UnpicklingError('a persistent id that torch does not write')
-    if not isinstance(pid[1], _StorageType):
-      raise pickle.UnpicklingError('a storage of unknown type')
-    return self._storage(pid)
+    _, cls, key, _, _, *window = pid
+    if not isinstance(cls, Record) or cls.name not in TYPES or type(key) is not str or len(key) > MAX_NAME:
+      raise pickle.UnpicklingError('a storage of unknown type or key')
+    if window and window[0] is not None:
+      raise WeightsFileError('windows into shared storages (PyTorch before 0.4) are not read')
+    return self._storage(key, TYPES[cls.name])
+
+  def get_extension(self, code):
+    raise pickle.UnpicklingError('extension codes are not read')
+
+  def _instantiate(self, cls, args):
+    self.append(self._made(cls, tuple(args)))
+
+  def load_reduce(self):
+    args = self.stack.pop()
+    self.stack[-1] = self._made(self.stack[-1], args)
+
+  def load_newobj_ex(self):
+    del self.stack[-1]  # arguments by keyword
+    self.load_reduce()
+
+  def load_build(self):
+    state, made = self.stack.pop(), self.stack[-1]
+    if isinstance(made, Record):
+      made.state = state
+    elif not isinstance(made, dict):  # attributes of a dictionary are dropped
+      raise pickle.UnpicklingError(f'state given to a {type(made).__name__}')
+
+  def _set(self, items: list):
+    if isinstance(self.stack[-1], dict):
+      self.stack[-1].update(_named(items))
+    elif not isinstance(self.stack[-1], Record):
+      raise pickle.UnpicklingError(f'items given to a {type(self.stack[-1]).__name__}')
+
+  def load_setitem(self):
+    value, key = self.stack.pop(), self.stack.pop()
+    self._set([key, value])
+
+  def load_put(self):
+    index = int(self.readline())
+    if not 0 <= index < 2**32:  # larger ones can be chosen with equal hashes
+      raise pickle.UnpicklingError('a place in the memo that no pickle needs')
+    self.memo[index] = self.stack[-1]
+
+  def load_bytearray8(self):
+    (size,) = struct.unpack('<Q', self.read(8))
+    self.append(bytearray(self.read(size)))
+
+  dispatch: ClassVar = pickle._Unpickler.dispatch | {
+    pickle.REDUCE[0]: load_reduce,
+    pickle.NEWOBJ[0]: load_reduce,
+    pickle.NEWOBJ_EX[0]: load_newobj_ex,
+    pickle.BUILD[0]: load_build,
+    pickle.SETITEM[0]: load_setitem,
+    pickle.SETITEMS[0]: lambda self: self._set(self.pop_mark()),
+    pickle.DICT[0]: lambda self: self.append(_named(self.pop_mark())),
+    pickle.EMPTY_SET[0]: pickle._Unpickler.load_empty_list,
+    pickle.FROZENSET[0]: pickle._Unpickler.load_list,
+    pickle.ADDITEMS[0]: pickle._Unpickler.load_appends,
+    pickle.PUT[0]: load_put,
+    pickle.BYTEARRAY8[0]: load_bytearray8,
+  }
 
 
-# What damaged bytes make Python's reader raise, besides its own error.
-DAMAGE = (
-  pickle.UnpicklingError,
-  EOFError,
-  ValueError,
-  TypeError,
-  AttributeError,
-  LookupError,
-  ArithmeticError,
-  MemoryError,
-  RecursionError,
-  struct.error,
-)
+def _named(items: list) -> dict:
+  """[key, value, key, value, ...] as a dictionary of what stands under text: nothing else is ever looked up.
+
+  Hashes of text are remembered and cannot be chosen; those of nested tuples take time that doubles with every
+  level.
+  """
+  return {key: value for key, value in zip(items[::2], items[1::2]) if type(key) is str}
 
 
-def load(file, storage: Callable | None = None, records: bool = False):
+def _all_steps() -> Allowance:
+  return Allowance(
+    MAX_STEPS,
+    f'its pickle has more than {MAX_STEPS:,} instructions: not weights alone. Save the state_dict() alone, or as '
+    '.safetensors.',
+  )
+
+
+def load(file, storage: Callable | None = None, records: bool = False, steps: Allowance | None = None):
   """The object of one pickle, from an open binary file.
 
   Args:
     file: where to read; left behind the pickle's end.
-    storage: gives the `Storage` of a persistent id ('storage', type, key, location, count, ...).
-    records: whether objects of unknown classes become `Record`s (NVIDIA's files) or an error.
+    storage: gives the `Storage` of a (key, type of numbers); None where storages are bytes in the pickle.
+    records: whether unknown names are Records like the known (NVIDIA's files) or an error.
+    steps: how many instructions it may have.
 
   Raises:
     UnsafeFileError: the pickle asks for something that could run code.
-    WeightsFileError: an object of an unknown class, or a damaged pickle.
+    WeightsFileError: a name that is not known, or too many instructions.
+    DAMAGE: a damaged pickle.
   """
-  try:
-    return _Unpickler(file, storage, records).load()
-  except WeightsFileError:
-    raise
-  except DAMAGE as error:
-    raise WeightsFileError(f'truncated or corrupted pickle ({type(error).__name__}: {str(error)[:200]})') from error
+  return _Unpickler(file, storage, records, steps or _all_steps()).load()
 
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -344,35 +320,32 @@ def is_legacy(head: bytes) -> bool:
   return head[:2] in (b'\x80\x02', b'\x80\x03', b'\x80\x04') and pickle.encode_long(LEGACY_MAGIC) in head[:32]
 
 
-def load_legacy(file, view: Callable[[int, int], object], size: int):
+def load_legacy(file, view: Callable[[int, int], object], size: int, steps: Allowance | None = None):
   """The object of a file in torch.save's old format: five pickles, then each storage's count and bytes.
 
   Args:
     file: open binary file at its start.
     view: (start, end) -> a buffer of those bytes of the file.
     size: the file's size in bytes.
+    steps: how many instructions the pickles may have together.
 
   Raises:
-    UnsafeFileError, WeightsFileError: as `load`.
+    UnsafeFileError, WeightsFileError, DAMAGE: as `load`.
   """
-  storages = {}
+  steps, storages = steps or _all_steps(), {}
 
-  def storage(pid):
-    _, cls, key, _, _, *window = pid
-    base = storages.setdefault(key, Storage(cls.dtype))
-    if not window or window[0] is None:
-      return base
-    raise WeightsFileError('windows into shared storages (PyTorch before 0.4) are not read')
+  def part():
+    return load(file, lambda key, dtype: storages.setdefault(key, Storage(dtype)), steps=steps)
 
-  magic, _, system = load(file), load(file), load(file)
+  magic, _, system = part(), part(), part()
   if magic != LEGACY_MAGIC:
     raise WeightsFileError('truncated or corrupted: no magic number')
   if isinstance(system, dict) and not system.get('little_endian', True):
     raise WeightsFileError('written on a big-endian machine; only little-endian files are read')
-  result = load(file, storage)
-  for key in load(file):
-    if key not in storages:
-      raise WeightsFileError(f'truncated or corrupted: storage {key!r} belongs to no tensor')
+  result, keys = part(), part()
+  for key in keys:
+    if type(key) is not str or key not in storages:
+      raise WeightsFileError('truncated or corrupted: a storage that belongs to no tensor')
     count = int.from_bytes(file.read(8), 'little', signed=True)
     start = file.tell()
     end = start + count * storages[key].dtype.itemsize
@@ -383,9 +356,10 @@ def load_legacy(file, view: Callable[[int, int], object], size: int):
   return result
 
 
-def load_storage_bytes(data: bytes) -> Storage:
-  """A storage inside a plain pickle: a whole file of torch.save's old format as bytes."""
+def _load_storage(data: bytes | str, steps: Allowance) -> Storage:
+  """A storage inside a plain pickle: a whole file of torch.save's old format as bytes, or as text in latin1."""
+  data = data.encode('latin1') if isinstance(data, str) else data
   if not isinstance(data, bytes) or not is_legacy(data[:32]):
     raise WeightsFileError('a storage inside the pickle is not in the format of torch.save')
   whole = memoryview(data)
-  return load_legacy(io.BytesIO(data), lambda start, end: whole[start:end], len(data))
+  return load_legacy(io.BytesIO(data), lambda start, end: whole[start:end], len(data), steps)
