@@ -100,6 +100,14 @@ def test_parameters_of_the_oldest_files(tmp_path):
   assert_same(torch_files.read(tmp_path / 'old.pth').tensors, expected)
 
 
+def test_tensors_of_a_subclass(tmp_path):
+  w = np.arange(6, dtype=np.float32)
+  parameter = (writers.Global('torch._utils', '_rebuild_parameter'), writers.Global('mine', 'P'), (w, True, {}), {})
+  content = {'w': writers.Reduced(writers.Global('torch._tensor', '_rebuild_from_type_v2'), parameter)}
+  writers.save_pickle(tmp_path / 'a.pkl', content)
+  assert_same(torch_files.read(tmp_path / 'a.pkl').tensors, {'w': w})
+
+
 def test_files_that_are_not_from_torch_save(tmp_path):
   (tmp_path / 'pointer.pt').write_bytes(b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n')
   (tmp_path / 'page.pt').write_bytes(b'<!DOCTYPE html><html>quota exceeded</html>')

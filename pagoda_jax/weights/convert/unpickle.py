@@ -193,7 +193,7 @@ class _Unpickler(pickle._Unpickler):
     if function.name == 'copyreg._reconstructor':
       return self._made(args[0], ())
     if function.name == _SUBCLASS:
-      return Record(args[0].name, args[2])
+      return self._made(args[0], args[2])
     if function.name == _INLINE_STORAGE:
       return self._inline_storage(args[0])
     return Record(function.name, args)
