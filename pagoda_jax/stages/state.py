@@ -105,12 +105,12 @@ def finite_leaves(tree: Tree) -> Tree:
 
 
 def guarded(measured: Tree, new, old):
-  """`new`, or where a number in it or in `measured` is not finite `old`, with its step counted and the skip recorded.
+  """`new`, or where a number in `measured` is not finite `old`, with its step counted and the skip recorded.
 
-  A finite gradient can still overflow an update, a moment or an average.
+  `new` itself is not looked at: `old` would have to be kept until all of it is known, a second state in memory. What
+  is measured tells of a state that is not finite a step later, and the loop looks before it saves one.
   """
-  updated = [n for n, o in zip(jax.tree.leaves(new), jax.tree.leaves(old)) if n is not o]
-  finite = jnp.all(jnp.stack(jax.tree.leaves(finite_leaves((measured, updated)))))
+  finite = jnp.all(jnp.stack(jax.tree.leaves(finite_leaves(measured))))
   kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
   return kept.replace(
     step=old.step + 1,

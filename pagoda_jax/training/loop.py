@@ -26,7 +26,7 @@ MAX_SKIPPED_IN_A_ROW = 3
 
 
 class Diverged(RuntimeError):
-  """Numbers stayed non-finite; the last checkpoint is good, or what a phase starts from is not."""
+  """Loss or gradients stayed non-finite, or the state is; the last checkpoint is good."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
 
   Raises:
     Interrupted: it was asked to stop, and has saved.
-    Diverged: three steps in a row were not finite, or what it starts from is not.
+    Diverged: three steps in a row were not finite, or the state is not.
     CheckpointError, NoiseStoreError: what it starts from cannot be used.
   """
   mesh = sharding.make_mesh(**config.mesh)
@@ -155,6 +155,7 @@ class _Loop:
       self.phase.batch_size, sharding.local_rows(self.phase.batch_size, mesh))
     self.rng = jax.jit(lambda: randomness.key_for(config.seed, name), out_shardings=sharding.replicated(mesh))()
     self.frozen = sharding.place(self.parts.frozen, mesh, config.shard_frozen)
+    self.finite_leaves = jax.jit(state.finite_leaves, out_shardings=sharding.replicated(mesh))
 
   def restored_or_fresh(self):
     """(state on the mesh, step)."""
@@ -169,16 +170,32 @@ class _Loop:
     distributed.say(f'{self.name}: goes on from step {step}')
     return restored, step
 
-  def check_start(self, train_state, step):
-    """Refuses a state that is not finite: from one that is, no step makes one that is not (state.guarded)."""
-    finite = jax.jit(state.finite_leaves, out_shardings=sharding.replicated(self.mesh))(train_state)
+  def not_finite(self, train_state) -> str:
+    """The leaves of a state that hold numbers which are not finite, in words; '' where there are none."""
+    finite = self.finite_leaves(train_state)
     wrong = [jax.tree_util.keystr(path) for path, fine in jax.tree_util.tree_leaves_with_path(finite) if not fine]
-    if wrong:
+    return ', '.join(wrong[:5]) + (f' and {len(wrong) - 5} more' if len(wrong) > 5 else '')
+
+  def check_start(self, train_state, step):
+    """Refuses to begin from a state that is not finite."""
+    if wrong := self.not_finite(train_state):
       where = f'its checkpoint of step {step}' if self.done is not None else 'what it starts from'
-      more = f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''
-      raise Diverged(f'{self.name}: {where} holds numbers that are not finite, in {", ".join(wrong[:5])}{more}; begin '
-                     f'again from weights that are whole: delete {self.phase_folder} and, where an earlier phase made '
-                     'them, that phase too')
+      raise Diverged(f'{self.name}: {where} holds numbers that are not finite, in {wrong}; begin again from weights '
+                     f'that are whole: delete {self.phase_folder}, and the earlier phase where one made them')
+
+  def check_before_saving(self, train_state, step):
+    """A state that is not finite is not saved: older checkpoints, which are good, would make room for it."""
+    if wrong := self.not_finite(train_state):
+      raise Diverged(f'{self.name}: by step {step} the state holds numbers that are not finite, in {wrong}, and is not '
+                     f'saved; stopped. {self.standing()} A lower learning rate or float32 precision may help, with the '
+                     'phase begun anew.')
+
+  def standing(self) -> str:
+    """What the same command goes on from, in words."""
+    self.saved.wait()
+    latest = self.saved.latest_step()
+    kept = 'There is no checkpoint yet' if latest is None else f'The last checkpoint, of step {latest}, is good'
+    return f'{kept}; the same command goes on from step {latest or 0} with the same data and random numbers.'
 
   def run(self, stop):
     train_state, step = self.restored_or_fresh()
@@ -224,6 +241,7 @@ class _Loop:
       if grid and not stopping and (step == self.steps or step % self.config.log.samples_every == 0):
         grid(self.phase_folder / 'samples' / f'step_{step:08d}.png', train_state)
       if saving:
+        self.check_before_saving(train_state, step)
         self.saved.save(step, train_state, self.batches.get_state(), self.mean_since_save())
     distributed.rest()
     self.saved.wait()
@@ -264,14 +282,10 @@ class _Loop:
   def check(self, step, metrics):
     skipped = int(metrics['skipped_in_a_row'])
     if skipped >= MAX_SKIPPED_IN_A_ROW:
-      self.saved.wait()
-      latest = self.saved.latest_step()
-      kept = 'There is no checkpoint yet' if latest is None else f'The last checkpoint, of step {latest}, is good'
       raise Diverged(
-        f'{self.name}: loss, gradients or the updated state were not finite in steps {step - skipped + 1} to {step}; '
-        f'stopped. {kept}; the same command goes on from step {latest or 0} with the same data and random numbers. '
-        'Look for numbers that are not finite in what it reads; otherwise a lower learning rate or float32 precision '
-        'may help, with the phase begun anew.'
+        f'{self.name}: loss or gradients were not finite in steps {step - skipped + 1} to {step}; stopped. '
+        f'{self.standing()} Look for numbers that are not finite in what it reads; otherwise a lower learning rate or '
+        'float32 precision may help, with the phase begun anew.'
       )
 
 

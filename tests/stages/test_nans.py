@@ -2,20 +2,15 @@
 
 import json
 import shutil
-import types
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from etils import epath
 from runs import CONFIG
 
-from pagoda_jax import config as configs
 from pagoda_jax import main
 from pagoda_jax.data import noise_store, shards
-from pagoda_jax.stages import state, teacher
 from pagoda_jax.training import checkpoints, loop
 
 COUNTERS = ('step', 'skipped', 'skipped_total')
@@ -80,20 +75,15 @@ def test_a_run_without_a_finite_step_stops_after_three(copied, keys, capsys):
   assert checkpoints.finished_steps(copied / 'distill') == []
 
 
-def test_an_update_that_overflows_is_skipped():
-  """A teacher of one number: loss and gradient are finite; at a learning rate of 3e38 the number after them is not."""
-
-  def denoise(params, x, sigma, cond, **kwargs):
-    return x * params['w']
-
-  phase = configs.teacher(optimizer=configs.optimizer(name='sgd', learning_rate=3e38))
-  start = state.init_teacher({'w': jnp.float32(3)}, phase)
-  networks = types.SimpleNamespace(denoise=denoise, sigma_data=0.5)
-  step = jax.jit(teacher.make_train_step(networks, phase))
-  batch = {'image': np.ones((4, 2, 2, 1), np.float32), 'label': np.zeros(4, np.int32)}
-  after, metrics = step(start, batch, {}, jax.random.key(0))
-  assert np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm'])
-  assert after.params['w'] == after.ema['w'] == 3 and after.step == after.skipped == metrics['skipped'] == 1
+def test_an_update_that_overflows_is_never_saved(tmp_path, capsys):
+  """Loss and gradients of the first step are finite; at a learning rate of 3e38 the parameters after it are not."""
+  args = [f'--workdir={tmp_path}', '--phase=teacher', '--config.checkpoint.every_steps=1']
+  rate = '--config.phases.teacher.optimizer.learning_rate=3e38'
+  assert main.main(['train', CONFIG, *args, rate]) == 1
+  error = capsys.readouterr().err
+  assert "by step 1 the state holds numbers that are not finite, in .params['" in error
+  assert 'There is no checkpoint yet' in error
+  assert checkpoints.finished_steps(tmp_path / 'teacher') == []
 
 
 def test_a_phase_does_not_start_from_numbers_that_are_not_finite(copied, capsys):
