@@ -65,7 +65,8 @@ def _run_command(name: str, args: list[str]) -> int:
 
   try:
     if 'coordinator_address' in fv:
-      distributed.start(fv.coordinator_address, fv.num_processes, fv.process_id, fv.config.barrier_timeout)
+      distributed.start(fv.coordinator_address, fv.num_processes, fv.process_id, fv.config.barrier_timeout,
+                        run=fv.workdir)
     return module.run(fv, rest) or 0
   except Interrupted as stop:
     print(stop, file=sys.stderr)

@@ -46,6 +46,39 @@ def stuck(folder):
   time.sleep(60)
 
 
+def compiling(folder):
+  """One process compiles for more than twice the limit while the other waits: in three places."""
+  del folder
+
+  def slow(x):
+    time.sleep(6)  # JAX calls this while it traces, which is a part of compiling
+    return x
+
+  def wait_until_it_compiles(index):
+    while 'slow' not in distributed.compiling().get(index, ''):
+      time.sleep(0.01)
+
+  if jax.process_index() == 1:
+    jax.jit(slow)(1)
+  else:
+    wait_until_it_compiles(1)
+    distributed.beat(0, 0)
+  distributed.wait_for_all('after the step')
+  distributed.rest()
+  if jax.process_index() == 1:
+    wait_until_it_compiles(0)
+  distributed.from_primary('question', lambda: int(jax.jit(slow)(2)))
+  distributed.wait_for_all('end')
+
+
+def sleeping(folder):
+  """Says when it is there."""
+  del folder
+  time.sleep(2 * distributed.POLL_SECONDS)  # each has heard of the other
+  print('ready', flush=True)
+  time.sleep(300)
+
+
 def failing(folder):
   """Process 1 raises; process 0 would wait."""
   del folder
@@ -58,7 +91,11 @@ if __name__ == '__main__':
   task, address, *numbers = sys.argv[1:6]
   count, index, limit = (int(number) if number != '-' else None for number in numbers)
   try:
-    distributed.start(None if address == '-' else address, count, index, limit)
+    if task == 'sleeping':
+      distributed.SILENCE_SECONDS = 6
+    if task == 'compiling':
+      distributed.POLL_SECONDS = 0.2
+    distributed.start(None if address == '-' else address, count, index, limit, run=task)
     globals()[task](*sys.argv[6:7] or [None])
   except (distributed.HostsError, OSError) as error:
     print(error)

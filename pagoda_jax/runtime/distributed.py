@@ -15,25 +15,27 @@ import time
 from typing import Any
 
 import jax
+import jax.monitoring
 from jax._src import clusters  # the launchers that JAX knows; it has no public name
 from jax._src import distributed as jax_distributed  # likewise its key-value store; Orbax uses it too
 
+from pagoda_jax.runtime import rendezvous
+from pagoda_jax.runtime.rendezvous import HostsError
+
 POLL_SECONDS = 2.0
-HEARTBEAT_SECONDS = 100
+SILENCE_SECONDS = 100  # after which a process that gives no sign of life (its Python threads do not run) is given up
+COMPILATION = '/jax/core/compile/'  # tracing, lowering and compilation, as JAX tells those who listen
 
 
-class HostsError(RuntimeError):
-  """Processes did not start, did not come or do not fit together; the message names them."""
-
-
-def start(address: str | None, count: int | None, index: int | None, limit: int) -> None:
+def start(address: str | None, count: int | None, index: int | None, limit: int, run: str) -> None:
   """Joins the other processes, if there are any. Comes before anything that asks JAX for its devices.
 
   Args:
     address: HOST:PORT of process 0; None, like the next two, asks the cluster that this runs in, if any.
     count: number of processes.
     index: of this process, in [0, count).
-    limit: seconds; the longest that any wait for another process may take, here and later.
+    limit: seconds; the longest that any wait for another process may take, here and later, compilation apart.
+    run: what the processes of this run have in common and those of another do not: its work directory.
 
   Raises:
     HostsError: names the processes that did not start within `limit`, or what does not fit.
@@ -49,21 +51,21 @@ def start(address: str | None, count: int | None, index: int | None, limit: int)
       return
   elif missing:
     raise HostsError(f'{", ".join(missing)}: needed beside the other flags for several processes')
-  if not re.fullmatch(r'.+:\d+', address):
-    raise HostsError(f'--coordinator_address={address}: must be HOST:PORT')
-  if index >= count:
-    raise HostsError(f'--process_id={index}: must be below --num_processes={count}')
+  if not re.fullmatch(r'.+:[0-9]{1,5}', address) or not 0 < int(address.rsplit(':', 1)[1]) < 2**16:
+    raise HostsError(f'--coordinator_address={address}: must be HOST:PORT, with a port from 1 to 65535')
+  if not 0 <= index < count:
+    raise HostsError(f'--process_id={index}: must be below --num_processes={count}, and not below 0')
   if count == 1:
     return
-  _meet(address, count, index, limit)
+  rendezvous.meet(address, count, index, limit, run)
+  silence = min(SILENCE_SECONDS, max(limit, 20))
   jax.distributed.initialize(
     address, count, index, local_device_ids=local_devices, initialization_timeout=limit,
-    # Later than a process that fails is read about, which says why; JAX only says that it is gone.
-    heartbeat_timeout_seconds=min(HEARTBEAT_SECONDS, max(limit, int(5 * POLL_SECONDS))),
-    shutdown_timeout_seconds=limit, cluster_detection_method='deactivate',
+    # Well after this module has said who is silent: JAX ends all processes at once, in a stack trace.
+    heartbeat_timeout_seconds=2 * silence + 20, shutdown_timeout_seconds=limit, cluster_detection_method='deactivate',
   )
   jax.devices()  # each process waits for the others here: better now than within something that one does alone
-  _Watch.current = _Watch(limit)
+  _Watch.current = _Watch(limit, silence)
   _Watch.current.start()
 
 
@@ -87,6 +89,10 @@ def _who() -> str:
   return f'process {jax_distributed.global_state.process_id} ({socket.gethostname()})'
 
 
+def _note(text: str) -> None:
+  print(f'{_who()}: {text}', file=sys.stderr, flush=True)
+
+
 # How often each place was passed: the same in every process, so that a key is used once.
 _visits: dict[str, itertools.count] = {}
 
@@ -99,34 +105,74 @@ def wait_for_all(place: str) -> None:
   """Returns when every process is at `place`.
 
   Raises:
-    HostsError: names those that did not come within the limit.
+    HostsError: names those that did not come within the limit, though they did not compile.
   """
   if not several():
     return
-  limit = _Watch.current.limit
-  try:
-    jax_distributed.global_state.client.wait_at_barrier(_key(place), limit * 1000)
-  except jax.errors.JaxRuntimeError as error:
-    _, _, rest_of_it = str(error).partition('timed out task names:\n')
-    late = ', '.join(rest_of_it.split('\n\n')[0].split()) or f'unknown ({error})'
-    raise HostsError(f'{place}: waited {limit} s; missing process: {late}. See its log.') from None
+  key = _key(place)
+  for attempt in itertools.count():  # who comes too late for one is told so at once, and comes to the next
+    try:
+      jax_distributed.global_state.client.wait_at_barrier(f'{key}/{attempt}', _Watch.current.limit * 1000)
+      return
+    except jax.errors.JaxRuntimeError as error:
+      _go_on_waiting(place, key, error)
 
 
 def from_primary(place: str, make) -> Any:
   """What make() returns in process 0 (any JSON), in every process.
 
   Raises:
-    HostsError: process 0 did not come to `place` within the limit.
+    HostsError: process 0 did not come to `place` within the limit, though it did not compile.
   """
   if not several():
     return make()
   client, key = jax_distributed.global_state.client, _key(place)
   if is_primary():
     client.key_value_set(key, json.dumps(make()))
-  try:
-    return json.loads(client.blocking_key_value_get(key, _Watch.current.limit * 1000))
-  except jax.errors.JaxRuntimeError as error:
-    raise HostsError(f'{place}: waited {_Watch.current.limit} s for process 0. See its log. ({error})') from None
+  while True:
+    try:
+      return json.loads(client.blocking_key_value_get(key, _Watch.current.limit * 1000))
+    except jax.errors.JaxRuntimeError as error:
+      _go_on_waiting(place, key, error, [0])
+
+
+def _go_on_waiting(place: str, key: str, error: Exception, late: list[int] | None = None) -> None:
+  """After a wait that JAX ended: returns where it is to be begun again, as those that were missed compile.
+
+  Raises:
+    HostsError: names those that were missed (`late`, or whom JAX names), or that are dead.
+  """
+  limit, text = _Watch.current.limit, str(error).replace(key, '')
+  named = _named(text)
+  if 'DEADLINE_EXCEEDED' not in text:
+    raise HostsError(
+      f'{place}: process {", ".join(map(str, named))} has died or is stopped: it sends no heartbeats. See its log.'
+      if named else f'{place}: the connection to process 0 is lost. See its log. ({text})') from None
+  late, busy = named if late is None else late, compiling()
+  if not late or not set(late) <= set(busy):
+    names = ', '.join(map(str, late)) or f'unknown ({text})'
+    raise HostsError(f'{place}: waited {limit} s; missing process: {names}. See its log.') from None
+  _note(f'{place}: waited {limit} s, goes on waiting: {", ".join(busy[index] for index in late)}')
+
+
+def _named(text: str) -> list[int]:
+  """The processes that an error of JAX's barriers and heartbeats names."""
+  listed = re.search(r'(?:timed out task names|stopped sending heartbeats\)):\n((?:[^\n]*\d\n)+)', text)
+  found = re.findall(r'(\d+)\n', listed[1]) if listed else re.findall(r'[Tt]ask:? ?(\d+)', text)
+  return sorted(set(map(int, found)))
+
+
+def compiling() -> dict[int, str]:
+  """The processes that compile, or did within the last limit seconds, with what to say of them: they do not hang."""
+  if not several():
+    return {}
+  busy = {}
+  for index, standing in _Watch.current.standings().items():
+    if standing['compiles']:
+      busy[index] = f'process {index} compiles {standing["compiles"]}'
+    elif standing['compiled'] is not None and standing['compiled'] < _Watch.current.limit:
+      busy[index] = f'process {index} has just compiled'
+  return busy
 
 
 def put(key: str, value: str) -> None:
@@ -151,18 +197,21 @@ def look(key: str) -> str | None:
 def beat(*progress: int) -> None:
   """Tells the others how far this process is, for their message if one stays behind: numbers that grow."""
   if several():
-    _Watch.current.progress, _Watch.current.since = progress, time.monotonic()
+    _Watch.current.progress, _Watch.current.since, _Watch.current.resting = progress, time.monotonic(), False
 
 
 def rest() -> None:
   """Ends the watch over this process's progress until the next `beat`: nothing waits for it now."""
   if several():
-    _Watch.current.progress = ()
+    _Watch.current.resting = True
 
 
 def fail(message: str) -> None:
   """Ends this process after an error, and with it the others: they would wait for it in vain."""
-  put('failed', f'{_who()}: {message}')
+  try:
+    put('failed', f'{_who()}: {message}')
+  except jax.errors.JaxRuntimeError:
+    pass  # process 0 is gone, and the others with it
   _leave()
 
 
@@ -174,120 +223,106 @@ def _leave() -> None:
   os._exit(1)  # the ordinary way out waits for the others to leave too
 
 
-class _Watch(threading.Thread):
-  """Ends this process when another has failed, or when a step takes longer than the limit."""
+class _Watch:
+  """Tells the others how this process stands; ends it when another has failed, is silent or keeps it waiting."""
 
   current: Any = None
 
-  def __init__(self, limit: int):
-    super().__init__(daemon=True)
-    self.limit, self.progress, self.since = limit, (), time.monotonic()
+  def __init__(self, limit: int, silence: int):
+    self.limit, self.silence = limit, silence
+    self.progress, self.since, self.resting = (), time.monotonic(), True
+    self._compiles: list[tuple[str, str]] = []  # (event, program), the outermost first
+    self._compiled = None  # when the last compilation ended
+    self._heard: dict[int, int] = {}  # processes whose silence this one notices: a number that grows
 
-  def run(self):
-    shown = ()
+  def start(self):
+    # JAX tells when a part of a compilation begins by a scalar, and when it ends by a duration.
+    jax.monitoring.register_scalar_listener(self._compilation_begins)
+    jax.monitoring.register_event_duration_secs_listener(self._compilation_ends)
+    for part in (self._speak, self._listen):
+      threading.Thread(target=part, daemon=True).start()
+
+  def standings(self) -> dict[int, dict]:
+    """What each process has last told of itself; see `_standing`."""
+    entries = jax_distributed.global_state.client.key_value_dir_get('pagoda/standing/')
+    return {int(key.rsplit('/', 1)[-1]): json.loads(value) for key, value in entries}
+
+  def _standing(self, rounds: int) -> dict:
+    compiles, compiled = self._compiles[:1], self._compiled
+    return {
+      'round': rounds,  # grows as long as this process lives and is not stopped
+      'progress': self.progress,
+      'compiles': compiles[0][1] if compiles else '',
+      'compiled': None if compiled is None else time.monotonic() - compiled,  # seconds ago; clocks differ
+    }
+
+  def _compilation_begins(self, event, value, fun_name='a program', **unused):
+    del value, unused
+    if event.startswith(COMPILATION):
+      self._compiles.append((event, fun_name))
+
+  def _compilation_ends(self, event, seconds, fun_name='a program', **unused):
+    del seconds, unused
+    if (event, fun_name) in self._compiles:
+      self._compiles.remove((event, fun_name))
+      self._compiled = time.monotonic()
+
+  def _speak(self):
+    """One round after another; does not come back from one while process 0 is stopped."""
+    for rounds in itertools.count():
+      time.sleep(POLL_SECONDS)
+      if not several():
+        return
+      try:
+        jax_distributed.global_state.client.key_value_set(
+          f'pagoda/standing/{jax_distributed.global_state.process_id}', json.dumps(self._standing(rounds)),
+          allow_overwrite=True)
+        failed = look('failed')
+        self._heard = {0: rounds}  # process 0 answers
+        if is_primary():
+          self._heard = {index: standing['round'] for index, standing in self.standings().items()}
+        hung = self._hung()
+      except (jax.errors.JaxRuntimeError, AttributeError):
+        continue  # process 0 is gone, which JAX notices too, or this one is about to leave
+      if failed and not failed.startswith(_who()):
+        _note(f'stopped, because {failed}')
+        _leave()
+      if hung:
+        _note(hung)
+        fail(hung)
+
+  def _listen(self):
+    """Counts rounds of its own, so that a process that was stopped itself does not hold the others for silent."""
+    last, silent = {}, {}
     while several():
       time.sleep(POLL_SECONDS)
-      try:
-        failed = look('failed')
-        if self.progress != shown:
-          shown = self.progress
-          jax_distributed.global_state.client.key_value_set(
-            f'pagoda/progress/{jax_distributed.global_state.process_id}', json.dumps(shown), allow_overwrite=True)
-      except (jax.errors.JaxRuntimeError, AttributeError):
-        return  # the coordinator is gone; JAX ends this process with its own message
-      if failed and not failed.startswith(_who()):
-        print(f'{_who()}: stopped, because {failed}', file=sys.stderr)
-        _leave()
-      if self.progress and time.monotonic() - self.since > self.limit:
-        message = f'no progress for {self.limit} s; {self._slowest()}'
-        print(f'{_who()}: {message}', file=sys.stderr)
-        fail(message)
+      heard = self._heard
+      silent = {index: silent.get(index, 0) + 1 if heard[index] == last.get(index) else 0 for index in heard}
+      last = heard
+      late = [str(index) for index in heard if silent[index] * POLL_SECONDS >= self.silence]
+      if late and several():
+        message = (f'process {", ".join(late)} has given no sign of life for {self.silence} s: it was killed, is '
+                   'stopped, or its machine or the way to it is gone. See its log.')
+        _note(message)
+        if is_primary():
+          fail(message)
+        _leave()  # the others notice by themselves
+
+  def _hung(self) -> str:
+    """What to say if this process has made no progress for too long and none compiles; '' otherwise."""
+    if self.resting or time.monotonic() - self.since <= self.limit:
+      return ''
+    if busy := compiling():
+      self.since = time.monotonic()
+      _note(f'no progress for {self.limit} s, goes on waiting: {", ".join(busy.values())}')
+      return ''
+    return f'no progress for {self.limit} s; {self._slowest()}'
 
   def _slowest(self):
-    entries = jax_distributed.global_state.client.key_value_dir_get('pagoda/progress/')
-    progress = {int(key.rsplit('/', 1)[-1]): tuple(json.loads(value)) for key, value in entries}
+    progress = {index: tuple(standing['progress']) for index, standing in self.standings().items()}
     least = min(progress.values())
     late = [str(index) for index, value in sorted(progress.items()) if value == least]
+    where = f'at step {least[-1]}' if least else 'before their first step'
     if len(late) == len(progress):
-      return f'all processes are at step {least[-1]}'
-    return f'behind the others, at step {least[-1]}: process {", ".join(late)}. See its log.'
-
-
-def _meet(address: str, count: int, index: int, limit: int) -> None:
-  """Waits until all processes have started: JAX's own start ends in a stack trace that does not name who is missing.
-
-  Process 0 listens at the coordinator's address, which JAX listens at afterwards.
-  """
-  host, port = address.rsplit(':', 1)
-  deadline = time.monotonic() + limit
-  if index == 0:
-    _receive(int(port), count, deadline, limit)
-    return
-  while time.monotonic() < deadline + 2 * POLL_SECONDS:  # process 0 says who is missing: give it the time
-    try:
-      with socket.create_connection((host.strip('[]'), int(port)), timeout=POLL_SECONDS) as connection:
-        connection.settimeout(max(deadline + 2 * POLL_SECONDS - time.monotonic(), 0.1))
-        connection.sendall(f'{index} {count} {socket.gethostname()}\n'.encode())
-        answer = connection.makefile().readline().strip()
-    except OSError:
-      answer = ''
-    if answer == 'go':
-      return
-    if answer.startswith('no '):
-      raise HostsError(answer[3:])
-    time.sleep(0.2)
-  raise HostsError(f'process 0 at {address} did not answer within {limit} s: it has not started, is unreachable '
-                   'from here, or is still in a run that this process has dropped out of')
-
-
-def _receive(port: int, count: int, deadline: float, limit: int) -> None:
-  """Process 0's part of `_meet`."""
-  family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-  try:
-    server = socket.create_server(('', port), family=family, dualstack_ipv6=family == socket.AF_INET6, backlog=count)
-  except OSError as error:
-    raise HostsError(f'--coordinator_address: cannot listen at port {port} here: {error.strerror or error}') from None
-  present: dict[int, tuple[socket.socket, str]] = {}
-  connections = []
-  problem = ''
-  with server:
-    while len(present) < count - 1 and not problem:
-      server.settimeout(max(deadline - time.monotonic(), 0.01))
-      try:
-        connection, _ = server.accept()
-        connection.settimeout(POLL_SECONDS)
-        other, others_count, name = connection.makefile().readline().split()
-        other, others_count = int(other), int(others_count)
-      except TimeoutError:
-        if time.monotonic() < deadline:
-          continue  # someone connected and said nothing
-        late = ', '.join(str(i) for i in range(1, count) if i not in present)
-        problem = f'waited {limit} s for {count} processes; not started, or without a way to process 0: process {late}'
-        break
-      except (ValueError, OSError):
-        continue  # not one of ours
-      if others_count != count:
-        problem = f'process {other} ({name}) was started for {others_count} processes, process 0 for {count}'
-      elif other in present and not _has_left(present[other][0]):
-        problem = f'two processes are number {other}: on {present[other][1]} and on {name}'
-      present[other] = (connection, name)
-      connections.append(connection)
-    for connection in connections:
-      with connection:
-        try:
-          connection.sendall(f'no {problem}\n'.encode() if problem else b'go\n')
-          connection.recv(1)  # the other side closes first, so that the port is free at once
-        except OSError:
-          pass
-  if problem:
-    raise HostsError(problem)
-
-
-def _has_left(connection: socket.socket) -> bool:
-  connection.settimeout(0.0)
-  try:
-    return connection.recv(1) == b''
-  except BlockingIOError:
-    return False
-  except OSError:
-    return True
+      return f'all processes are {where}'
+    return f'behind the others, {where}: process {", ".join(late)}. See its log.'

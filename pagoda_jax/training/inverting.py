@@ -193,7 +193,7 @@ def _wait_for_shards(config, store, layout, left, name, stop):
   before, since = -1, time.monotonic()
   while len(done := shards.finished_shards(store, layout)) < layout.num_shards:
     _leave_if_asked(stop, name, f'{len(done)} of {layout.num_shards} shards written')
-    if len(done) > before:
+    if len(done) > before or distributed.compiling():
       before, since = len(done), time.monotonic()
     if time.monotonic() - since > config.barrier_timeout:
       late = sorted({place % jax.process_count() for place, shard in enumerate(left) if shard not in done})

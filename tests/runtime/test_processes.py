@@ -3,14 +3,15 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 import step_tools
@@ -175,6 +176,53 @@ def test_a_wait_ends_within_its_limit_and_names_the_process(task, named):
   assert named in output
 
 
+def test_who_compiles_is_not_taken_for_hung_and_is_named():
+  """In a step, at a meeting point and where process 0 is waited for: each time for more than twice the limit."""
+  outputs = workers('compiling', limit=2)
+  assert [code for code, _ in outputs] == [0, 0], outputs
+  for waiting, place in ((0, 'no progress for 2 s'), (0, 'after the step: waited 2 s'), (1, 'question: waited 2 s')):
+    assert f'{place}, goes on waiting: process {1 - waiting} compiles slow' in outputs[waiting][1]
+
+
+@pytest.mark.parametrize('stopped', [1, 0])
+def test_a_stopped_process_ends_the_other_with_a_line_that_names_it(stopped):
+  address = f'127.0.0.1:{free_port()}'
+  pair = [spawn([ROOT / 'tests' / 'process_worker.py', 'sleeping', address, 2, index, 60]) for index in range(2)]
+  for process in pair:
+    while 'ready' not in (line := process.stdout.readline()):
+      assert line, process.wait()
+  pair[stopped].send_signal(signal.SIGSTOP)
+  output, _ = pair[1 - stopped].communicate(timeout=300)
+  assert pair[1 - stopped].returncode == 1, output
+  assert f'process {stopped} has given no sign of life for 6 s' in output and 'Check failure' not in output
+
+
+@pytest.mark.parametrize('text, said', [
+  ('INTERNAL: Barrier failed because: task is set to ERROR: UNAVAILABLE: Task 1 heartbeat timeout. This indicates that '
+   'the remote task has failed.. Barrier Id: pagoda/task 7/0/0::0, Task: 1\n\nRPC: /xla', 'process 1 has died or is'),
+  ('UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n1\n2\nThe tasks have crashed.',
+   'process 1, 2 has died or is'),
+  ('UNAVAILABLE: (stopped sending heartbeats):\n/job:jax_worker/replica:0/task:12\nThe', 'process 12 has died or is'),
+  ('DEADLINE_EXCEEDED: Barrier timed out. Id: pagoda/task 7/0/0::0. # of tasks that reached the barrier: 2/4.\nThe '
+   'first task at the barrier: 0. Some timed out task names:\n1\n3\n\n\nRPC: /xla',
+   'waited 9 s; missing process: 1, 3.'),
+  ('UNAVAILABLE: failed to connect', 'the connection to process 0 is lost'),
+])
+def test_a_wait_that_jax_ends_says_whom_it_missed(text, said, monkeypatch):
+  class Client:
+    def wait_at_barrier(self, key, milliseconds):
+      raise jax.errors.JaxRuntimeError(text)
+
+    def key_value_dir_get(self, key):
+      return []
+
+  monkeypatch.setattr(distributed.jax_distributed.global_state, 'client', Client())
+  monkeypatch.setattr(distributed._Watch, 'current', distributed._Watch(9, 100))
+  monkeypatch.setattr(distributed, '_visits', {})
+  with pytest.raises(distributed.HostsError, match=f'task 7: {re.escape(said)}'):
+    distributed.wait_for_all('task 7')
+
+
 def test_processes_under_slurm_find_each_other():
   job = str(free_port())  # the port follows from the job's number
   started = [
@@ -188,53 +236,14 @@ def test_processes_under_slurm_find_each_other():
     assert process.returncode == 0
 
 
-def meet(*calls):
-  """What each call of the rendezvous ends with: 'met', or the error's text. A call: (count, index)."""
-  address, answers = f'127.0.0.1:{free_port()}', {}
-
-  def go(place, count, index):
-    try:
-      distributed._meet(address, count, index, limit=2)
-      answers[place] = 'met'
-    except distributed.HostsError as error:
-      answers[place] = str(error)
-
-  threads = [threading.Thread(target=go, args=(place, *call)) for place, call in enumerate(calls)]
-  for thread in threads:
-    thread.start()
-    time.sleep(0.1)
-  for thread in threads:
-    thread.join()
-  return [answers[place] for place in range(len(calls))]
-
-
-def test_the_start_names_who_is_missing_or_does_not_fit():
-  assert meet((3, 2), (3, 0), (3, 1)) == ['met'] * 3
-  assert all('process 1, 3' in answer and 'not started' in answer for answer in meet((4, 0), (4, 2)))
-  assert all('started for 4 processes, process 0 for 2' in answer for answer in meet((2, 0), (4, 1)))
-  assert all('two processes are number 1' in answer for answer in meet((3, 0), (3, 1), (3, 1))[:2])
-  assert 'process 0 at 127.0.0.1' in meet((2, 1))[0]
-
-
-def test_whatever_else_connects_does_not_disturb_the_start():
-  port = free_port()
-  server = threading.Thread(target=distributed._meet, args=(f'127.0.0.1:{port}', 2, 0, 20))
-  server.start()
-  time.sleep(0.2)
-  for text in (b'GET / HTTP/1.1\r\n', b'', b'7 x y\n'):
-    with socket.create_connection(('127.0.0.1', port)) as stranger:
-      stranger.sendall(text)
-  distributed._meet(f'127.0.0.1:{port}', 2, 1, 20)
-  server.join(5)
-  assert not server.is_alive()
-
-
 @pytest.mark.parametrize('args, text', [
   ((None, 2, 0), '--coordinator_address: needed'),
   (('localhost:1', 2, None), '--process_id: needed'),
   (('localhost', 2, 0), 'must be HOST:PORT'),
+  (('localhost:65536', 2, 1), 'must be HOST:PORT, with a port from 1 to 65535'),
   (('localhost:1', 2, 2), '--process_id=2: must be below --num_processes=2'),
+  (('localhost:1', 2, -1), '--process_id=-1: must be below --num_processes=2, and not below 0'),
 ])
 def test_flags_that_do_not_fit_are_named(args, text):
   with pytest.raises(distributed.HostsError, match=text):
-    distributed.start(*args, 1)
+    distributed.start(*args, 1, 'run')
