@@ -77,7 +77,8 @@ def get_config(variant: str = ''):
     'batch_size': 32,
     'optimizer': c.optimizer(learning_rate=5e-5),
     'discriminator_optimizer': c.optimizer(learning_rate=2e-4),
-    'discriminator': c.discriminator(conditional=labels),
+    # Its smallest picture has 4 px or more.
+    'discriminator': c.discriminator(conditional=labels, scales=2 if base > 4 else 1),
   }
   c.add_phase(config, 'distill', c.distill(**players))
   start, resolution = 'distill', base

@@ -1,257 +1,313 @@
-"""Experiment configs: the defaults of every key, and what follows from them.
+"""Experiment configs: the default and the range of every key, and what follows from them.
 
 An experiment file calls `experiment()`, sets what differs and adds phases built by `teacher()`,
 `invert()`, `distill()` and `grow()`. Keys that are not listed here do not exist: the dicts are
-locked, and validation.py compares a config with these defaults once more.
+locked, and validation.py compares a config with these tables once more.
+
+Each function returns a table {key: (default, range)}; `@_keys` makes of it what an experiment file calls:
+`optimizer(learning_rate=1e-3)` is a locked ConfigDict of the defaults and of what differs. A range says
+what one key may be by itself (ranges.py); what several keys must be together stands in validation.py.
 """
 
+import functools
+
 from ml_collections import ConfigDict
+
+from pagoda_jax.ranges import Range, each, flag, integer, number, one_of, row, some_of, text
 
 STAGES = ('teacher', 'invert', 'distill', 'grow')
 GENERATOR_STAGES = ('distill', 'grow')
 TRAINED_STAGES = ('teacher', 'distill', 'grow')
-SOURCES = ('mnist', 'folder', 'array_record', 'tfds')
-PRECISIONS = ('float32', 'bfloat16')
-# Of float32 products: 'default' is the chip's (bfloat16 factors on TPU, TF32 on GPU), 'highest' is float32.
-MATMUL_PRECISIONS = ('default', 'high', 'highest')
-NOISE_DTYPES = ('float32', 'float16')
-FORMS = ('edm', 'guided', 'ddpmpp')
-DISTANCES = ('pixels', 'lpips', 'projected')
-FEATURES = ('pixels', 'projected')
 AUGMENTATIONS = ('brightness', 'saturation', 'contrast', 'translation', 'cutout')
 # What the train steps measure and a checkpoint can be the best by.
 GENERATOR_METRICS = ('loss', 'adversarial', 'weight', 'discriminator', 'logit_real', 'logit_fake', 'grad_norm',
                      'discriminator_grad_norm')
 METRICS = {'teacher': ('loss', 'grad_norm'), 'distill': GENERATOR_METRICS, 'grow': GENERATOR_METRICS}
 BACKBONES = ('tf_efficientnet_lite0', 'deit_base_distilled_patch16_224')
+# Those of optax that take a learning rate and are told nothing but gradients and parameters: not lbfgs, which wants
+# the loss, and no parts of optimisers, such as clip or chain.
+OPTIMIZERS = ('adabelief', 'adadelta', 'adafactor', 'adagrad', 'adam', 'adamax', 'adamaxw', 'adamw', 'adan', 'amsgrad',
+              'fromage', 'lamb', 'lars', 'lion', 'nadam', 'nadamw', 'novograd', 'radam', 'rmsprop', 'sgd', 'sign_sgd',
+              'yogi')
+
+# Ranges that several keys share. Upper ends are beyond all sense, so that a slip is told from a wish.
+STEPS = integer('[1, 1_000_000_000]')
+BATCH = integer('[1, 1_000_000]')
+SIDE = integer('[1, 8192]')  # pixels
+WIDTH = integer('[1, 16_384]')  # channels
+BLOCKS = integer('[0, 64]')
+WEIGHT = number('[0, 1e6]')  # of a loss
+DEVICES = integer('[1, 1_000_000]', also=-1)
+# Of float32 products: 'default' is the chip's (bfloat16 factors on TPU, TF32 on GPU), 'highest' is float32.
+PRODUCTS = one_of('default', 'high', 'highest')
 
 
 class ConfigError(ValueError):
   """A config that cannot be run; the message names the key, its value and the choices."""
 
 
-def _locked(values: dict, overrides: dict) -> ConfigDict:
-  config = ConfigDict(values, sort_keys=False).lock()
-  with config.ignore_type():  # an int where the default is a float, a list for a tuple: validate() judges
-    config.update(overrides)
-  return config
+def _keys(table):
+  """Makes of a function that returns {key: (default, range)} the constructor of such a group of keys.
+
+  In place of a pair, {...} is a group within the group. The constructor takes what differs from the defaults,
+  and has the function, as `table`.
+  """
+
+  @functools.wraps(table)
+  def make(**overrides) -> ConfigDict:
+    config = _defaults(make.table()).lock()
+    with config.ignore_type():  # an int where the default is a float, a list for a tuple: validate() judges
+      config.update(overrides)
+    return config
+
+  del make.__wrapped__  # so that help() shows (**overrides)
+  make.table = functools.cache(table)
+  return make
 
 
-def optimizer(**overrides) -> ConfigDict:
-  """Any optimiser of optax by its name; `learning_rate` is reached after `warmup_steps`, then constant or cosine."""
-  return _locked(
-    {
-      'name': 'radam',
-      'learning_rate': 1e-4,
-      'warmup_steps': 0,
-      'schedule': 'constant',  # or 'cosine': falls to zero at the phase's last step
-      'b1': 0.9,
-      'b2': 0.999,
-      'clip_norm': 0.0,  # largest global gradient norm; 0 = no clipping
-    },
-    overrides,
+def _defaults(table) -> ConfigDict:
+  return ConfigDict(
+    {key: _defaults(entry) if isinstance(entry, dict) else entry[0] for key, entry in table.items()}, sort_keys=False
   )
 
 
-def network(**overrides) -> ConfigDict:
+def _group(make, **defaults) -> dict:
+  """The table of another constructor, to stand within a table; with some defaults changed."""
+  table = make.table()
+  return table | {key: (default, table[key][1]) for key, default in defaults.items()}
+
+
+@_keys
+def optimizer():
+  """An optimiser of optax; `learning_rate` is reached after `warmup_steps`, then constant or cosine."""
+  return {
+    'name': ('radam', one_of(*OPTIMIZERS)),
+    'learning_rate': (1e-4, number('(0, 100]')),
+    'warmup_steps': (0, integer('[0, 1_000_000_000]')),
+    'schedule': ('constant', one_of('constant', 'cosine')),  # cosine: falls to zero at the phase's last step
+    'b1': (0.9, number('[0, 1)')),
+    'b2': (0.999, number('[0, 1)')),
+    'clip_norm': (0.0, number('[0, 1e9]')),  # largest global gradient norm; 0 = no clipping
+  }
+
+
+@_keys
+def network():
   """The U-Net of the teacher, which the generator begins as a copy of (networks/unet.py explains each).
 
   For published weights, `pagoda convert` prints the values.
   """
-  return _locked(
-    {
-      'form': 'edm',  # EDM's ADM; 'guided': guided-diffusion's and PaGoDA's ADM; 'ddpmpp': EDM's DDPM++
-      'channels': 192,
-      'channel_mult': (1, 2, 3, 4),  # highest resolution first
-      'decoder_channel_mult': (),  # (): channel_mult
-      'stem_channels': 0,  # of the first convolution; 0: as in the form's publications
-      'embed_channels': 0,  # of the noise level's and label's embedding; 0: 4 * channels
-      'num_blocks': 3,
-      'attention_resolutions': (32, 16, 8),
-      'mid_attention': True,
-      'num_heads': 0,  # 0: by channels_per_head ('ddpmpp': one)
-      'channels_per_head': 64,
-      'augment_dim': 0,  # augmentation labels that published weights were trained with; always zero here
-      'dropout': 0.0,
-    },
-    overrides,
-  )
+  return {
+    # EDM's ADM; 'guided': guided-diffusion's and PaGoDA's ADM; 'ddpmpp': EDM's DDPM++
+    'form': ('edm', one_of('edm', 'guided', 'ddpmpp')),
+    'channels': (192, integer('[2, 16_384]', multiple_of=2)),
+    'channel_mult': ((1, 2, 3, 4), each(number('(0, 64]'), 1, 10)),  # highest resolution first
+    'decoder_channel_mult': ((), each(number('(0, 64]'), 0, 10)),  # (): channel_mult
+    'stem_channels': (0, integer('[0, 16_384]')),  # of the first convolution; 0: as in the form's publications
+    'embed_channels': (0, integer('[0, 65_536]')),  # of the noise level's and label's embedding; 0: 4 * channels
+    'num_blocks': (3, integer('[1, 64]')),
+    'attention_resolutions': ((32, 16, 8), each(SIDE)),
+    'mid_attention': (True, flag),
+    'num_heads': (0, integer('[0, 1024]')),  # 0: by channels_per_head ('ddpmpp': one)
+    'channels_per_head': (64, WIDTH),
+    # augmentation labels that published weights were trained with; always zero here
+    'augment_dim': (0, integer('[0, 1024]')),
+    'dropout': (0.0, number('[0, 1)')),
+  }
 
 
-def teacher(**overrides) -> ConfigDict:
+@_keys
+def teacher():
   """Stage 1, the diffusion teacher at the base resolution (EDM; METHOD: batch 4096, ln sigma ~ N(-1.2, 1.2^2))."""
-  return _locked(
-    {
-      'stage': 'teacher',
-      'init_from': '',  # folder to start from: of `pagoda convert`, or another run's phase (its EMA); '': afresh
-      'steps': 100_000,
-      'batch_size': 4096,
-      'optimizer': optimizer(name='adam'),
-      'ema': 0.9999,
-      'label_dropout': 0.0,
-      'p_mean': -1.2,
-      'p_std': 1.2,
-      'matmul_precision': 'default',
-      'sample_levels': 18,  # sigma levels of the Heun sampler that draws the sample grids
-    },
-    overrides,
-  )
+  return {
+    'stage': ('teacher', one_of('teacher')),
+    'init_from': ('', text),  # folder to start from: of `pagoda convert`, or another run's phase (its EMA); '': afresh
+    'steps': (100_000, STEPS),
+    'batch_size': (4096, BATCH),
+    'optimizer': _group(optimizer, name='adam'),
+    'ema': (0.9999, number('[0, 1)')),
+    'label_dropout': (0.0, number('[0, 1]')),
+    'p_mean': (-1.2, number('[-10, 10]')),
+    'p_std': (1.2, number('[0, 5]')),
+    'matmul_precision': ('default', PRODUCTS),
+    'sample_levels': (18, integer('[2, 10_000]')),  # sigma levels of the Heun sampler that draws the sample grids
+  }
 
 
-def invert(**overrides) -> ConfigDict:
+@_keys
+def invert():
   """Data to noise by the probability-flow ODE, once for every image (and its mirror image).
 
   With `store` False nothing but the held-out pictures' noise is written: every phase that names this one as its
   `noise` inverts its batches inside its step, 2 (num_levels - 1) evaluations of the teacher for each pair. That
   takes time in place of the store's disk space, and gives the same pairs.
   """
-  return _locked(
-    {
-      'stage': 'invert',
-      'teacher': 'teacher',  # a phase; or '' with init_from
-      'init_from': '',  # instead of `teacher`: folder of `pagoda convert`, or another run's phase (its EMA)
-      'batch_size': 256,
-      'num_levels': 40,
-      'clip_denoised': True,
-      'add_noise': False,  # to the image, of the lowest level; for images with pixels that never change
-      'store': True,
-      # The chip's default moves inversions of the MNIST teacher by 3 % of their rms on TPU, 0.4 % on GPU.
-      'matmul_precision': 'highest',
-      'dtype': 'float32',
-      'shard_size': 8192,  # pairs per ArrayRecord shard, the unit that is redone after a crash
-    },
-    overrides,
-  )
+  return {
+    'stage': ('invert', one_of('invert')),
+    'teacher': ('teacher', text),  # a phase; or '' with init_from
+    'init_from': ('', text),  # instead of `teacher`: folder of `pagoda convert`, or another run's phase (its EMA)
+    'batch_size': (256, BATCH),
+    'num_levels': (40, integer('[2, 10_000]')),
+    'clip_denoised': (True, flag),
+    'add_noise': (False, flag),  # to the image, of the lowest level; for images with pixels that never change
+    'store': (True, flag),
+    # The chip's default moves inversions of the MNIST teacher by 3 % of their rms on TPU, 0.4 % on GPU.
+    'matmul_precision': ('highest', PRODUCTS),
+    'dtype': ('float32', one_of('float32', 'float16')),
+    'shard_size': (8192, integer('[1, 1_000_000]')),  # pairs in an ArrayRecord shard, which is redone after a crash
+  }
 
 
-def reconstruction(**overrides) -> ConfigDict:
+@_keys
+def reconstruction():
   """L_rec: the distance between a real image and the generator's answer to its inverted noise."""
-  return _locked(
-    {
-      'distance': 'pixels',  # or 'lpips', 'projected': on published feature networks
-      'scale_weights': (1.0, 1.0, 1.0),  # pixels: of the resolutions compared, each half the one before
-      'backbones': BACKBONES,  # projected: the feature networks
-      'augment': AUGMENTATIONS,  # projected: of both images, drawn anew for each feature network
-      'weight': 1.0,
-    },
-    overrides,
-  )
+  return {
+    'distance': ('pixels', one_of('pixels', 'lpips', 'projected')),  # the latter two on published feature networks
+    # pixels: of the resolutions compared, each half the one before
+    'scale_weights': ((1.0, 1.0, 1.0), each(WEIGHT, 1, 10)),
+    'backbones': (BACKBONES, some_of(*BACKBONES, at_least=1)),  # projected: the feature networks
+    # projected: of both images, drawn anew for each feature network
+    'augment': (AUGMENTATIONS, some_of(*AUGMENTATIONS)),
+    'weight': (1.0, WEIGHT),
+  }
 
 
-def discriminator(**overrides) -> ConfigDict:
+@_keys
+def discriminator():
   """The discriminator: which features it sees, its size, and the augmentation of what it sees."""
-  return _locked(
-    {
-      'features': 'pixels',  # or 'projected': StyleGAN-XL's, on published feature networks
-      'scales': 2,  # pixels: resolutions seen, each half the one before
-      'channels': 64,  # pixels: of the first convolution
-      'spectral_norm': True,  # pixels: bounds how fast the logits change; short runs learn faster without
-      'backbones': BACKBONES,  # projected: the feature networks
-      'conditional': True,
-      'augment': AUGMENTATIONS,
-    },
-    overrides,
-  )
+  return {
+    'features': ('pixels', one_of('pixels', 'projected')),  # projected: StyleGAN-XL's, on published feature networks
+    'scales': (2, integer('[1, 10]')),  # pixels: resolutions seen, each half the one before
+    'channels': (64, integer('[1, 4096]')),  # pixels: of the first convolution
+    'spectral_norm': (True, flag),  # pixels: bounds how fast the logits change; short runs learn faster without
+    'backbones': (BACKBONES, some_of(*BACKBONES, at_least=1)),  # projected: the feature networks
+    'conditional': (True, flag),
+    'augment': (AUGMENTATIONS, some_of(*AUGMENTATIONS)),
+  }
 
 
-def adversarial(**overrides) -> ConfigDict:
+@_keys
+def adversarial():
   """L_adv's weight: `weight`, times |grad L_rec| / |grad L_adv| at the last layer where `adaptive`."""
-  return _locked({'weight': 0.2, 'adaptive': True, 'low': 0.01, 'high': 10.0}, overrides)
+  return {
+    'weight': (0.2, WEIGHT),
+    'adaptive': (True, flag),
+    'low': (0.01, WEIGHT),
+    'high': (10.0, WEIGHT),
+  }
 
 
 def _generator_phase(stage: str) -> dict:
   return {
-    'stage': stage,
-    'noise': 'invert',
-    'steps': 90_000,
-    'batch_size': 256,  # for each loss
-    'optimizer': optimizer(learning_rate=8e-6),
-    'discriminator_optimizer': optimizer(learning_rate=2e-3),
-    'ema': 0.999,
-    'matmul_precision': 'default',
-    'reconstruction': reconstruction(),
-    'discriminator': discriminator(),
-    'adversarial': adversarial(),
-    'pairs_fraction': 1.0,  # share of the store's pairs that L_rec sees
-    'standardize_noise': False,  # scale inverted noise to mean 0, deviation sigma_max: for weak teachers
+    'stage': (stage, one_of(stage)),
+    'noise': ('invert', text),
+    'steps': (90_000, STEPS),
+    'batch_size': (256, BATCH),  # for each loss
+    'optimizer': _group(optimizer, learning_rate=8e-6),
+    'discriminator_optimizer': _group(optimizer, learning_rate=2e-3),
+    'ema': (0.999, number('[0, 1)')),
+    'matmul_precision': ('default', PRODUCTS),
+    'reconstruction': _group(reconstruction),
+    'discriminator': _group(discriminator),
+    'adversarial': _group(adversarial),
+    'pairs_fraction': (1.0, number('(0, 1]')),  # share of the store's pairs that L_rec sees
+    # scale inverted noise to mean 0, deviation sigma_max: for weak teachers
+    'standardize_noise': (False, flag),
   }
 
 
-def distill(**overrides) -> ConfigDict:
+@_keys
+def distill():
   """Stage 2, the one-step generator at the base resolution (METHOD: 0.2 x adaptive weight, RAdam)."""
   # Both as in invert(): the generator begins as a copy of that network.
-  return _locked(_generator_phase('distill') | {'teacher': 'teacher', 'init_from': ''}, overrides)
+  return _generator_phase('distill') | {'teacher': ('teacher', text), 'init_from': ('', text)}
 
 
-def grow(**overrides) -> ConfigDict:
+@_keys
+def grow():
   """Stage 3, the generator `start` grown to `resolution` (new and last old blocks train).
 
   METHOD has a fixed weight of 1.0, beside feature distances. Beside 'pixels', the default here, that makes the
   adversarial gradient some 30 times L_rec's: the weight is adaptive.
   """
-  defaults = _generator_phase('grow') | {
-    'start': 'distill',  # a phase; or '' with init_from
-    'init_from': '',  # instead of `start`: folder of `pagoda convert`, or another run's phase (its EMA)
-    'init_levels': (),  # what that generator has above base_resolution: (channels, num_blocks, scale_shift) each
-    'resolution': 0,
-    'channels': 192,
-    'num_blocks': 2,
-    'scale_shift': False,
-    'adversarial': adversarial(weight=1.0, adaptive=True),
+  return _generator_phase('grow') | {
+    'start': ('distill', text),  # a phase; or '' with init_from
+    'init_from': ('', text),  # instead of `start`: folder of `pagoda convert`, or another run's phase (its EMA)
+    # what that generator has above base_resolution, lowest resolution first
+    'init_levels': ((), each(row(channels=WIDTH, num_blocks=BLOCKS, scale_shift=flag), 0, 10)),
+    'resolution': (0, integer('[0, 8192]')),  # 0: still to be said
+    'channels': (192, WIDTH),
+    'num_blocks': (2, BLOCKS),
+    'scale_shift': (False, flag),
+    'adversarial': _group(adversarial, weight=1.0),
   }
-  return _locked(defaults, overrides)
 
 
-PHASE_DEFAULTS = {'teacher': teacher, 'invert': invert, 'distill': distill, 'grow': grow}
+PHASES = {'teacher': teacher, 'invert': invert, 'distill': distill, 'grow': grow}
 
 
-def experiment(**overrides) -> ConfigDict:
+@_keys
+def experiment():
   """A config with every top-level default and no phases yet."""
-  return _locked(
-    {
-      'seed': 0,
-      'order': (),
-      'data': {
-        'source': 'mnist',  # or 'folder', 'array_record' (what `pagoda prepare` writes), 'tfds'
-        'path': '',  # the folder; tfds: its data_dir, '' for the default one
-        'name': '',  # tfds: the data set, such as imagenet2012 or imagenet2012:5.1.0
-        'split': 'train',  # tfds: which of its splits; the held-out images come out of it too
-        'resolution': 32,  # the largest resolution that any phase reaches
-        'channels': 3,
-        'num_classes': 0,  # 0: unconditional; -1: as many as the source has
-        'mirror': True,  # whether a mirror image is as good an image (not so for digits)
-        'holdout': 0,  # images kept out of training, for evaluation
-        'workers': 0,  # processes that decode and resize; 0: in the training process
-        'max_unreadable': 0.01,  # folder: share of files that may be unreadable; they are listed and left out
-        'verify': False,  # array_record: compare every shard with its checksum before training
-      },
-      'base_resolution': 64,
-      'network': network(),
-      'weights_dir': '',  # folder of published files, looked in before $PAGODA_WEIGHTS and the user cache
-      'diffusion': {'sigma_min': 0.002, 'sigma_max': 80.0, 'sigma_data': 0.5, 'rho': 7.0},
-      'phases': {},
-      'precision': 'float32',
-      'mesh': {'data': -1, 'fsdp': 1},
-      # Three keys that change memory and time, not results; a run can go on with others.
-      'microbatch': 0,  # most images that a device trains on at once; 0: its whole share of batch_size
-      'remat': (),  # resolutions of U-Net blocks whose activations are computed again in the backward pass
-      'shard_frozen': False,  # feature networks: split by the mesh's fsdp axis, not whole on every device
-      'barrier_timeout': 1800,  # seconds that any host waits for another before it ends with a message naming it
-      'checkpoint': {
-        'every_steps': 1000,
-        'keep': 3,  # the latest ones
-        'keep_every': 0,  # also those of steps that this divides; 0: none besides
-        'best': '',  # also the best by a metric of metrics.jsonl, such as 'loss': by its mean since the last save
-        'best_mode': 'min',  # or 'max'
-      },
-      # batches: also writes which pictures each step saw, in their order, to batches.jsonl
-      'log': {'every_steps': 50, 'samples_every': 1000, 'samples': 64, 'batches': False},
-      # What the end-of-run summary measures of each phase's samples; 0 samples: nothing.
-      # matmul_precision: of all images drawn, in sample grids and by `pagoda sample` too.
-      'evaluation': {'samples': 0, 'components': 32, 'matmul_precision': 'highest'},
+  return {
+    'seed': (0, integer('[0, 4_294_967_295]')),
+    'order': ((), each(text)),
+    'data': {
+      # array_record: what `pagoda prepare` writes
+      'source': ('mnist', one_of('mnist', 'folder', 'array_record', 'tfds')),
+      'path': ('', text),  # the folder; tfds: its data_dir, '' for the default one
+      'name': ('', text),  # tfds: the data set, such as imagenet2012 or imagenet2012:5.1.0
+      'split': ('train', text),  # tfds: which of its splits; the held-out images come out of it too
+      'resolution': (32, SIDE),  # the largest resolution that any phase reaches
+      'channels': (3, one_of(1, 3)),  # grey or RGB
+      'num_classes': (0, integer('[-1, 1_000_000]')),  # 0: unconditional; -1: as many as the source has
+      'mirror': (True, flag),  # whether a mirror image is as good an image (not so for digits)
+      'holdout': (0, integer('[0, 10_000_000]')),  # images kept out of training, for evaluation
+      'workers': (0, integer('[0, 256]')),  # processes that decode and resize; 0: in the training process
+      # folder: share of files that may be unreadable; they are listed and left out
+      'max_unreadable': (0.01, number('[0, 1]')),
+      'verify': (False, flag),  # array_record: compare every shard with its checksum before training
     },
-    overrides,
-  )
+    'base_resolution': (64, SIDE),
+    'network': _group(network),
+    'weights_dir': ('', text),  # folder of published files, looked in before $PAGODA_WEIGHTS and the user cache
+    'diffusion': {
+      'sigma_min': (0.002, number('(0, 5000]')),
+      'sigma_max': (80.0, number('(0, 5000]')),  # noise is stored as float16 too, which ends at 65504
+      'sigma_data': (0.5, number('(0, 100]')),
+      'rho': (7.0, number('[0.1, 100]')),
+    },
+    'phases': ({}, Range('a group of phases', lambda value: isinstance(value, ConfigDict))),
+    'precision': ('float32', one_of('float32', 'bfloat16')),
+    'mesh': {'data': (-1, DEVICES), 'fsdp': (1, DEVICES)},  # -1: all remaining devices
+    # Three keys that change memory and time, not results; a run can go on with others.
+    # most images that a device trains on at once; 0: its whole share of batch_size
+    'microbatch': (0, integer('[0, 1_000_000]')),
+    # resolutions of U-Net blocks whose activations are computed again in the backward pass
+    'remat': ((), each(SIDE)),
+    'shard_frozen': (False, flag),  # feature networks: split by the mesh's fsdp axis, not whole on every device
+    # seconds that any host waits for another before it ends with a message naming it
+    'barrier_timeout': (1800, integer('[1, 1_000_000]')),
+    'checkpoint': {
+      'every_steps': (1000, STEPS),
+      'keep': (3, integer('[1, 1_000_000]')),  # the latest ones
+      'keep_every': (0, integer('[0, 1_000_000_000]')),  # also those of steps that this divides; 0: none besides
+      'best': ('', text),  # also the best by a metric of metrics.jsonl, such as 'loss': by its mean since the last save
+      'best_mode': ('min', one_of('min', 'max')),
+    },
+    'log': {
+      'every_steps': (50, STEPS),
+      'samples_every': (1000, STEPS),
+      'samples': (64, integer('[1, 10_000]')),
+      'batches': (False, flag),  # also writes which pictures each step saw, in their order, to batches.jsonl
+    },
+    # What the end-of-run summary measures of each phase's samples; 0 samples: nothing.
+    'evaluation': {
+      'samples': (0, integer('[2, 1_000_000]', also=0)),
+      'components': (32, integer('[1, 4096]')),
+      'matmul_precision': ('highest', PRODUCTS),  # of all images drawn, in sample grids and by `pagoda sample` too
+    },
+  }
 
 
 def add_phase(config: ConfigDict, name: str, phase: ConfigDict) -> None:

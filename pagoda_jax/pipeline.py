@@ -34,6 +34,7 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> N
   """
   validation.validate(config, jax.device_count())
   streams.settle(config)
+  validation.validate(config, jax.device_count())  # once more, now that the number of classes is known
   for name in phases:
     if name not in config.order:
       raise configs.ConfigError(f'phase {name!r}: must be one of {", ".join(config.order)}')

@@ -1,15 +1,21 @@
 """What `validate` refuses: each message names the key, its value and what would be right."""
 
 import importlib.util
+import math
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import pytest
 import tiny
+from runs import CONFIG, pagoda
 
 from pagoda_jax import config as configs
 from pagoda_jax import validation
+from pagoda_jax.stages import state
 
 EXPERIMENTS = sorted((pathlib.Path(__file__).parent.parent / 'experiments').glob('*.py'))
+VARIANTS = {'folder': ('base=4,target=8', 'base=64,target=512,labels=no'), 'imagenet64': ('lpips',), 'mnist': ('long',)}
 
 
 @pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda path: path.stem)
@@ -17,7 +23,8 @@ def test_shipped_experiments_are_valid(path):
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  validation.validate(module.get_config(), 1)
+  for variant in ('', *VARIANTS.get(path.stem, ())):
+    validation.validate(module.get_config(variant), 1)
 
 
 def set_key(key, value):
@@ -34,8 +41,8 @@ def set_key(key, value):
 BAD = [
   ('phases.distill.stepz', 3, ['config.phases.distill.stepz', 'did you mean steps']),
   ('data.sourse', 'x', ['config.data.sourse', 'did you mean source']),
-  ('phases.teacher.steps', 0, ['config.phases.teacher.steps = 0', '> 0']),
-  ('phases.teacher.steps', 'many', ["config.phases.teacher.steps = 'many'", 'int']),
+  ('phases.teacher.steps', 0, ['config.phases.teacher.steps = 0', 'a whole number in [1, 1_000_000_000]']),
+  ('phases.teacher.steps', 'many', ["config.phases.teacher.steps = 'many'", 'a whole number']),
   ('phases.teacher.batch_size', 12, ['config.phases.teacher.batch_size = 12', 'multiple of 8']),
   ('phases.grow_16.start', 'teacher', ["config.phases.grow_16.start = 'teacher'", 'distill']),
   ('phases.grow_16.resolution', 24, ['config.phases.grow_16.resolution = 24', '8', 'times 2, 4, 8']),
@@ -44,7 +51,7 @@ BAD = [
   ('phases.distill.stage', 'shrink', ["'shrink'", 'teacher, invert, distill, grow']),
   ('phases.distill.reconstruction.distance', 'l3', ["'l3'", 'pixels']),
   ('phases.distill.discriminator.augment', ('sepia',), ["'sepia'", 'brightness']),
-  ('phases.distill.optimizer.name', 'adan2', ["'adan2'", 'optax']),
+  ('phases.distill.optimizer.name', 'adan2', ["'adan2'", 'one of', 'radam']),
   ('phases.distill.pairs_fraction', 1.5, ['pairs_fraction = 1.5', '(0, 1]']),
   ('phases.invert.dtype', 'int8', ["'int8'", 'float32, float16']),
   ('order', ('teacher', 'invert', 'grow_16'), ['config.phases.grow_16.start', 'none; add one of stage distill']),
@@ -61,7 +68,7 @@ BAD = [
   ('data.num_classes', 0, ['discriminator.conditional', 'num_classes is 0']),
   ('network.form', 'vdm', ["config.network.form = 'vdm'", 'edm, guided, ddpmpp']),
   ('network.decoder_channel_mult', (1, 2), ['config.network.decoder_channel_mult', 'must have 1 levels']),
-  ('network.num_heads', -1, ['config.network.num_heads = -1', '>= 0']),
+  ('network.num_heads', -1, ['config.network.num_heads = -1', '[0, 1024]']),
   ('phases.distill.discriminator.features', 'vgg', ["'vgg'", 'pixels, projected']),
   ('phases.distill.discriminator.backbones', ('resnet50',), ["'resnet50'", 'tf_efficientnet_lite0']),
   ('phases.distill.discriminator.backbones', (), ['discriminator.backbones', 'at least one']),
@@ -74,14 +81,49 @@ BAD = [
   ('phases.grow_16.init_from', 'w', ["init_from = 'w'", "beside config.phases.grow_16.start = 'distill'"]),
   ('phases.grow_16.init_levels', ((8, 1, False),), ['grow_16.init_levels', 'grow_16.init_from is empty']),
   ('network.dropout', 1.0, ['config.network.dropout = 1.0', '[0, 1)']),
-  ('microbatch', -1, ['config.microbatch = -1', '>= 0']),
+  ('microbatch', -1, ['config.microbatch = -1', '[0, 1_000_000]']),
   ('remat', (16, 4), ['config.remat = (16, 4)', 'some of 8, 16,']),
   ('remat', 16, ['config.remat = 16', 'tuple']),
   ('diffusion.sigma_min', 90.0, ['config.diffusion.sigma_min = 90.0', 'sigma_max = 80.0']),
+  # Single keys out of their range.
+  ('phases.teacher.optimizer.clip_norm', -1.0, ['clip_norm = -1.0', '[0, 1e9]']),
+  ('phases.teacher.optimizer.b1', 2.0, ['b1 = 2.0', '[0, 1)']),
+  ('phases.teacher.optimizer.warmup_steps', -1, ['warmup_steps = -1', '[0, ']),
+  ('phases.teacher.optimizer.learning_rate', math.nan, ['learning_rate = nan', '(0, 100]']),
+  ('phases.teacher.optimizer.name', 'clip', ["'clip'", 'one of']),
+  ('phases.teacher.optimizer.name', 'chain', ["'chain'", 'one of']),
+  ('phases.teacher.optimizer.name', 'lbfgs', ["'lbfgs'", 'one of']),
+  ('phases.teacher.sample_levels', 0, ['sample_levels = 0', '[2, 10_000]']),
+  ('phases.distill.batch_size', 10**9, ['batch_size = 1000000000', '[1, 1_000_000]']),
+  ('phases.distill.reconstruction.weight', math.nan, ['weight = nan', '[0, 1e6]']),
+  ('diffusion.rho', 0.0, ['rho = 0.0', '[0.1, 100]']),
+  ('diffusion.sigma_data', 0.0, ['sigma_data = 0.0', '(0, 100]']),
+  ('diffusion.sigma_max', math.inf, ['sigma_max = inf', '(0, 5000]']),
+  ('network.channels', 0, ['network.channels = 0', '[2, ']),
+  ('network.channels', -8, ['network.channels = -8', '[2, ']),
+  ('network.channels', 9, ['network.channels = 9', 'a multiple of 2']),
+  ('network.num_blocks', -1, ['network.num_blocks = -1', '[1, 64]']),
+  ('network.channel_mult', (), ['channel_mult = ()', '1 to 10 values']),
+  ('data.num_classes', 10**9, ['num_classes = 1000000000', '[-1, 1_000_000]']),
+  ('evaluation.samples', -1, ['evaluation.samples = -1', 'or 0']),
+  # Keys that do not go together.
+  ('network.channel_mult', (1.3,), ['channel_mult = (1.3,)', '1.3 times config.network.channels = 8 is 10.4']),
+  ('network.num_heads', 3, ['num_heads = 3', '8 channels at 8 px', 'into 3 attention heads']),
+  ('phases.distill.reconstruction.scale_weights', (), ['scale_weights = ()', '1 to 10 values']),
+  ('phases.distill.reconstruction.scale_weights', (0.0, 0), ['scale_weights = (0.0, 0)', 'not 0']),
+  ('phases.distill.reconstruction.scale_weights', (1,) * 5, ['scale_weights = (1, 1, 1, 1, 1)', 'at most 4', '8 px']),
+  ('phases.distill.discriminator.scales', 3, ['scales = 3', 'at most 2', '8 px']),
+  ('phases.distill.discriminator.scales', 0, ['scales = 0', '[1, 10]']),
+  ('phases.distill.adversarial.low', 11.0, ['adversarial.low = 11.0', 'adversarial.high = 10.0']),
+  ('phases.grow_16.standardize_noise', True, ['grow_16.standardize_noise = True', 'must be False, as']),
+  ('phases.teacher.optimizer', configs.optimizer(schedule='cosine', warmup_steps=4),
+   ['optimizer.warmup_steps = 4', 'less than config.phases.teacher.steps = 4']),
+  ('phases.a/b', configs.teacher(), ["config.phases = 'a/b'", 'letters']),
+  ('phases.distill', 'distill', ["config.phases.distill = 'distill'", 'must be a phase']),
 ]
 
 
-@pytest.mark.parametrize('key, value, expected', BAD, ids=[f'{key}={value}' for key, value, _ in BAD])
+@pytest.mark.parametrize('key, value, expected', BAD, ids=[f'{key}={value!s:.20}' for key, value, _ in BAD])
 def test_refuses(key, value, expected):
   config = tiny.get_config()
   validation.validate(config, 8)
@@ -92,19 +134,137 @@ def test_refuses(key, value, expected):
     assert text in str(error.value)
 
 
+FLAGS = ('mirror verify mid_attention clip_denoised add_noise store spectral_norm conditional adaptive scale_shift '
+         'shard_frozen batches')
+TEXTS = 'data.path data.name split weights_dir teacher.init_from'
+TUPLES = 'remat augment init_levels attention_resolutions decoder_channel_mult'
+# What most keys cannot be, and the ends of the names of those that can.
+HOSTILE = [
+  (math.nan, ''),
+  (math.inf, ''),
+  (-math.inf, ''),
+  (-1, 'num_classes mesh.data p_mean'),
+  (0, 'seed holdout workers max_unreadable stem_channels embed_channels num_heads augment_dim dropout warmup_steps b1 '
+      'b2 clip_norm ema label_dropout p_mean p_std weight low grow_16.num_blocks microbatch keep_every '
+      'evaluation.samples'),
+  (1.5, 'learning_rate clip_norm p_mean p_std weight low high sigma_min sigma_max sigma_data rho'),
+  (1e30, ''),
+  (10**9, 'seed steps warmup_steps clip_norm every_steps samples_every keep_every'),
+  (10**400, ''),
+  ('', f'{TEXTS} init_from best'),
+  ('x', TEXTS),
+  ('nan', TEXTS),
+  ('\0', ''),
+  ('x' * 5000, ''),
+  (None, ''),
+  (True, FLAGS),
+  ((), TUPLES),
+  ([], TUPLES),
+  ({}, ''),
+  ((0,), ''),
+  ((0.5,), 'channel_mult decoder_channel_mult scale_weights'),  # half the channels: the ladder to 512 px has that
+  ((-1,), ''),
+  ((math.nan,), ''),
+  (('x',), ''),
+  ((None,), ''),
+  ((True,), ''),
+  (((),), ''),
+]
+
+
+def all_keys(group, path='config'):
+  """(group, key, dotted name) of every key, groups too."""
+  for key in list(group):
+    yield group, key, f'{path}.{key}'
+    if isinstance(group[key], configs.ConfigDict):
+      yield from all_keys(group[key], f'{path}.{key}')
+
+
+def test_every_key_of_every_stage_refuses_what_it_cannot_be():
+  config = tiny.get_config()
+  validation.validate(config, 8)
+  wrong = []
+  with config.unlocked():
+    for group, key, name in list(all_keys(config)):
+      good = group[key]
+      for value, allowed in HOSTILE:
+        del group[key]  # so that the ConfigDict neither converts the value nor refuses it
+        group[key] = value
+        said = ''
+        try:
+          validation.validate(config, 8)
+        except configs.ConfigError as error:
+          said = str(error)
+        if any(name.endswith(f'.{end}') for end in allowed.split()):
+          expected = not said
+        else:  # one line that names key, value and what would be right
+          shown = repr(value)[:100]
+          expected = name in said and (shown in said or value == {}) and 'must' in said and len(said) < 1000
+          expected = expected and '\n' not in said
+        if not expected:
+          wrong.append(f'{name} = {value!r:.40}: {said[:300] or "accepted"}')
+        del group[key]
+        group[key] = good
+  assert not wrong, '\n'.join(wrong)
+
+
+@pytest.mark.parametrize('override, said', [
+  ('phases.distill.steps=1e3', 'flag --config.phases.distill.steps=1e3: must be a whole number'),
+  ('phases.distill.optimizer.b1=x', 'flag --config.phases.distill.optimizer.b1=x: must be a number'),
+  ('data.mirror=maybe', 'flag --config.data.mirror=maybe: must be true or false'),
+  ('phases.distill.optimizer.b1=nan', 'config.phases.distill.optimizer.b1 = nan: must be a number in [0, 1)'),
+  ('network.channel_mult=x', "config.network.channel_mult = ('x',): must be a tuple of 1 to 10 values, each a number"),
+])
+def test_an_override_is_refused_with_what_would_be_right(override, said, capsys):
+  assert pagoda('plan', CONFIG, '--topology=cpu:8', f'--config.{override}') in (1, 2)
+  printed = capsys.readouterr().err
+  assert said in printed and 'Traceback' not in printed
+
+
+def test_figures_need_held_out_pictures_of_several_classes():
+  config = tiny.get_config()
+  config.evaluation.samples = 100
+  for key, value in (('holdout', 1), ('num_classes', 1), ('num_classes', 0)):
+    changed = config.copy_and_resolve_references()
+    changed.phases.distill.discriminator.conditional = changed.phases.grow_16.discriminator.conditional = False
+    validation.validate(changed, 8)
+    changed.data[key] = value
+    with pytest.raises(configs.ConfigError, match=f'evaluation.samples = 100: .* config.data.{key} >= 2, not {value}'):
+      validation.validate(changed, 8)
+
+
+def test_a_chain_of_growth_agrees_about_its_noise():
+  config = tiny.get_config()
+  for name in ('distill', 'grow_16'):
+    config.phases[name].standardize_noise = True
+  validation.validate(config, 8)
+  config.phases.distill.standardize_noise = False
+  with pytest.raises(configs.ConfigError, match='grow_16.standardize_noise = True: must be False'):
+    validation.validate(config, 8)
+
+
+def test_every_optimizer_on_the_list_updates_parameters_and_keeps_the_shapes_of_its_state():
+  for name in configs.OPTIMIZERS:
+    optimizer = state.make_optimizer(configs.optimizer(name=name, clip_norm=1.0, warmup_steps=2), 10)
+    params = {'kernel': jax.ShapeDtypeStruct((2, 3), jnp.float32)}
+    before = jax.eval_shape(optimizer.init, params)
+    updates, after = jax.eval_shape(optimizer.update, params, before, params)
+    assert updates == params and after == before, name
+
+
 def test_a_microbatch_divides_every_devices_share_or_holds_it_whole():
   config = tiny.get_config()
   for most, devices in ((0, 1), (4, 1), (8, 1), (100, 1), (3, 4), (3, None)):
     config.microbatch = most
     validation.validate(config, devices)
-  with pytest.raises(configs.ConfigError, match=r'config.microbatch = 3: must divide 8 \(1, 2, 4, 8\).*batch_size = 8'):
+  with pytest.raises(configs.ConfigError, match=r'microbatch = 3: must divide 8, .*batch_size = 8, as 2 and 4 do'):
     validation.validate(config, 1)
 
 
 def test_init_levels_are_three_numbers_each_and_count_as_resolution():
   config = tiny.get_config()
   config.phases.grow_16.update({'start': '', 'init_from': 'weights', 'init_levels': ((8, 1),)})
-  with pytest.raises(configs.ConfigError, match='init_levels.*channels, num_blocks, scale_shift'):
+  with pytest.raises(configs.ConfigError, match=r'init_levels = \(\(8, 1\),\).*\(channels, num_blocks, scale_shift\)'):
     validation.validate(config, 8)
   config.phases.grow_16.init_levels = ((8, 1, False),)
   with pytest.raises(configs.ConfigError, match=r'grow_16.resolution = 16: must be 16 \(the resolution of weights\)'):

@@ -4,6 +4,35 @@ from absl import flags
 from ml_collections import config_flags
 
 
+class _WholeNumber(flags.IntegerParser):
+  def convert(self, argument) -> int:
+    try:
+      return super().convert(argument)
+    except ValueError:
+      raise ValueError('must be a whole number, in digits alone') from None
+
+
+class _Number(flags.FloatParser):
+  def convert(self, argument) -> float:
+    try:
+      return super().convert(argument)
+    except ValueError:
+      raise ValueError('must be a number') from None
+
+
+class _Flag(flags.BooleanParser):
+  def parse(self, argument) -> bool:
+    try:
+      return super().parse(argument)
+    except ValueError:
+      raise ValueError('must be true or false') from None
+
+
+# Of --config.KEY=VALUE, by the type of the key's default; validation.py knows its range.
+for _type, _parser in ((int, _WholeNumber()), (float, _Number()), (bool, _Flag())):
+  config_flags.register_flag_parser_for_type(_type, _parser)
+
+
 def define_experiment(fv) -> None:
   """--config."""
   config_flags.DEFINE_config_file('config', None, 'Experiment file, such as experiments/mnist.py or '

@@ -12,7 +12,7 @@ import tiny
 from PIL import Image
 
 from pagoda_jax import config as configs
-from pagoda_jax import main, validation
+from pagoda_jax import main, pipeline, validation
 from pagoda_jax.data import folders, pictures, sources
 from pagoda_jax.data import stream as streams
 from pagoda_jax.training import workdir
@@ -266,6 +266,18 @@ def test_classes_are_found_by_themselves(tmp_path):
   streams.settle(config)
   assert config.data.num_classes == 0 and not config.phases.grow_16.discriminator.conditional
   validation.validate(config, 8)
+
+
+def test_figures_by_class_are_refused_where_the_source_turns_out_to_have_no_classes(tmp_path):
+  (tmp_path / 'plain').mkdir()
+  for i in range(8):
+    (tmp_path / 'plain' / f'{i}.png').write_bytes(make_data.png(make_data.pixels(i)))
+  config = experiment('folder', tmp_path / 'plain', num_classes=-1, holdout=2)
+  config.evaluation.samples = 100
+  validation.validate(config, 8)
+  with pytest.raises(configs.ConfigError, match='evaluation.samples = 100: .*num_classes >= 2, not 0'):
+    pipeline.run_experiment(config, tmp_path / 'work')
+  assert not (tmp_path / 'work').exists()
 
 
 def test_a_phase_does_not_go_on_with_other_pictures(tmp_path):
