@@ -39,7 +39,7 @@ BLOCKS = integer('[0, 64]')
 WEIGHT = number('[0, 1e6]')  # of a loss
 DEVICES = integer('[1, 1_000_000]', also=-1)
 # Of float32 products: 'default' is the chip's (bfloat16 factors on TPU, TF32 on GPU), 'highest' is float32.
-PRODUCTS = one_of('default', 'high', 'highest')
+MATMUL_PRECISION = one_of('default', 'high', 'highest')
 
 
 class ConfigError(ValueError):
@@ -49,8 +49,8 @@ class ConfigError(ValueError):
 def _keys(table):
   """Makes of a function that returns {key: (default, range)} the constructor of such a group of keys.
 
-  In place of a pair, {...} is a group within the group. The constructor takes what differs from the defaults,
-  and has the function, as `table`.
+  In place of a pair, {...} is a group within the group. The constructor takes what differs from the defaults;
+  its attribute `table` is the function.
   """
 
   @functools.wraps(table)
@@ -100,7 +100,7 @@ def network():
   return {
     # EDM's ADM; 'guided': guided-diffusion's and PaGoDA's ADM; 'ddpmpp': EDM's DDPM++
     'form': ('edm', one_of('edm', 'guided', 'ddpmpp')),
-    'channels': (192, integer('[2, 16_384]', multiple_of=2)),
+    'channels': (192, integer('[2, 16_384]', multiple_of=2)),  # even: sines and cosines of the noise level
     'channel_mult': ((1, 2, 3, 4), each(number('(0, 64]'), 1, 10)),  # highest resolution first
     'decoder_channel_mult': ((), each(number('(0, 64]'), 0, 10)),  # (): channel_mult
     'stem_channels': (0, integer('[0, 16_384]')),  # of the first convolution; 0: as in the form's publications
@@ -129,7 +129,7 @@ def teacher():
     'label_dropout': (0.0, number('[0, 1]')),
     'p_mean': (-1.2, number('[-10, 10]')),
     'p_std': (1.2, number('[0, 5]')),
-    'matmul_precision': ('default', PRODUCTS),
+    'matmul_precision': ('default', MATMUL_PRECISION),
     'sample_levels': (18, integer('[2, 10_000]')),  # sigma levels of the Heun sampler that draws the sample grids
   }
 
@@ -152,7 +152,7 @@ def invert():
     'add_noise': (False, flag),  # to the image, of the lowest level; for images with pixels that never change
     'store': (True, flag),
     # The chip's default moves inversions of the MNIST teacher by 3 % of their rms on TPU, 0.4 % on GPU.
-    'matmul_precision': ('highest', PRODUCTS),
+    'matmul_precision': ('highest', MATMUL_PRECISION),
     'dtype': ('float32', one_of('float32', 'float16')),
     'shard_size': (8192, integer('[1, 1_000_000]')),  # pairs in an ArrayRecord shard, which is redone after a crash
   }
@@ -206,7 +206,7 @@ def _generator_phase(stage: str) -> dict:
     'optimizer': _group(optimizer, learning_rate=8e-6),
     'discriminator_optimizer': _group(optimizer, learning_rate=2e-3),
     'ema': (0.999, number('[0, 1)')),
-    'matmul_precision': ('default', PRODUCTS),
+    'matmul_precision': ('default', MATMUL_PRECISION),
     'reconstruction': _group(reconstruction),
     'discriminator': _group(discriminator),
     'adversarial': _group(adversarial),
@@ -305,7 +305,8 @@ def experiment():
     'evaluation': {
       'samples': (0, integer('[2, 1_000_000]', also=0)),
       'components': (32, integer('[1, 4096]')),
-      'matmul_precision': ('highest', PRODUCTS),  # of all images drawn, in sample grids and by `pagoda sample` too
+      # of all images drawn, in sample grids and by `pagoda sample` too
+      'matmul_precision': ('highest', MATMUL_PRECISION),
     },
   }
 

@@ -158,7 +158,7 @@ def run_once(function, *args):
 
 
 def at_matmul_precision(precision: str, function: Callable[..., Any]) -> Callable[..., Any]:
-  """The function, its matrix products and convolutions at one of config.MATMUL_PRECISIONS but for those that say.
+  """The function, its matrix products and convolutions at a config's `matmul_precision` but for those that say.
 
   At the default a TPU rounds the factors of float32 products to bfloat16 (8 bits), and a GPU to TF32 (11 bits).
   """
