@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pagoda_jax.networks.frozen import projections
 from pagoda_jax.weights.convert import diffusers, inception, lpips, mapping, random_projections, stylegan_xl
 
 
@@ -63,7 +64,8 @@ def golden_sizes(file, pattern):
 def converted(fmt, state_dict, options):
   """(module, variables) from a state dict in the format of a convert module."""
   variables, _ = mapping.to_ours(state_dict, fmt.leaves(options), fmt.carried)
-  return fmt.network(options), variables
+  network = projections.projected if fmt is random_projections else fmt.network
+  return network(options), variables
 
 
 def check_round_trip(fmt, state_dict, options):
