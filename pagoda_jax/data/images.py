@@ -1,10 +1,13 @@
 """Images as arrays: uint8 to [-1, 1] and back, grids of them, PNG files."""
 
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from PIL import Image
+
+from pagoda_jax.runtime.files import replacing
 
 
 def normalize(images: jax.Array) -> jax.Array:
@@ -34,9 +37,7 @@ def image_grid(images: np.ndarray, columns: int = 0, smallest_side: int = 32) ->
 
 def write_png(path, image: np.ndarray) -> None:
   """Writes [H, W, C] uint8 as a PNG, whole or not at all."""
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.parent / (path.name + '.partial')
-  with partial.open('wb') as file:
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, 'PNG')
-  partial.replace(path)
+  buffer = io.BytesIO()  # writing to a file, Pillow tells of a full disk as of an error in its encoder
+  Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, 'PNG')
+  with replacing(path) as file:
+    file.write(buffer.getvalue())

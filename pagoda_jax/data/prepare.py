@@ -65,6 +65,7 @@ def prepare(source: sources.Source, output, recipe: records.Recipe, shard_size: 
   Raises:
     PrepareError: `output` was begun with other settings, or a worker process died.
     SourceError: too many pictures cannot be read.
+    OSError: a shard cannot be written; names it.
     Interrupted: by Ctrl-C; finished shards stay.
   """
   output = epath.Path(output)
@@ -126,9 +127,9 @@ def _write(source, output, layout, numbers, recipe, workers, counter):
 
 def _write_in_processes(job, numbers, recipe, workers, counter):
   context = multiprocessing.get_context('spawn')  # a fork would copy the threads' locks of JAX
-  done = context.Value('Q', 0)
+  done, failed = context.Value('Q', 0), context.SimpleQueue()
   processes = [
-    context.Process(target=records.work, args=(*job, numbers[i::workers], recipe, done), daemon=True)
+    context.Process(target=records.work, args=(*job, numbers[i::workers], recipe, done, failed), daemon=True)
     for i in range(workers)
   ]
   try:
@@ -138,6 +139,8 @@ def _write_in_processes(job, numbers, recipe, workers, counter):
       connection.wait(alive, timeout=0.5)
       counter.show(done.value)
       for process in processes:
+        if process.exitcode and not failed.empty():
+          raise failed.get()
         if process.exitcode:
           raise PrepareError(f'prepare: a worker process ended with exit code {process.exitcode} (-9: killed, perhaps '
                              f'for lack of memory; otherwise its message stands above); {GO_ON}')

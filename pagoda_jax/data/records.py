@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -192,8 +193,11 @@ def write_shard(source, folder, layout: shards.Layout, shard: int, recipe: Recip
   writer.close(labels=labels, unreadable=unreadable, enlarged=enlarged)
 
 
-def work(source, folder, layout: shards.Layout, numbers: list[int], recipe: Recipe, done) -> None:
-  """A worker process of `pagoda prepare`: writes the shards `numbers`; `done` is a shared count of pictures."""
+def work(source, folder, layout: shards.Layout, numbers: list[int], recipe: Recipe, done, failed) -> None:
+  """A worker process of `pagoda prepare`: writes the shards `numbers`.
+
+  `done` is a shared count of pictures, `failed` a queue: an OSError goes there, for the first process to raise.
+  """
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -201,8 +205,12 @@ def work(source, folder, layout: shards.Layout, numbers: list[int], recipe: Reci
     with done.get_lock():
       done.value += 1
 
-  for number in numbers:
-    write_shard(source, folder, layout, number, recipe, tick)
+  try:
+    for number in numbers:
+      write_shard(source, folder, layout, number, recipe, tick)
+  except OSError as error:
+    failed.put(error)
+    sys.exit(1)
 
 
 def _end_with_parent():

@@ -5,6 +5,7 @@ whole, and followed by a JSON beside it (the sidecar: count, bytes, SHA-256); a 
 that fits it does not count. Sidecars and manifests are sealed: they hold a checksum of their own values.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -12,7 +13,7 @@ import os
 from array_record.python import array_record_module
 from etils import epath
 
-from pagoda_jax.runtime.files import file_digest, read_sealed, write_sealed
+from pagoda_jax.runtime.files import file_digest, naming, read_sealed, write_sealed
 
 SUFFIX = '.array_record'
 OPEN_READERS = 512  # a file handle each; the usual limit is 1024 a process
@@ -52,10 +53,14 @@ class ShardWriter:
   Args:
     folder: where; made if need be.
     name: the shard's.
+
+  Raises:
+    OSError: here and in every method: it cannot be written; names it. What there was of it is deleted.
   """
 
   def __init__(self, folder, name: str):
     self._folder, self._name, self._count = epath.Path(folder), name, 0
+    self._path = self._folder / (name + SUFFIX)
     self._folder.mkdir(parents=True, exist_ok=True)
     for left_over in self._folder.glob(f'{name}.*.partial'):  # by a killed process
       left_over.unlink(missing_ok=True)
@@ -65,19 +70,31 @@ class ShardWriter:
     self._writer = array_record_module.ArrayRecordWriter(str(self._partial), 'group_size:1,uncompressed')
 
   def add(self, record: bytes) -> None:
-    self._writer.write(record)
+    with self._whole_or_not():
+      self._writer.write(record)
     self._count += 1
 
   def close(self, **details) -> None:
     """Puts the shard in place; `details` go into its sidecar."""
-    self._writer.close()
-    sidecar = {
-      'count': self._count,
-      'bytes': self._partial.stat().length,
-      'sha256': file_digest(self._partial),
-    }
-    self._partial.replace(self._folder / (self._name + SUFFIX))
-    write_sealed(sidecar_path(self._folder, self._name), sidecar | details, indent=None)
+    with self._whole_or_not():
+      self._writer.close()
+      sidecar = {
+        'count': self._count,
+        'bytes': self._partial.stat().length,
+        'sha256': file_digest(self._partial),
+      }
+      self._partial.replace(self._path)
+      write_sealed(sidecar_path(self._folder, self._name), sidecar | details, indent=None)
+
+  @contextlib.contextmanager
+  def _whole_or_not(self):
+    try:
+      with naming(self._path):
+        yield
+    except BaseException:
+      with contextlib.suppress(OSError):
+        self._partial.unlink(missing_ok=True)
+      raise
 
 
 def sidecar_path(folder, name: str) -> epath.Path:

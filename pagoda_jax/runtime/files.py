@@ -1,5 +1,7 @@
 """Files that are written whole or not at all, and whether they are as they were written."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +11,8 @@ from typing import BinaryIO
 from etils import epath
 
 KINDS = {'p': 'FIFO', 's': 'socket', 'c': 'device', 'b': 'device', 'd': 'folder'}  # as stat.filemode begins
+# What a disk answers that cannot be written: full, over a quota or a limit, read-only, forbidden, failing.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def open_regular(path) -> BinaryIO:
@@ -30,6 +34,56 @@ def open_regular(path) -> BinaryIO:
 def _refuse_other_kinds(status):
   if not stat.S_ISREG(status.st_mode):
     raise OSError(f'a {KINDS.get(stat.filemode(status.st_mode)[0], "special file")}, no regular file')
+
+
+@contextlib.contextmanager
+def naming(path):
+  """What a disk answers within the block is raised as an OSError that names `path`.
+
+  Python's own error of a write to an open file names none; ArrayRecord's and tensorstore's are RuntimeErrors and
+  ValueErrors with the system's words somewhere in a long text.
+  """
+  try:
+    yield
+  except OSError as error:
+    _name(error, path)
+    raise
+  except (RuntimeError, ValueError) as error:
+    for number in _REFUSALS:
+      if os.strerror(number) in str(error):
+        raise OSError(number, os.strerror(number), str(path)) from error
+    raise
+
+
+@contextlib.contextmanager
+def replacing(path):
+  """A binary file to write to, put in the place of `path` when the block ends; nothing is left of a failure.
+
+  Its folder is made if need be.
+
+  Raises:
+    OSError: it cannot be written; names it.
+  """
+  path = epath.Path(path)
+  # The process is part of the name: two that write one file do not write into each other's.
+  partial = path.parent / f'{path.name}.{os.getpid()}.partial'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    with partial.open('wb') as file:
+      yield file
+    partial.replace(path)
+  except BaseException as error:
+    with contextlib.suppress(OSError):
+      partial.unlink(missing_ok=True)
+    if isinstance(error, OSError):
+      _name(error, path, partial)
+    raise
+
+
+def _name(error: OSError, path, instead_of=None) -> None:
+  """Has an error of the system name `path`; one that says all in words of its own stays as it is."""
+  if error.errno is not None and error.filename in (None, str(instead_of)):
+    error.filename = str(path)
 
 
 def file_digest(path) -> str:
@@ -68,7 +122,5 @@ def _seal(value) -> str:
 
 def write_json(path, value, indent: int | None = 2) -> None:
   """Writes JSON whole or not at all."""
-  path = epath.Path(path)
-  partial = path.parent / (path.name + '.partial')
-  partial.write_text(json.dumps(value, indent=indent) + '\n')
-  partial.replace(path)
+  with replacing(path) as file:
+    file.write((json.dumps(value, indent=indent) + '\n').encode())

@@ -18,7 +18,7 @@ from etils import epath
 from flax import traverse_util
 
 from pagoda_jax.runtime import distributed
-from pagoda_jax.runtime.files import write_json
+from pagoda_jax.runtime.files import naming, write_json
 from pagoda_jax.training import checksums
 
 FOLDER = 'checkpoints'
@@ -108,13 +108,14 @@ class Checkpoints:
 
   def _guard(self, action):
     try:
-      action()
+      with naming(self.folder):
+        action()
     except Exception as error:  # tensorstore raises many kinds for a full or failing disk
+      why = isinstance(error, OSError) and error.strerror or first_lines(error)
       latest = max(finished_steps(self.folder.parent), default=None)
       raise CheckpointError(
-        f'{self.folder}: saving failed: {first_lines(error)}\n'
-        f'The checkpoints before it are intact (latest: {latest}). Free some disk space and start the same '
-        'command again; it goes on from there.'
+        f'{self.folder}: saving failed: {why}; the checkpoints before it are intact (latest: {latest}). Free some '
+        'disk space and start the same command again; it goes on from there.'
       ) from error
 
   def restore(self, step: int, abstract_state):

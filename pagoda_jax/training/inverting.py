@@ -16,6 +16,7 @@ from pagoda_jax.data import noise_store, shards
 from pagoda_jax.data import stream as streams
 from pagoda_jax.method import diffusion
 from pagoda_jax.runtime import distributed, randomness, sharding
+from pagoda_jax.runtime.files import replacing
 from pagoda_jax.runtime.interrupts import Interrupted
 from pagoda_jax.runtime.progress import Progress
 from pagoda_jax.stages import invert, models
@@ -182,10 +183,8 @@ def _write_holdout(config, name, store, solve, made_from):
   noise = solve(small, labels, keys)
   _check_finite(noise, keys, name)
   np.savez(buffer, image=images, label=labels, noise=noise, origin=mark)
-  store.mkdir(parents=True, exist_ok=True)
-  partial = store / 'holdout.partial'
-  partial.write_bytes(buffer.getvalue())
-  partial.replace(path)
+  with replacing(path) as file:
+    file.write(buffer.getbuffer())
 
 
 def _wait_for_shards(config, store, layout, left, name, stop):

@@ -6,6 +6,7 @@ import time
 from etils import epath
 
 from pagoda_jax.runtime import distributed
+from pagoda_jax.runtime.files import naming, replacing
 
 try:  # clu's writers need tensorflow and tensorboard, which no one should install to train
   from clu import metric_writers
@@ -32,19 +33,22 @@ class JsonLines:
     if self._primary and self._path.exists():
       kept = [line + '\n' for line in self._path.read_text().splitlines() if _step_of(line) <= step]
       if self._appends:
-        partial = self._path.parent / (self._path.name + '.partial')
-        partial.write_text(''.join(kept))
-        partial.replace(self._path)
+        with replacing(self._path) as file:
+          file.write(''.join(kept).encode())
       else:
         self._waiting = ''.join(kept)
 
   def write(self, step: int, values: dict) -> None:
-    """Adds a line."""
+    """Adds a line.
+
+    Raises:
+      OSError: it cannot be written; names the file. What is there of it is dropped when the run goes on.
+    """
     if not self._primary:
       return
     line = json.dumps({'step': step} | values) + '\n'
     if self._appends:
-      with self._path.open('a') as file:
+      with naming(self._path), self._path.open('a') as file:
         file.write(line)
       return
     self._waiting += line
@@ -54,7 +58,8 @@ class JsonLines:
   def flush(self) -> None:
     """Writes what is not written yet."""
     if self._waiting:
-      self._path.write_text(self._waiting)
+      with naming(self._path):
+        self._path.write_text(self._waiting)
       self._written = time.monotonic()
 
 

@@ -7,6 +7,7 @@ from etils import epath
 
 from pagoda_jax.data.images import image_grid, write_png
 from pagoda_jax.runtime import sharding
+from pagoda_jax.runtime.files import replacing
 from pagoda_jax.stages import sampler
 from pagoda_jax.training import checkpoints, workdir
 
@@ -54,7 +55,5 @@ def write(path, images: np.ndarray, labels: np.ndarray) -> None:
     return
   buffer = io.BytesIO()
   np.savez(buffer, arr_0=images, arr_1=labels.astype(np.int64))
-  partial = path.parent / (path.name + '.partial')
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial.write_bytes(buffer.getvalue())
-  partial.replace(path)
+  with replacing(path) as file:
+    file.write(buffer.getbuffer())

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 import pagoda_jax
+from pagoda_jax.runtime.files import naming, write_json
 from pagoda_jax.weights.convert import torch_files
 from pagoda_jax.weights.convert.formats import Converted
 from pagoda_jax.weights.convert.mapping import ConversionError
@@ -39,6 +40,7 @@ def write_converted(folder, converted: Converted, source: dict) -> None:
 
   Raises:
     ConversionError: the folder exists.
+    OSError: it cannot be written; names it. Nothing is left of it.
   """
   folder = epath.Path(folder).absolute() if '://' not in str(folder) else epath.Path(folder)
   if folder.exists():
@@ -48,11 +50,11 @@ def write_converted(folder, converted: Converted, source: dict) -> None:
   try:
     target.mkdir(parents=True)
     # Random-looking numbers do not compress, and trying takes their size again in memory.
-    with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
+    with naming(folder), ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
       checkpointer.save(target / 'variables', converted.variables)
     if converted.carried:
       torch_files.write_safetensors(target / 'carried.safetensors', converted.carried)
-    (target / DESCRIPTION).write_text(json.dumps(_description(converted, source), indent=2) + '\n')
+    write_json(target / DESCRIPTION, _description(converted, source))
     if not remote:
       target.rename(folder)
   except BaseException:

@@ -15,12 +15,13 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from absl import logging
 from etils import epath
 
+from pagoda_jax.runtime.files import replacing
 from pagoda_jax.weights.convert import state_dicts, unpickle
 from pagoda_jax.weights.convert.arrays import shaped
 from pagoda_jax.weights.convert.unpickle import DAMAGE, DTYPES, Storage, UnsafeFileError, WeightsFileError
@@ -314,24 +315,7 @@ def write_safetensors(path, tensors: Mapping[str, np.ndarray], metadata: Mapping
     offset = end
   header = json.dumps(table).encode()
   header += b' ' * (-len(header) % 8)  # so that the numbers are aligned
-  write_atomically(path, lambda file: _write_parts(file, header, tensors.values()))
-
-
-def _write_parts(file, header: bytes, values) -> None:
-  file.write(struct.pack('<Q', len(header)) + header)
-  for value in values:
-    file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
-
-
-def write_atomically(path, write: Callable) -> None:
-  """Calls `write` on a temporary file beside `path`, then renames it; nothing is left of a failure."""
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f'.{path.name}.{os.getpid()}.tmp'
-  try:
-    with temporary.open('wb') as file:
-      write(file)
-    temporary.replace(path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
+  with replacing(path) as file:
+    file.write(struct.pack('<Q', len(header)) + header)
+    for value in tensors.values():
+      file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
