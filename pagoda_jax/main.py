@@ -7,6 +7,8 @@ import traceback
 
 from absl import flags, logging
 
+from pagoda_jax.cli import faults
+
 # command -> what it does; pagoda_jax/cli/COMMAND.py has its flags and what it prints
 COMMANDS = {
   'run': 'all phases of an experiment in order; goes on where it stopped',
@@ -19,6 +21,7 @@ COMMANDS = {
   'convert': 'published PyTorch weights to a folder, and back',
   'weights': 'list | check [NAME ...] | path NAME: published files on this machine',
 }
+WITH_WORDS = ('bench', 'weights')  # the others take flags only
 
 
 def usage() -> str:
@@ -45,19 +48,26 @@ def _run_command(name: str, args: list[str]) -> int:
   logging.set_verbosity(logging.WARNING)
   module = importlib.import_module(f'pagoda_jax.cli.{name}')
   fv = flags.FlagValues()
+  fv.set_gnu_getopt(True)  # flags may follow words: pagoda weights list --weights_dir=...
   sys.argv = [f'pagoda {name}', *args]  # where config_flags looks for --config.KEY=VALUE, whoever called main()
   module.define_flags(fv)
   if any(arg in ('--help', '-h', '--helpfull') for arg in args):
     print(f'usage: pagoda {name} [--flag=value ...]\n{COMMANDS[name]}\n\n{fv.get_help()}')
     return 0
+  from pagoda_jax.cli import common
   from pagoda_jax.runtime.interrupts import Interrupted
 
   try:
     rest = fv([f'pagoda {name}', *args])[1:]
+    if rest and name not in WITH_WORDS:
+      raise flags.Error(f'{" ".join(rest)!r}: {name} takes flags only, --flag=value')
     if 'config' in fv:
-      _ = fv.config.order  # an experiment file that could not be loaded raises only when it is read
-  except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as error:
-    print(f'pagoda {name}: {_text(_first(error))}\n`pagoda {name} --help` lists the flags.', file=sys.stderr)
+      common.check_experiment(fv.config)
+  except (Exception, SystemExit) as error:  # SystemExit: of an experiment file
+    said = faults.of_command_line(error, args)
+    if os.environ.get('PAGODA_DEBUG') or not said:
+      raise
+    print(f'pagoda {name}: {said}\n`pagoda {name} --help` lists the flags.', file=sys.stderr)
     return 2
   flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's global flags
   set_up_jax()
@@ -67,38 +77,24 @@ def _run_command(name: str, args: list[str]) -> int:
     if 'coordinator_address' in fv:
       distributed.start(fv.coordinator_address, fv.num_processes, fv.process_id, fv.config.barrier_timeout,
                         run=fv.workdir)
-    return module.run(fv, rest) or 0
+    code = module.run(fv, rest) or 0
+    sys.stdout.flush()  # a full disk shows here, and not when Python has ended
+    return code
   except Interrupted as stop:
     print(stop, file=sys.stderr)
     return stop.exit_code
   except (Exception, KeyboardInterrupt) as error:
-    if os.environ.get('PAGODA_DEBUG') or not _is_ours(error):
+    faults.drop_lost_output()
+    if os.environ.get('PAGODA_DEBUG') or not faults.is_for_the_user(error):
       if not distributed.several():
         raise
       traceback.print_exc()
       print('If that tells of a lost connection, another process has gone: see its log.', file=sys.stderr)
     else:
-      print(f'pagoda {name}: {_text(error)}', file=sys.stderr)
+      print(f'pagoda {name}: {faults.text(error)}', file=sys.stderr)
     if distributed.several():
-      distributed.fail(_text(error))
+      distributed.fail(faults.text(error))
     return 1
-
-
-def _is_ours(error) -> bool:
-  """Whether the message was written for the user; anything else keeps its traceback."""
-  return type(error).__module__.startswith('pagoda_jax') or type(error) in (ValueError, FileNotFoundError)
-
-
-def _first(error) -> BaseException:
-  """The error of ours that began it all, where there is one: config_flags wraps what an experiment file raises."""
-  first = error
-  while first.__context__ is not None:
-    first = first.__context__
-  return first if type(first).__module__.startswith('pagoda_jax') else error
-
-
-def _text(error) -> str:
-  return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
 
 
 def set_up_jax() -> None:
@@ -113,6 +109,8 @@ def set_up_jax() -> None:
 
 def console() -> None:
   """Entry point of the installed `pagoda`."""
+  if not os.environ.get('PAGODA_DEBUG'):
+    faults.say_once()
   sys.exit(main())
 
 

@@ -1,4 +1,7 @@
-"""Flags that several commands share."""
+"""Flags that several commands share, and what is refused of them before a command begins."""
+
+import os
+import stat
 
 from absl import flags
 from ml_collections import config_flags
@@ -40,13 +43,51 @@ def define_experiment(fv) -> None:
                                   lock_config=True, flag_values=fv)
 
 
+def check_experiment(config) -> None:
+  """Refuses what is no experiment; raises OSError where the file of --config could not be opened."""
+  try:
+    _ = config.order  # a file that could not be opened raises only when something is read
+  except AttributeError:
+    raise ValueError('--config: its get_config() must return what config.experiment() makes, not '
+                     f'{type(config).__name__}') from None
+
+
+def define_folder(fv, name: str, help: str) -> None:
+  """A required flag that names a folder, there or to be made; local or gs://."""
+  flags.DEFINE_string(name, None, help, flag_values=fv)
+  flags.mark_flag_as_required(name, flag_values=fv)
+  flags.register_validator(name, lambda path: _check_place(path, stat.S_ISDIR, 'a folder'), flag_values=fv)
+
+
+def define_file(fv, name: str, default: str | None, help: str) -> None:
+  """A flag that names a file to write; local or gs://."""
+  flags.DEFINE_string(name, default, help, flag_values=fv)
+  flags.register_validator(name, lambda path: _check_place(path, stat.S_ISREG, 'a file'), flag_values=fv)
+
+
+def _check_place(path: str | None, fits, kind: str) -> bool:
+  """Refuses what cannot be `kind`: before minutes of work, and not after."""
+  if path is None or '://' in path:
+    return True
+  if not path:
+    raise flags.ValidationError(f'is empty; must name {kind}')
+  try:
+    if not fits(os.stat(path).st_mode):
+      raise flags.ValidationError(f'is there and is not {kind}')
+  except FileNotFoundError:
+    pass  # made when there is something to write
+  except OSError as error:  # such as a name that is too long, or a file where a folder must be
+    raise flags.ValidationError(error.strerror) from None
+  return True
+
+
 def define_training(fv) -> None:
   """--config and what a run of its phases needs besides."""
   define_experiment(fv)
-  flags.DEFINE_string('workdir', None, 'Work directory: made if need be, gone on from if it is there.', flag_values=fv)
+  define_folder(fv, 'workdir', 'Work directory: made if need be, gone on from if it is there.')
   flags.DEFINE_integer('max_steps', None, 'Cap on the steps of every phase, for smoke runs.', lower_bound=1,
                        flag_values=fv)
-  flags.mark_flags_as_required(['config', 'workdir'], flag_values=fv)
+  flags.mark_flag_as_required('config', flag_values=fv)
   define_processes(fv)
 
 

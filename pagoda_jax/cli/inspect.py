@@ -3,15 +3,15 @@
 from absl import flags
 from etils import epath
 
+from pagoda_jax.cli import common
 from pagoda_jax.data import noise_store
 from pagoda_jax.training import checkpoints, workdir
 
 
 def define_flags(fv) -> None:
-  flags.DEFINE_string('workdir', None, 'Work directory of a run.', flag_values=fv)
+  common.define_folder(fv, 'workdir', 'Work directory of a run.')
   flags.DEFINE_string('phase', '', 'One phase, with its parameter tree; default: all, a line each.', flag_values=fv)
   flags.DEFINE_string('step', '', "Step of the checkpoint, or 'best'; default: the newest whole one.", flag_values=fv)
-  flags.mark_flags_as_required(['workdir'], flag_values=fv)
 
 
 def run(fv, args) -> int:

@@ -4,14 +4,14 @@ import os
 
 from absl import flags
 
+from pagoda_jax.cli import common
 from pagoda_jax.data import pictures, prepare, records
 
 
 def define_flags(fv) -> None:
   flags.DEFINE_string('source', '', 'folder:PATH (class sub-folders, or a captions.jsonl), tfds:NAME, '
                       'array_record:PATH or mnist.', flag_values=fv)
-  flags.DEFINE_string('output', None, 'Folder to write to: made if need be, gone on with if it is there.',
-                      flag_values=fv)
+  common.define_folder(fv, 'output', 'Folder to write to: made if need be, gone on with if it is there.')
   flags.DEFINE_integer('resolution', 512, 'Side of the stored pictures in pixels.', lower_bound=1, flag_values=fv)
   flags.DEFINE_integer('workers', 0, 'Processes; 0: one for each core.', lower_bound=0, flag_values=fv)
   flags.DEFINE_integer('shard_size', 2048, 'Pictures a shard, the unit that is made anew after a crash.',
@@ -23,7 +23,6 @@ def define_flags(fv) -> None:
   flags.DEFINE_string('data_dir', '', 'Of tfds; default: its own default.', flag_values=fv)
   flags.DEFINE_string('split', 'train', 'Of tfds.', flag_values=fv)
   flags.DEFINE_bool('verify', False, 'Only check what is in --output against its checksums.', flag_values=fv)
-  flags.mark_flag_as_required('output', flag_values=fv)
 
 
 def run(fv, args) -> int:

@@ -3,20 +3,23 @@
 from absl import flags
 from etils import epath
 
+from pagoda_jax.cli import common
 from pagoda_jax.stages import sampler
 from pagoda_jax.use import sample
 
+LARGEST_SEED = 2**32 - 1  # of larger ones, JAX's keys take the last 32 bits
+
 
 def define_flags(fv) -> None:
-  flags.DEFINE_string('workdir', None, 'Work directory of a run.', flag_values=fv)
+  common.define_folder(fv, 'workdir', 'Work directory of a run.')
   flags.DEFINE_string('phase', '', 'Phase to draw from; default: the last that has a checkpoint.', flag_values=fv)
   flags.DEFINE_string('step', '', "Step of the checkpoint, or 'best'; default: the newest.", flag_values=fv)
   flags.DEFINE_integer('num_images', 64, 'Number of images.', lower_bound=1, flag_values=fv)
   flags.DEFINE_string('labels', 'cycle', "Classes: 'cycle', 'random', or a list such as 3,5,7.", flag_values=fv)
-  flags.DEFINE_integer('seed', 0, 'Seed: the same seed gives the same images.', lower_bound=0, flag_values=fv)
+  flags.DEFINE_integer('seed', 0, 'Seed: the same seed gives the same images.', lower_bound=0,
+                       upper_bound=LARGEST_SEED, flag_values=fv)
   flags.DEFINE_integer('batch_size', sampler.CHUNK, 'Images a call.', lower_bound=1, flag_values=fv)
-  flags.DEFINE_string('out', 'samples.png', 'File to write: .png (a grid) or .npz (arr_0, arr_1).', flag_values=fv)
-  flags.mark_flags_as_required(['workdir'], flag_values=fv)
+  common.define_file(fv, 'out', 'samples.png', 'File to write: .png (a grid) or .npz (arr_0, arr_1).')
 
 
 def run(fv, args) -> int:

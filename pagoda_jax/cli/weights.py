@@ -7,7 +7,6 @@ from pagoda_jax.weights.published import Published
 
 
 def define_flags(fv: flags.FlagValues) -> None:
-  fv.set_gnu_getopt(True)  # flags may follow the words: pagoda weights list --weights_dir=...
   flags.DEFINE_string(
     'weights_dir', '', f'folder looked in before ${locate.ENVIRONMENT} and the user cache; local or gs://',
     flag_values=fv,

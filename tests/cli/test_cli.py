@@ -153,10 +153,22 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_good(finished, copied):
   with start('train', CONFIG, f'--workdir={copied}', '--phase=teacher', preexec_fn=limit) as process:
     output, _ = process.communicate(timeout=600)
   assert process.returncode == 1, output
-  assert 'saving failed' in output and 'intact (latest: 2)' in output
+  assert re.search(r'saving failed: File too large; .* intact \(latest: 2\)', output)
+  assert 'Traceback' not in output and 'ERROR' not in output
   assert checkpoints.finished_steps(copied / 'teacher') == [2]
   assert pagoda('train', CONFIG, f'--workdir={copied}', '--phase=teacher') == 0
   assert digest(copied, 'teacher') == digest(finished, 'teacher')
+
+
+def test_a_full_disk_ends_sample_with_one_line(finished, tmp_path, capfd):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+  try:
+    assert pagoda('sample', f'--workdir={finished}', f'--out={tmp_path}/a.npz', '--num_images=20') == 1
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert f'pagoda sample: {tmp_path}/a.npz: File too large\n' in capfd.readouterr().err
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capfd):

@@ -37,6 +37,7 @@ def register(monkeypatch):
 
 def run(*args, weights_dir=None):
   fv = flags.FlagValues()
+  fv.set_gnu_getopt(True)  # as main does
   command.define_flags(fv)
   rest = fv(['pagoda', *args] + ([f'--weights_dir={weights_dir}'] if weights_dir else []))[1:]
   return command.run(fv, rest)

@@ -1,0 +1,116 @@
+"""What a command says of an error in one line, and which errors keep their traceback instead."""
+
+import asyncio.log
+import errno
+import os
+import pathlib
+import re
+import sys
+import traceback
+
+from absl import flags, logging
+
+_PACKAGE = str(pathlib.Path(__file__).parents[1]) + os.sep
+_LIBRARIES = (f'{os.sep}site-packages{os.sep}', f'{os.sep}dist-packages{os.sep}')
+_EXPERIMENT = 'config_config'  # under this name config_flags loads the file of --config
+_ROOM = 'free some space there and start the same command again'
+REMEDIES = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM}
+
+
+def is_for_the_user(error: BaseException) -> bool:
+  """Whether one line says what is wrong: in this package's words, of a file or disk, or of a value.
+
+  Libraries raise ValueErrors too, NumPy of arrays that do not fit: those tell of a mistake in the program.
+  """
+  if _is_ours(error) or isinstance(error, OSError):
+    return True
+  if type(error) is not ValueError:
+    return isinstance(error, ValueError) and not type(error).__module__.startswith('numpy')
+  raised = traceback.extract_tb(error.__traceback__)[-1]
+  library = any(part in raised.filename for part in _LIBRARIES) and not raised.filename.startswith(_PACKAGE)
+  return raised.line.startswith('raise ') and not library  # what C code raises comes out of another line
+
+
+def _is_ours(error) -> bool:
+  return type(error).__module__.startswith('pagoda_jax')
+
+
+def text(error: BaseException) -> str:
+  """What is wrong, and where."""
+  if isinstance(error, OSError) and error.strerror:
+    place, remedy = error.filename2 or error.filename or _unnamed(error), REMEDIES.get(error.errno)
+    return (f'{place}: ' if place else '') + error.strerror + (f'; {remedy}' if remedy else '')
+  if isinstance(error, KeyError) and error.args:
+    return _short(str(error.args[0]))
+  return _short(str(error))
+
+
+def _short(message: str) -> str:
+  """ConfigDict's message of an unknown key shows all that the config holds; its last line names the nearest key."""
+  return re.sub(r'Other fields present: .*?(?=Did you mean|$)', '', message, flags=re.DOTALL).rstrip()
+
+
+def _unnamed(error) -> str:
+  """Where an OSError that names no file comes from, if from what was printed."""
+  raised = traceback.extract_tb(error.__traceback__)[-1:]
+  return 'standard output' if raised and raised[0].line.startswith(('print(', 'sys.stdout')) else ''
+
+
+def drop_lost_output() -> None:
+  """After an error: what was printed and cannot be written would have Python fail once more at its end."""
+  try:
+    sys.stdout.flush()
+  except OSError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say_once() -> None:
+  """Leaves out what libraries print of an error besides raising it: a dozen screens where a save meets a full disk."""
+  logging.get_absl_logger().addFilter(_not_orbax)
+  asyncio.log.logger.addFilter(_retrieved)
+  sys.unraisablehook = _not_tensorstore
+
+
+def _not_orbax(record) -> bool:
+  """Orbax logs the traceback of what it raises, in each of its threads."""
+  return not (record.exc_info and f'{os.sep}orbax{os.sep}' in record.pathname)
+
+
+def _retrieved(record) -> bool:
+  """Orbax waits for the first of its writes that fails, and asyncio logs that nobody asked for the others."""
+  return 'exception was never retrieved' not in record.getMessage()
+
+
+def _not_tensorstore(unraisable) -> None:
+  """The writes of a save that has failed end later, and tensorstore has nobody left to tell."""
+  if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == 'Event loop is closed'):
+    sys.__unraisablehook__(unraisable)
+
+
+def of_command_line(error: BaseException, args: list[str]) -> str:
+  """What is wrong with a command line, or with the experiment file that it names; '' for the program's own errors."""
+  path, chain = _experiment(args), [error]
+  while cause := chain[-1].__cause__ or chain[-1].__context__:
+    chain.append(cause)
+  for each in chain:  # config_flags and absl wrap what an experiment file raises
+    here = [(frame, line) for frame, line in traceback.walk_tb(each.__traceback__)
+            if frame.f_globals.get('__name__') == _EXPERIMENT]
+    if here:
+      if _is_ours(each) and traceback.extract_tb(each.__traceback__)[-1].filename == here[-1][0].f_code.co_filename:
+        return text(each)  # the file itself has found what is wrong, with its variant say
+      return f'{here[-1][0].f_code.co_filename}, line {here[-1][1]}: {type(each).__name__}: {text(each)}'
+    if isinstance(each, SyntaxError):
+      line = f', line {each.lineno}' if each.lineno else ''
+      return f'{each.filename or path}{line}: {type(each).__name__}: {each.msg}'
+    if isinstance(each, AttributeError) and each.name == 'get_config':
+      return f'{path}: there is no function get_config in it'
+  if path and not os.path.isfile(path):
+    return f'--config={path}: {"is a folder" if os.path.isdir(path) else "there is no such file"}'
+  expected = (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError)
+  return ' '.join(text(error).split()) if isinstance(error, expected) else ''
+
+
+def _experiment(args) -> str:
+  """The path in --config=PATH:VARIANT; '' without one."""
+  given = re.search(r'(?:^|\n)--?config[=\n]([^:\n]*)', '\n'.join(args))
+  return given[1] if given else ''

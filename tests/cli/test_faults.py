@@ -1,0 +1,230 @@
+"""What goes wrong outside the program is said in one line that names the file or the flag; mistakes in it are not."""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import runs
+
+from pagoda_jax import main
+from pagoda_jax.cli import faults
+from pagoda_jax.data import images, noise_store, prepare, shards
+from pagoda_jax.runtime import files
+from pagoda_jax.training import logs
+from pagoda_jax.use import sample
+from pagoda_jax.weights.convert import folders, formats, torch_files
+
+
+@contextlib.contextmanager
+def disk_with_room_for(size: int):
+  """No file of this process and of those it starts can grow past `size` bytes: as on a disk that becomes full."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def contents(folder):
+  return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+NOISE = np.random.default_rng(0).standard_normal((20, 16, 16, 3)).astype(np.float32)
+PICTURES = (NOISE * 100).astype(np.uint8)
+LAYOUT = noise_store.make_layout(20, 20)
+
+
+def write_metrics(folder):
+  lines = logs.JsonLines(folder / 'metrics.jsonl', 0)
+  for step in range(1, 2000):
+    lines.write(step, {'loss': 1 / 3})
+
+
+def write_converted(folder):
+  variables = {'params': {'kernel': NOISE, 'bias': NOISE[0]}}
+  folders.write_converted(folder / 'out', formats.Converted(variables, {}, 'edm'), {'sha256': ''})
+
+
+WRITERS = {  # name -> (what writes, the file that the message names)
+  'metrics.jsonl': (write_metrics, 'metrics.jsonl'),
+  'kept lines': (lambda folder: logs.JsonLines(folder / 'kept.jsonl', 10**9), 'kept.jsonl'),
+  'json': (lambda folder: files.write_sealed(folder / 'a.json', {'numbers': list(range(5000))}), 'a.json'),
+  'grid': (lambda folder: images.write_png(folder / 'made' / 'grid.png', images.image_grid(PICTURES)), 'made/grid.png'),
+  'npz': (lambda folder: sample.write(folder / 'a.npz', PICTURES, np.zeros(20)), 'a.npz'),
+  'noise shard': (lambda folder: noise_store.write_shard(folder, LAYOUT, 0, NOISE, {}),
+                  LAYOUT.name(0) + shards.SUFFIX),
+  'safetensors': (lambda folder: torch_files.write_safetensors(folder / 'a.safetensors', {'a': NOISE}),
+                  'a.safetensors'),
+  'converted folder': (write_converted, 'out'),
+}
+
+
+@pytest.mark.parametrize('write, name', WRITERS.values(), ids=WRITERS)
+def test_what_a_full_disk_stops_names_its_file_and_leaves_all_else(tmp_path, write, name):
+  (tmp_path / 'kept.jsonl').write_text(''.join(json.dumps({'step': step}) + '\n' for step in range(2000)))
+  before = contents(tmp_path)
+  with disk_with_room_for(10_000), pytest.raises(OSError) as raised:
+    write(tmp_path)
+  assert faults.is_for_the_user(raised.value)
+  assert faults.text(raised.value) == f'{tmp_path / name}: File too large'
+  if name != 'metrics.jsonl':  # its lines were there before the disk was full
+    assert contents(tmp_path) == before
+  (tmp_path / name).parent.mkdir(exist_ok=True)
+  write(tmp_path)  # with room again
+
+
+def test_a_full_disk_ends_prepare_with_one_line(tmp_path, capfd):
+  (tmp_path / 'photos').mkdir()
+  for number, picture in enumerate(PICTURES):
+    images.write_png(tmp_path / 'photos' / f'{number:02}.png', picture)
+  args = ['prepare', f'--source=folder:{tmp_path}/photos', f'--output={tmp_path}/out', '--resolution=64',
+          '--shard_size=5', '--workers=2']
+  with disk_with_room_for(10_000):
+    assert runs.pagoda(*args) == 1
+  said = [line for line in capfd.readouterr().err.splitlines() if not line.startswith('prepare  picture')]
+  assert len(said) == 1
+  assert re.fullmatch(f'pagoda prepare: {tmp_path}/out/pictures-0000.-of-00004.array_record: File too large', said[0])
+  assert [path.name for path in (tmp_path / 'out').glob('*.json')] == [prepare.PLAN]  # no shard counts
+
+
+def test_output_to_a_full_disk_ends_with_one_line():
+  with open('/dev/full', 'w') as full:
+    done = subprocess.run([sys.executable, '-m', 'pagoda_jax.main', 'weights', 'list'], stdout=full, text=True,
+                          stderr=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': str(runs.ROOT)})
+  assert done.returncode == 1
+  assert done.stderr == ('pagoda weights: standard output: No space left on device; free some space there and start '
+                         'the same command again\n')
+
+
+def test_a_refusal_of_the_disk_says_what_helps(tmp_path):
+  with pytest.raises(OSError) as raised, files.naming(tmp_path / 'shard'):
+    raise RuntimeError('write() failed: Disk quota exceeded; writing shard.partial; at byte 0')
+  assert raised.value.errno == errno.EDQUOT
+  assert faults.text(raised.value) == (
+    f'{tmp_path}/shard: Disk quota exceeded; free some space there and start the same command again')
+  for error in (RuntimeError('another'), OSError('in words of its own')):
+    with pytest.raises(type(error), match=f'^{error}$'), files.naming(tmp_path), files.replacing(tmp_path / 'a'):
+      raise error
+
+
+def test_errors_of_files_and_values_are_one_line_and_mistakes_keep_their_traceback(tmp_path, monkeypatch, capsys):
+  class OfValue(ValueError):
+    pass
+
+  class OfDisk(OSError):
+    pass
+
+  def mismatch():
+    return np.zeros(3) + np.zeros(4)
+
+  def raises(error):
+    raise error
+
+  def command(action):
+    monkeypatch.setattr('pagoda_jax.cli.weights.run', lambda fv, args: action())
+    return runs.pagoda('weights')
+
+  for action, said in [
+    (lambda: raises(ValueError('plain')), 'plain'),
+    (lambda: raises(OfValue('a subclass')), 'a subclass'),
+    (lambda: raises(OfDisk(errno.EROFS, 'Read-only file system', '/x')), '/x: Read-only file system'),
+    (lambda: (tmp_path / 'no' / 'file').write_text(''), f'{tmp_path}/no/file: No such file or directory'),
+    (lambda: tmp_path.read_text(), f'{tmp_path}: Is a directory'),
+    (lambda: b'\xff'.decode(), "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+    (lambda: json.loads('{'), 'Expecting property name enclosed in double quotes: line 1 column 2 (char 1)'),
+  ]:
+    assert command(action) == 1
+    assert capsys.readouterr().err == f'pagoda weights: {said}\n'
+  for action, kind in [
+    (mismatch, ValueError),
+    (lambda: np.stack([np.zeros(3), np.zeros(4)]), ValueError),
+    (lambda: np.zeros(3).sum(axis=4), np.exceptions.AxisError),
+    (lambda: {}['key'], KeyError),
+    (lambda: None + 1, TypeError),
+    (lambda: raises(RuntimeError('what')), RuntimeError),
+  ]:
+    with pytest.raises(kind):
+      command(action)
+
+
+EXPERIMENTS = {  # content -> what is said after the file's name
+  'def get_config(variant=""):\n  return (1,\n': ", line 2: SyntaxError: '(' was never closed",
+  'import json\n\njson.loads("{")\n': ', line 3: JSONDecodeError: Expecting property name',
+  'def get_config(variant=""):\n  return {}["a"]\n': ', line 2: KeyError: a',
+  'import math\nmath.nothing\n': ", line 2: AttributeError: module 'math' has no attribute 'nothing'",
+  'open("/no/such")\n': '',
+  'open("/")\n': ', line 1: IsADirectoryError: /: Is a directory',
+  'import nosuchmodule\n': ", line 1: ModuleNotFoundError: No module named 'nosuchmodule'",
+  'import sys\nsys.exit(3)\n': ', line 2: SystemExit: 3',
+  'x = 1 / 0\n': ', line 1: ZeroDivisionError: division by zero',
+  'from pagoda_jax import config as c\n\ndef get_config(variant=""):\n  return c.teacher(stepz=4)\n':
+    ', line 4: KeyError: Key "stepz" does not exist and cannot be added since the config is locked. Did you',
+  'x = 1\n': ': there is no function get_config in it',
+  'def get_config(variant=""):\n  return {"order": 1}\n': 'its get_config() must return what config.experiment() makes',
+  '\0': ': SyntaxError: source code',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('content, said', EXPERIMENTS.items(), ids=[repr(said[:30]) for said in EXPERIMENTS.values()])
+def test_a_broken_experiment_file_is_named_with_the_line(tmp_path, capsys, monkeypatch, content, said):
+  monkeypatch.delitem(sys.modules, 'config_config', raising=False)  # of another command in this process
+  path = tmp_path / 'broken.py'
+  path.write_text(content)
+  assert runs.pagoda('run', f'--config={path}:variant', f'--workdir={tmp_path}/run') == 2
+  printed, *rest = capsys.readouterr().err.splitlines()
+  assert printed.startswith('pagoda run: ') and rest == ['`pagoda run --help` lists the flags.']
+  assert said in printed and ('its get_config' in said or str(path) in printed)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_no_experiment_file_at_all(tmp_path, capsys):
+  for path, said in [(tmp_path, 'is a folder'), (tmp_path / 'no.py', 'there is no such file')]:
+    for flag in ([f'--config={path}:long'], ['--config', path]):
+      assert runs.pagoda('plan', *flag) == 2
+      assert f'pagoda plan: --config={path}: {said}\n' in capsys.readouterr().err
+
+
+REQUIRED = {
+  'run': [runs.CONFIG, '--workdir=no'], 'train': [runs.CONFIG, '--workdir=no', '--phase=teacher'],
+  'plan': [runs.CONFIG], 'sample': ['--workdir=no'], 'prepare': ['--output=no'], 'inspect': ['--workdir=no'],
+  'convert': ['--input=no', '--output=no'],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('command', sorted({*main.COMMANDS} - {*main.WITH_WORDS}))
+def test_a_word_that_a_command_does_not_take_is_refused(command, capsys):
+  first, *rest = REQUIRED[command]
+  for args in (['distill', first, *rest], [first, *rest, '--', 'distill']):
+    assert runs.pagoda(command, *args) == 2
+    assert f"pagoda {command}: 'distill': {command} takes flags only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('command, flag', [('run', 'workdir'), ('train', 'workdir'), ('sample', 'workdir'),
+                                           ('inspect', 'workdir'), ('prepare', 'output'), ('sample', 'out')])
+def test_a_place_that_cannot_be_written_to_is_refused_at_once(tmp_path, capsys, command, flag):
+  there = tmp_path / 'there'
+  there.mkdir() if flag == 'out' else there.write_text('')
+  kind = 'a file' if flag == 'out' else 'a folder'
+  (tmp_path / 'file').write_text('')
+  others = [arg for arg in REQUIRED[command] if not arg.startswith(f'--{flag}=')]
+  for place, said in [
+    (there, f'is there and is not {kind}'), ('', f'is empty; must name {kind}'),
+    (tmp_path / ('a' * 300), 'File name too long'), (tmp_path / 'file' / 'in.png', 'Not a directory'),
+  ]:  # fmt: skip
+    assert runs.pagoda(command, *others, f'--{flag}={place}') == 2
+    assert f'flag --{flag}={place}: {said}\n' in capsys.readouterr().err
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'there']
+
+
+@pytest.mark.parametrize('seed', [10**20, 2**32, -1])
+def test_a_seed_that_is_not_one_of_jax_is_refused(capsys, seed):
+  assert runs.pagoda('sample', '--workdir=no', f'--seed={seed}') == 2
+  assert f'{seed} is not an integer in the range [0, 4294967295]' in capsys.readouterr().err
