@@ -1,6 +1,7 @@
 """`pagoda inspect`: what a work directory holds, and one digest over everything in a checkpoint."""
 
 from absl import flags
+from clu import parameter_overview
 from etils import epath
 
 from pagoda_jax.cli import common
@@ -43,18 +44,18 @@ def describe(folder: epath.Path, config, step: str, whole: bool) -> list[str]:
   said = f', the best: {best[0]} (mean {config.checkpoint.best} {best[1]:.4g})' if best else ''
   lines.insert(0, f'{folder.name} ({stage}): whole checkpoints at steps {", ".join(map(str, good))}{said}; '
                   f'step {chosen}: sha256 {sha}')
-  return lines + (leaf_table(state) if whole else [])
+  return lines + (parameters(state) if whole else [])
 
 
-def leaf_table(state) -> list[str]:
-  """One line a leaf (path, shape, dtype), then the counts of each part of the state."""
+def parameters(state: dict) -> list[str]:
+  """A table of the parameters, then how many numbers each part of the state has."""
+  shown = {part: state[part] for part in ('params', 'fixed') if part in state}
+  if 'discriminator' in state:
+    shown['discriminator'] = {'params': state['discriminator']['params']}
   leaves = checkpoints.flat_leaves(state)
-  width = max(map(len, leaves))
-  lines = [f'  {path:<{width}}  {str(leaf.shape):<20} {leaf.dtype}' for path, leaf in leaves.items()]
-  for part in state:
-    count = sum(leaf.size for path, leaf in leaves.items() if path.split('/')[0] == part)
-    lines.append(f'  {part}: {count:,} numbers')
-  return lines
+  counts = {part: sum(leaf.size for path, leaf in leaves.items() if path.split('/')[0] == part) for part in state}
+  return [parameter_overview.get_parameter_overview(shown, include_stats=False),
+          *(f'  {part}: {count:,} numbers' for part, count in counts.items())]
 
 
 def describe_store(folder: epath.Path) -> list[str]:

@@ -81,7 +81,12 @@ def test_inspect_prints_one_digest_for_everything_and_the_tree(finished, capsys)
   assert pagoda('inspect', f'--workdir={finished}', '--phase=grow_16') == 0
   out = capsys.readouterr().out
   assert f'step 4: sha256 {digest(finished, "grow_16")[1]}' in out
-  assert re.search(r'params/out_conv/kernel +\(3, 3, 8, 1\) +float32', out)
+  assert re.search(r'\| params/out_conv/kernel +\| \(3, 3, 8, 1\) +\| float32 +\| 72 ', out)
+  leaves = checkpoints.flat_leaves(checkpoints.read_state(finished / 'grow_16')[0])
+  shown = {path: leaf for path, leaf in leaves.items() if re.match(r'params/|fixed/|discriminator/params/', path)}
+  assert set(re.findall(r'^\| (\S+/\S+) ', out, re.MULTILINE)) == set(shown)
+  assert f'Total: {sum(leaf.size for leaf in shown.values()):,} -- ' in out
+  assert re.search(r'^  opt_state: [\d,]+ numbers$', out, re.MULTILINE)
   assert pagoda('inspect', f'--workdir={finished}', '--phase=invert') == 0
   assert 'all shards whole' in capsys.readouterr().out
 
