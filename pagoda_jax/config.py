@@ -207,6 +207,8 @@ def _generator_phase(stage: str) -> dict:
     'discriminator_optimizer': _group(optimizer, learning_rate=2e-3),
     'ema': (0.999, number('[0, 1)')),
     'matmul_precision': ('default', MATMUL_PRECISION),
+    # that the discriminator learns from: 'fresh' from the updated generator, or 'shared' with the generator's loss
+    'fakes': ('fresh', one_of('fresh', 'shared')),
     'reconstruction': _group(reconstruction),
     'discriminator': _group(discriminator),
     'adversarial': _group(adversarial),

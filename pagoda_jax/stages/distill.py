@@ -20,8 +20,9 @@ from pagoda_jax.stages.state import GeneratorState, guarded, make_optimizer, mix
 def make_train_step(networks: Networks, config, parts: int = 1):
   """The train step of a generator: one update of the generator and one of the discriminator.
 
-  Both players' gradients are taken at the state's parameters, each on its own half of the step's
-  data: the generator's on the pairs, the discriminator's on the other real images.
+  The generator's gradients are taken on the pairs, the discriminator's on the other real images and on fakes:
+  by `config.fakes` 'fresh' ones, of new noise through the generator just updated (PaGoDA's release), or 'shared'
+  ones, which the generator's loss was taken on, with what the feature networks made of them.
 
   Args:
     networks: networks.unet is the generator; networks.discriminator its opponent.
@@ -60,32 +61,33 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     def maps_of_fakes(trained, noise, cond, draws):
       return networks.features(frozen, generate(trained, noise, cond), draws)
 
-    def adversarial_loss(trained):
-      see = microbatch.mapped(functools.partial(maps_of_fakes, trained), parts)
-      maps = see(prior(keys[1]), cond, networks.feature_draws(keys[2], len(images)))
-      return losses.hinge_generator(networks.judge(state.discriminator, maps, cond)[0])
+    def adversarial_loss(trained, draws):
+      maps = microbatch.mapped(functools.partial(maps_of_fakes, trained), parts)(prior(keys[1]), cond, draws)
+      return losses.hinge_generator(networks.judge(state.discriminator, maps, cond)[0]), maps
 
     def discriminator_loss(params):
       # The running statistics of both passes are kept.
       real_logits, after_real = networks.judge({**state.discriminator, 'params': params}, real_maps, real_cond)
       variables = {**state.discriminator, **after_real, 'params': params}
-      fake_logits, after_both = networks.judge(variables, fake_maps, real_cond)
+      fake_logits, after_both = networks.judge(variables, fake_maps, fake_cond)
       return losses.hinge_discriminator(real_logits, fake_logits), (real_logits, fake_logits, after_both)
 
     rec, rec_grads = microbatch.mean_and_grad(distances, parts)(
       state.params, images, noise, cond, networks.distance_draws(keys[0], len(images))
     )
-    adv, adv_grads = jax.value_and_grad(adversarial_loss)(state.params)
+    draws = networks.feature_draws(keys[2], len(images))
+    (adv, fake_maps), adv_grads = jax.value_and_grad(adversarial_loss, has_aux=True)(state.params, draws)
     weight = adversarial_weight(config.adversarial, rec_grads, adv_grads)
     grads = jax.tree.map(lambda r, a: config.reconstruction.weight * r + weight * a, rec_grads, adv_grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
-    draws = networks.feature_draws(keys[4], len(reals))  # one of the augmentation for real and fake
+    fake_cond = cond
+    if config.fakes == 'fresh':
+      fake_cond, draws = real_cond, networks.feature_draws(keys[4], len(reals))
+      fake_maps = microbatch.mapped(functools.partial(maps_of_fakes, params), parts)(prior(keys[3]), fake_cond, draws)
+    # The augmentation's draw is the same for real and fake.
     real_maps = microbatch.mapped(functools.partial(networks.features, frozen), parts)(reals, draws)
-    fake_maps = microbatch.mapped(functools.partial(maps_of_fakes, state.params), parts)(
-      prior(keys[3]), real_cond, draws
-    )
     (d_loss, (real_logits, fake_logits, statistics)), d_grads = jax.value_and_grad(
       discriminator_loss, has_aux=True
     )(state.discriminator['params'])
