@@ -4,6 +4,7 @@ from absl import flags
 from etils import epath
 
 from pagoda_jax.data import noise_store
+from pagoda_jax.runtime import trees
 from pagoda_jax.training import checkpoints, workdir
 
 
@@ -32,7 +33,9 @@ def describe(folder: epath.Path, config, step: str, whole: bool) -> list[str]:
     return describe_store(folder)
   damage = {step: checkpoints.damage(folder, step) for step in checkpoints.finished_steps(folder)}
   good = [step for step in damage if not damage[step]]
-  lines = [f'  step {step} is damaged: {wrong}' for step, wrong in damage.items() if wrong]
+  missing = checkpoints.lost(folder)
+  lines = [f'  {missing}'] if missing else []
+  lines += [f'  step {step} is damaged: {wrong}' for step, wrong in damage.items() if wrong]
   lines += [f'  {path} was damaged and has been set aside' for path in checkpoints.set_aside(folder)]
   if not good:
     return [f'{folder.name} ({stage}): no {"whole " if lines else ""}checkpoint', *lines]
@@ -48,7 +51,7 @@ def describe(folder: epath.Path, config, step: str, whole: bool) -> list[str]:
 
 def leaf_table(state) -> list[str]:
   """One line a leaf (path, shape, dtype), then the counts of each part of the state."""
-  leaves = checkpoints.flat_leaves(state)
+  leaves = trees.flat_leaves(state)
   width = max(map(len, leaves))
   lines = [f'  {path:<{width}}  {str(leaf.shape):<20} {leaf.dtype}' for path, leaf in leaves.items()]
   for part in state:
@@ -59,7 +62,7 @@ def leaf_table(state) -> list[str]:
 
 def describe_store(folder: epath.Path) -> list[str]:
   """The manifest of a noise store and the state of its shards."""
-  if not (folder / 'manifest.json').exists():
+  if not (folder / noise_store.MANIFEST).exists():
     return [f'{folder.name} (invert): not finished']
   manifest = noise_store.read_manifest(folder)
   damaged = sorted({*noise_store.damaged_shards(folder), *noise_store.lost_parts(folder, manifest)})

@@ -13,7 +13,7 @@ from PIL import Image
 from runs import CONFIG, ORDER, digest, pagoda, start
 
 from pagoda_jax import main
-from pagoda_jax.runtime import sharding
+from pagoda_jax.runtime import files, sharding
 from pagoda_jax.training import checkpoints, starts
 
 
@@ -142,7 +142,7 @@ def test_a_teacher_of_other_shapes_is_refused_leaf_by_leaf():
 
 def test_a_phase_made_from_something_that_went_on_is_not_taken_for_finished(copied, capsys):
   path = copied / 'distill' / 'inputs.json'
-  path.write_text(json.dumps({**json.loads(path.read_text()), 'teacher': 2}))
+  files.write_sealed(path, {**files.read_sealed(path), 'teacher': 2})
   assert pagoda('run', CONFIG, f'--workdir={copied}') == 1
   assert 'was made from teacher at step 2, which has gone on to step 4' in capsys.readouterr().err
 
