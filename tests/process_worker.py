@@ -6,8 +6,7 @@ import time
 import jax
 import numpy as np
 
-from pagoda_jax.runtime import distributed, sharding
-from pagoda_jax.training import checkpoints
+from pagoda_jax.runtime import distributed, sharding, trees
 
 
 def step(folder):
@@ -18,7 +17,7 @@ def step(folder):
   for name in step_tools.PHASES:
     after, metrics = step_tools.run_step(name, jax.device_count(), fsdp=2)
     if distributed.is_primary():
-      np.savez(f'{folder}/{name}.npz', loss=metrics['loss'], **checkpoints.flat_leaves(after.params))
+      np.savez(f'{folder}/{name}.npz', loss=metrics['loss'], **trees.flat_leaves(after.params))
 
 
 def agree(folder):

@@ -6,6 +6,7 @@ from etils import epath
 
 from pagoda_jax.cli import common
 from pagoda_jax.data import noise_store
+from pagoda_jax.runtime import trees
 from pagoda_jax.training import checkpoints, workdir
 
 
@@ -33,7 +34,9 @@ def describe(folder: epath.Path, config, step: str, whole: bool) -> list[str]:
     return describe_store(folder)
   damage = {step: checkpoints.damage(folder, step) for step in checkpoints.finished_steps(folder)}
   good = [step for step in damage if not damage[step]]
-  lines = [f'  step {step} is damaged: {wrong}' for step, wrong in damage.items() if wrong]
+  missing = checkpoints.lost(folder)
+  lines = [f'  {missing}'] if missing else []
+  lines += [f'  step {step} is damaged: {wrong}' for step, wrong in damage.items() if wrong]
   lines += [f'  {path} was damaged and has been set aside' for path in checkpoints.set_aside(folder)]
   if not good:
     return [f'{folder.name} ({stage}): no {"whole " if lines else ""}checkpoint', *lines]
@@ -52,7 +55,7 @@ def parameters(state: dict) -> list[str]:
   shown = {part: state[part] for part in ('params', 'fixed') if part in state}
   if 'discriminator' in state:
     shown['discriminator'] = {'params': state['discriminator']['params']}
-  leaves = checkpoints.flat_leaves(state)
+  leaves = trees.flat_leaves(state)
   counts = {part: sum(leaf.size for path, leaf in leaves.items() if path.split('/')[0] == part) for part in state}
   return [parameter_overview.get_parameter_overview(shown, include_stats=False),
           *(f'  {part}: {count:,} numbers' for part, count in counts.items())]
@@ -60,7 +63,7 @@ def parameters(state: dict) -> list[str]:
 
 def describe_store(folder: epath.Path) -> list[str]:
   """The manifest of a noise store and the state of its shards."""
-  if not (folder / 'manifest.json').exists():
+  if not (folder / noise_store.MANIFEST).exists():
     return [f'{folder.name} (invert): not finished']
   manifest = noise_store.read_manifest(folder)
   damaged = sorted({*noise_store.damaged_shards(folder), *noise_store.lost_parts(folder, manifest)})

@@ -8,7 +8,6 @@ Then --config.data.source=array_record --config.data.path=data/photos. Shards ar
 source, so that the same command goes on at the first one that is not there, whenever it was ended.
 """
 
-import json
 import multiprocessing
 from collections import Counter
 from multiprocessing import connection
@@ -16,7 +15,7 @@ from multiprocessing import connection
 from etils import epath
 
 from pagoda_jax.data import folders, records, shards, sources
-from pagoda_jax.runtime.files import file_digest, write_json, write_sealed
+from pagoda_jax.runtime.files import file_digest, read_json, write_json, write_sealed
 from pagoda_jax.runtime.interrupts import EXIT_INTERRUPTED, Interrupted
 from pagoda_jax.runtime.progress import Progress
 
@@ -87,7 +86,7 @@ def _claim(output, plan):
   if not path.exists():
     write_json(path, plan)
   try:
-    found = json.loads(path.read_text())
+    found = read_json(path)
   except ValueError as error:
     raise PrepareError(f'{path}: damaged ({error}); delete it if the shards beside it are of these settings') from None
   differing = [key for key, value in plan.items() if found.get(key) != value]

@@ -17,7 +17,7 @@ from pagoda_jax import config as configs
 from pagoda_jax.data import stream as streams
 from pagoda_jax.data.images import image_grid, write_png
 from pagoda_jax.runtime import distributed, sharding
-from pagoda_jax.runtime.files import write_json
+from pagoda_jax.runtime.files import read_sealed, write_sealed
 from pagoda_jax.stages import sampler as sampling
 from pagoda_jax.training import checkpoints, grids, workdir
 
@@ -90,14 +90,13 @@ def evaluate(config, folder, name: str) -> dict[str, float]:
 
   Returns:
     accuracy, frechet and, as accuracy_real and frechet_real, the same of the held-out images. Kept in
-    <phase>/evaluation.json for the checkpoint's step.
+    <phase>/evaluation.json for the checkpoint's step; where that file is not as it was written, measured again.
   """
   phase_folder = epath.Path(folder) / name
   params, step = checkpoints.read_generator(phase_folder)
   path = phase_folder / 'evaluation.json'
-  known = distributed.from_primary(
-    f'evaluation of {name}', lambda: json.loads(path.read_text()) if path.exists() else {'step': None})
-  if known['step'] == step:
+  known = distributed.from_primary(f'evaluation of {name}', lambda: _known(path))
+  if known.get('step') == step:
     return known
   mesh = sharding.make_mesh(**config.mesh)
   labels = sampling.parse_labels('cycle', config.evaluation.samples, config.data.num_classes, SEED)
@@ -113,10 +112,21 @@ def evaluate(config, folder, name: str) -> dict[str, float]:
       'frechet': real.frechet(images, components),
       'frechet_real': real.frechet(real.held_images, components),
     }
-    write_json(path, figures)
+    write_sealed(path, figures)
     return figures
 
   return distributed.from_primary(f'figures of {name}', measure)
+
+
+def _known(path) -> dict:
+  """The figures in evaluation.json; {} without any that can be believed."""
+  try:
+    return read_sealed(path)
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError) as error:
+    distributed.say(f'{path}: damaged ({error}); measured again')
+    return {}
 
 
 def summary(config, folder) -> str:

@@ -1,5 +1,10 @@
-"""Files that are written whole or not at all, and whether they are as they were written."""
+"""Files that are written whole or not at all, and whether they are as they were written.
 
+JSON that a program believes is sealed: it holds a checksum of its own values. Of other files, of which a flipped
+byte can be read without an error, the checksums stand in a sealed JSON beside them.
+"""
+
+import concurrent.futures
 import contextlib
 import errno
 import hashlib
@@ -10,9 +15,15 @@ from typing import BinaryIO
 
 from etils import epath
 
+SEAL = 'seal'
+THREADS = 4  # of checksums; more would compete with the pictures' decoding while a checkpoint is saved
 KINDS = {'p': 'FIFO', 's': 'socket', 'c': 'device', 'b': 'device', 'd': 'folder'}  # as stat.filemode begins
 # What a disk answers that cannot be written: full, over a quota or a limit, read-only, forbidden, failing.
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+class NotSealedError(ValueError):
+  """A JSON object without a seal: somebody took it away, or an earlier version wrote the file."""
 
 
 def open_regular(path) -> BinaryIO:
@@ -95,29 +106,101 @@ def file_digest(path) -> str:
   return digest.hexdigest()
 
 
+def checksums(folder, without: tuple[str, ...] = ()) -> dict[str, dict]:
+  """Path within the folder -> {'bytes', 'sha256'} of every file there but those of `without`."""
+  paths = {path: file for path, file in _files(epath.Path(folder)) if path not in without}
+  with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+    digests = pool.map(file_digest, paths.values())
+    return {path: {'bytes': paths[path].stat().length, 'sha256': sha} for path, sha in zip(paths, digests)}
+
+
+def _files(folder, prefix=''):
+  for path in sorted(folder.iterdir()):
+    if path.is_dir():
+      yield from _files(path, f'{prefix}{path.name}/')
+    else:
+      yield prefix + path.name, path
+
+
+def damaged_files(folder, expected: dict[str, dict]) -> list[str]:
+  """What is wrong with the files that `checksums` gave `expected` of, a text for each; [] where all are as then.
+
+  Raises:
+    OSError: a file is there but cannot be read; this says nothing about what it holds.
+  """
+  folder = epath.Path(folder)
+  with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+    texts = pool.map(lambda path: _damage(folder / path, path, expected[path]), expected)
+    return [text for text in texts if text]
+
+
+def _damage(file, path, expected) -> str:
+  try:
+    size = file.stat().length
+    if size != expected['bytes']:
+      return f'{path}: {size} bytes instead of {expected["bytes"]}'
+    return '' if file_digest(file) == expected['sha256'] else f'{path}: its bytes have changed (SHA-256)'
+  except (FileNotFoundError, NotADirectoryError):
+    return f'{path}: missing'
+
+
+def first_rows(rows: list[str], count: int = 3) -> str:
+  """The first of many texts in one line."""
+  return '; '.join(rows[:count] + ([f'and {len(rows) - count} more'] if len(rows) > count else []))
+
+
 def write_sealed(path, value: dict, indent: int | None = 2) -> None:
   """Writes a JSON object with a checksum of its own values, for `read_sealed`; whole or not at all."""
-  write_json(path, value | {'seal': _seal(value)}, indent)
+  write_json(path, value | {SEAL: seal(value)}, indent)
 
 
 def read_sealed(path) -> dict:
-  """The values of a JSON object that `write_sealed` wrote; one without a seal, of older versions, is taken as it is.
+  """The values of a JSON object that `write_sealed` wrote.
 
   Raises:
-    FileNotFoundError: there is no such file.
+    NotSealedError: it has no seal.
     ValueError: it is no JSON object, or its values are not those that were written.
+    OSError: it cannot be read; FileNotFoundError: there is no such file.
   """
-  value = json.loads(epath.Path(path).read_text())
-  if not isinstance(value, dict):
-    raise ValueError('no JSON object')
-  seal = value.pop('seal', None)
-  if seal not in (None, _seal(value)):
+  value = read_json(path)
+  if SEAL not in value:
+    raise NotSealedError('no seal: changed, or written by an earlier version')
+  found = value.pop(SEAL)
+  if found != seal(value):
     raise ValueError('its values do not fit its checksum')
   return value
 
 
-def _seal(value) -> str:
+def read_to_compare(path) -> tuple[dict, bool]:
+  """(values, whether they are sealed): for values that are compared and never believed; errors as `read_sealed`'s.
+
+  Earlier versions sealed less. What the caller finds to be equal to what it knows itself may then be sealed anew.
+  """
+  try:
+    return read_sealed(path), True
+  except NotSealedError:
+    return read_json(path), False
+
+
+def seal(value) -> str:
+  """Checksum of JSON values: SHA-256, hexadecimal."""
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def read_json(path) -> dict:
+  """The JSON object in a file.
+
+  Raises:
+    ValueError: there is none in it.
+    OSError: it cannot be read.
+  """
+  try:
+    value = json.loads(epath.Path(path).read_bytes())
+  except RecursionError:
+    raise ValueError('no JSON object: nested too deeply') from None
+  if not isinstance(value, dict):
+    raise ValueError('no JSON object')
+  return value
 
 
 def write_json(path, value, indent: int | None = 2) -> None:

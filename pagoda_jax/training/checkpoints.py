@@ -2,11 +2,11 @@
 
 A checkpoint holds the state and the data position. It is written under another name with the checksums
 of its files, and published by one rename, so that a kill at any moment leaves the one before. Beside the
-checkpoints, newest.json names the newest: one that was deleted is missed. Only this file knows Orbax.
+checkpoints, newest.json names the newest: one that was deleted is missed, by its own phase and by whoever
+reads the newest. Only this file knows Orbax.
 """
 
 import contextlib
-import hashlib
 import json
 import math
 
@@ -15,10 +15,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from flax import traverse_util
 
-from pagoda_jax.runtime import distributed
-from pagoda_jax.runtime.files import naming, write_json
+from pagoda_jax.runtime import distributed, trees
+from pagoda_jax.runtime.files import first_rows, naming, read_sealed, write_sealed
 from pagoda_jax.training import checksums
 
 FOLDER = 'checkpoints'
@@ -100,7 +99,7 @@ class Checkpoints:
     """Writes the checksums of the checkpoint being saved, and its step to newest.json."""
     names = ocp.step.standard_name_format()
     checksums.write(ocp.step.find_step_path(self.folder, names, step=self._saving, include_uncommitted=True))
-    write_json(self.folder / NEWEST, {'step': self._saving})
+    write_sealed(self.folder / NEWEST, {'step': self._saving})
 
   def wait(self) -> None:
     """Returns when every save so far is on disk; raises CheckpointError where one failed."""
@@ -161,7 +160,7 @@ def metrics(phase_folder, name: str) -> dict[int, float]:
   values = {}
   for step in finished_steps(phase_folder):
     path = _folder(phase_folder) / str(step) / 'metrics_mean' / 'metadata'
-    with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged one is named where it is used
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is named where it is used
       values[step] = float(json.loads(path.read_text())[name])
   return values
 
@@ -215,7 +214,39 @@ def damage(phase_folder, step: int) -> str:
       f'{path}: cannot be read: {error}. It may be whole, and is left where it is; mend what keeps it from being '
       'read and start the same command again.'
     ) from error
-  return '; '.join(rows[:3] + ([f'and {len(rows) - 3} more'] if len(rows) > 3 else []))
+  return first_rows(rows)
+
+
+def lost(phase_folder) -> str:
+  """What newest.json tells to be missing: the newest checkpoint, or itself; '' where the newest is the newest.
+
+  A checkpoint is no loss whose save was killed, or is under way, between newest.json and the rename.
+  """
+  folder = _folder(phase_folder)
+  newest, wrong = _newest(folder)  # first: a run that saves meanwhile writes it before the checkpoint appears
+  steps = finished_steps(phase_folder)
+  if wrong:
+    missed = f'newer than that of step {steps[-1]}' if steps else 'there'
+    return f'{folder / NEWEST}: {wrong}; whether there were checkpoints {missed} is not known'
+  if newest is None or newest <= max(steps, default=-1) or _is_unpublished(folder, newest):
+    return ''
+  return f'{folder / str(newest)} has gone: it was the newest checkpoint'
+
+
+def newest_step(phase_folder) -> int | None:
+  """Step of the newest checkpoint, for whoever reads what the phase has made; None: it has made none.
+
+  Raises:
+    CheckpointError: the newest has gone, or whether it has is not known: an older one would silently change what
+      is computed with it.
+  """
+  if text := lost(phase_folder):
+    name, others = epath.Path(phase_folder).name, ', '.join(map(str, finished_steps(phase_folder))) or 'none'
+    raise CheckpointError(
+      f'{text} (there: {others}). Put it back, or run phase {name} again (`pagoda run`, or `pagoda train '
+      f'--phase={name}`): it goes on from the newest that is there.'
+    )
+  return max(finished_steps(phase_folder), default=None)
 
 
 def newest_good_step(phase_folder) -> int | None:
@@ -230,14 +261,8 @@ def newest_good_step(phase_folder) -> int | None:
   folder, name = _folder(phase_folder), epath.Path(phase_folder).name
   if not folder.exists():
     return None
-  steps, newest = finished_steps(phase_folder), _newest(folder)
-  # Under its temporary name there is a checkpoint whose save was killed between newest.json and the rename.
-  there = {path.name.removeprefix(DAMAGED).split('.')[0] for path in folder.iterdir()}
-  earlier, found = [f'{path} was damaged' for path in set_aside(phase_folder)], []
-  if newest is None and steps:
-    found.append(f'{folder / NEWEST} is missing or damaged: whether there were newer checkpoints is not known')
-  elif newest is not None and str(newest) not in there:
-    found.append(f'{folder / str(newest)} has gone: it was the newest checkpoint')
+  steps, missing = finished_steps(phase_folder), lost(phase_folder)
+  earlier, found = [f'{path} was damaged' for path in set_aside(phase_folder)], [missing] if missing else []
   good = None
   for step in reversed(steps):
     wrong = damage(phase_folder, step)
@@ -254,17 +279,25 @@ def newest_good_step(phase_folder) -> int | None:
     distributed.say(f'{name}: {line}')
   if good is None:
     (folder / NEWEST).unlink(missing_ok=True)
-  elif good != newest:
-    write_json(folder / NEWEST, {'step': good})
+  else:
+    write_sealed(folder / NEWEST, {'step': good})
   return good
 
 
-def _newest(folder) -> int | None:
-  """The step in newest.json; None where it cannot be read."""
+def _newest(folder) -> tuple[int | None, str]:
+  """(step in newest.json, what is wrong with that file); (None, '') before the first checkpoint."""
+  path = folder / NEWEST
   try:
-    return int(json.loads((folder / NEWEST).read_text())['step'])
-  except (OSError, ValueError, KeyError, TypeError):
-    return None
+    return read_sealed(path)['step'], ''
+  except FileNotFoundError:
+    return None, 'missing' if finished_steps(folder.parent) else ''
+  except (OSError, ValueError) as error:
+    return None, f'damaged ({error})'
+
+
+def _is_unpublished(folder, step: int) -> bool:
+  """Whether a checkpoint is there under the temporary name that it has while it is written."""
+  return any(path.name.split('.')[0] == str(step) for path in folder.iterdir())
 
 
 def set_aside(phase_folder) -> list[epath.Path]:
@@ -307,13 +340,15 @@ def read_state(phase_folder, step: int | None = None, parts: tuple[str, ...] = (
     parts: fields of the state to read, such as ('ema', 'fixed'); () reads all.
 
   Raises:
-    CheckpointError: there is none, or it is damaged; an older one would silently change what is computed with it.
+    CheckpointError: there is none, it is damaged, or the newest has gone; an older one would silently change what
+      is computed with it.
   """
   folder = _folder(phase_folder)
+  if step is None:
+    step = distributed.from_primary(f'{folder}: newest', lambda: newest_step(phase_folder))
   steps = finished_steps(phase_folder)
   if not steps:
     raise CheckpointError(f'{folder}: no finished checkpoint there')
-  step = max(steps) if step is None else step
   if step not in steps:
     raise CheckpointError(f'{folder}: no checkpoint of step {step}; there are {", ".join(map(str, steps))}')
   if wrong := distributed.from_primary(f'{folder / str(step)}: whole', lambda: damage(phase_folder, step)):
@@ -347,24 +382,8 @@ def _without_warnings():
     logging.set_verbosity(before)
 
 
-def flat_leaves(tree) -> dict:
-  """'/'-joined path -> leaf of a tree of nested dicts and lists, in sorted order."""
-
-  def as_dict(node):
-    if isinstance(node, (list, tuple)):
-      return {f'{i:04d}': as_dict(child) for i, child in enumerate(node)}
-    return {str(key): as_dict(child) for key, child in node.items()} if isinstance(node, dict) else node
-
-  flat = traverse_util.flatten_dict(as_dict(tree), sep='/')
-  return {path: flat[path] for path in sorted(flat) if flat[path] is not None}
-
-
 def digest(tree, data_position: dict | None = None) -> str:
   """SHA-256 over every leaf's path, shape, dtype and bytes, and the data position."""
-  sha = hashlib.sha256()
-  for path, leaf in flat_leaves(tree).items():
-    leaf = np.asarray(leaf)
-    sha.update(f'{path} {leaf.shape} {leaf.dtype}\n'.encode())
-    sha.update(np.ascontiguousarray(leaf).tobytes())
+  sha = trees.hashed(tree)
   sha.update(json.dumps(data_position or {}, sort_keys=True).encode())
   return sha.hexdigest()

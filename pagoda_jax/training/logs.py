@@ -22,6 +22,7 @@ class JsonLines:
 
   Args:
     path: the file; lines of steps after `step` are dropped: a crash has undone them, and a step stands there once.
+      Lines that do not parse, such as a last one that a crash cut off, are dropped too, and counted aloud.
     step: the step that the run goes on from.
   """
 
@@ -31,12 +32,17 @@ class JsonLines:
     # Buckets hold whole objects: there the file is written anew, now and then, instead of appended to.
     self._appends = '://' not in str(path)
     if self._primary and self._path.exists():
-      kept = [line + '\n' for line in self._path.read_text().splitlines() if _step_of(line) <= step]
+      lines = self._path.read_bytes().splitlines()
+      steps = [_step_of(line) for line in lines]
+      if bad := [number for number, found in enumerate(steps, 1) if found is None]:
+        distributed.say(f'{self._path}: {len(bad)} of {len(lines)} lines do not parse and are left out, first line '
+                        f'{bad[0]}: {lines[bad[0] - 1][:60]!r}')
+      kept = ''.join(f'{line.decode()}\n' for line, found in zip(lines, steps) if found is not None and found <= step)
       if self._appends:
         with replacing(self._path) as file:
-          file.write(''.join(kept).encode())
+          file.write(kept.encode())
       else:
-        self._waiting = ''.join(kept)
+        self._waiting = kept
 
   def write(self, step: int, values: dict) -> None:
     """Adds a line.
@@ -85,8 +91,10 @@ class MetricLog:
       self._writer.close()
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> int | None:
+  """None for a line that is no JSON object with a step."""
   try:
-    return json.loads(line)['step']
-  except (ValueError, KeyError, TypeError):
-    return float('inf')  # a line that a crash cut off
+    step = json.loads(line.decode())['step']
+    return step if isinstance(step, int) else None
+  except (ValueError, KeyError, TypeError, RecursionError):
+    return None

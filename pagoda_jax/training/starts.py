@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from pagoda_jax.networks import growth
 from pagoda_jax.networks.unet import UNet
+from pagoda_jax.runtime import trees
 from pagoda_jax.stages import architectures, models
-from pagoda_jax.training import checkpoints
+from pagoda_jax.training import checkpoints, claims
 from pagoda_jax.weights.convert import folders
 
 # stage -> the key that names the earlier phase
@@ -32,8 +33,9 @@ def read_start(config, folder, name: str) -> tuple[dict, str]:
 
   Raises:
     StartError: there is nothing at init_from, or a network with other options.
-    CheckpointError: parameters of another network, leaf by leaf; or a damaged checkpoint.
+    CheckpointError: parameters of another network, leaf by leaf; or a damaged checkpoint, or the newest has gone.
     ConversionError: a damaged converted folder.
+    WorkdirError: the damaged config.json of a phase at init_from.
   """
   phase = config.phases[name]
   if phase.init_from:
@@ -51,9 +53,14 @@ def mark(init_from: str) -> str:
   path = _checked(init_from)
   if folders.is_converted(path):
     values = folders.read_description(path)
-    return f'weights {_digest([values["source"], values["options"]])}'
-  identity = json.loads((path / 'config.json').read_text())['identity']
-  return f'phase {path.name} {_digest(identity)} at step {max(checkpoints.finished_steps(path))}'
+    origin = _digest([values['source'], values['options']])
+    return f'weights {origin}, values {values["variables_sha256"][:16]}'
+  return f'phase {path.name} {_digest(claims.read(path)["identity"])} at step {checkpoints.newest_step(path)}'
+
+
+def same_mark(before: str | None, now: str | None) -> bool:
+  """Whether two of `mark`'s texts are of the same start; earlier versions named the origin of weights alone."""
+  return before == now or str(now).startswith(f'{before}, values ')
 
 
 def _digest(values) -> str:
@@ -62,7 +69,7 @@ def _digest(values) -> str:
 
 def _checked(init_from: str) -> epath.Path:
   path = epath.Path(init_from).expanduser()
-  is_phase = (path / 'config.json').exists() and checkpoints.finished_steps(path)
+  is_phase = (path / claims.FILE).exists() and checkpoints.newest_step(path) is not None
   if not folders.is_converted(path) and not is_phase:
     raise StartError(
       f'init_from = {str(init_from)!r}: neither a folder that `pagoda convert` has written nor a phase of another '
@@ -97,7 +104,7 @@ def _network_at(path: epath.Path) -> UNet:
       raise StartError(f'{path}: weights of format {description["format"]}; a phase starts from a U-Net, of '
                        f'{" or ".join(_UNET_FORMATS)}')
     return UNet(**description['options'])
-  there = json.loads((path / 'config.json').read_text())
+  there = claims.read(path)
   return models.make_unet(ConfigDict(there['config']), there['phase'])
 
 
@@ -119,8 +126,8 @@ def check_same_tree(expected, found, where: str) -> None:
   Raises:
     CheckpointError: names the leaves that are missing, unexpected or of another shape.
   """
-  expected = {path: tuple(leaf.shape) for path, leaf in checkpoints.flat_leaves(expected).items()}
-  found = {path: tuple(leaf.shape) for path, leaf in checkpoints.flat_leaves(found).items()}
+  expected = {path: tuple(leaf.shape) for path, leaf in trees.flat_leaves(expected).items()}
+  found = {path: tuple(leaf.shape) for path, leaf in trees.flat_leaves(found).items()}
   rows = [
     f'  {path}: there {found.get(path, "absent")}, needed {expected.get(path, "absent")}'
     for path in sorted({*expected, *found})

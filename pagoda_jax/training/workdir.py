@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.runtime import distributed
-from pagoda_jax.runtime.files import write_json
-from pagoda_jax.training import checkpoints, starts
+from pagoda_jax.runtime.files import read_to_compare, write_sealed
+from pagoda_jax.training import checkpoints, claims, starts
+from pagoda_jax.training.claims import WorkdirError
 
 # What may differ between two runs of one phase: how long, on what, and how much is written down.
 # What lies at init_from is compared itself, by `check_inputs`.
@@ -18,10 +19,6 @@ FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify'
 EARLIER = {'matmul_precision': 'default'}
 INVERTED_WITH = 'inverted_with'  # in inputs.json: which network made a generator phase's noise
 SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')
-
-
-class WorkdirError(ValueError):
-  """The work directory belongs to another experiment, or lacks what a phase starts from."""
 
 
 def upstream(config, name: str) -> list[str]:
@@ -60,14 +57,14 @@ def check_claim(folder, config, name: str) -> None:
   """Refuses a folder that holds a phase of another experiment.
 
   Raises:
-    WorkdirError: lists each key that differs.
+    WorkdirError: lists each key that differs; or config.json is damaged.
   """
-  path = epath.Path(folder) / name / 'config.json'
-  if not path.exists():
+  phase_folder = epath.Path(folder) / name
+  if not (phase_folder / claims.FILE).exists():
     return
-  if rows := _differences(json.loads(path.read_text())['identity'], identity(config, name)):
+  if rows := _differences(claims.read_identity(phase_folder), identity(config, name)):
     raise WorkdirError(
-      f'{path.parent}: holds phase {name} of another experiment; what differs:\n' + '\n'.join(rows)
+      f'{phase_folder}: holds phase {name} of another experiment; what differs:\n' + '\n'.join(rows)
       + '\nUse another --workdir, or the config that the phase was made with.'
     )
 
@@ -100,23 +97,23 @@ def check_same_everywhere(config, names) -> None:
 def claim(folder, config, name: str) -> None:
   """Writes a phase's config.json, after `check_claim`."""
   check_claim(folder, config, name)
-  path = epath.Path(folder) / name / 'config.json'
-  path.parent.mkdir(parents=True, exist_ok=True)
-  values = {'phase': name, 'identity': identity(config, name), 'config': json.loads(as_json(config))}
-  write_json(path, values)
+  phase_folder = epath.Path(folder) / name
+  if not (phase_folder / claims.FILE).exists() and progress(folder, config, name):
+    distributed.say(f'{name}: {phase_folder / claims.FILE} has gone; what is there is taken for this experiment\'s')
+  claims.write(phase_folder, name, identity(config, name), json.loads(as_json(config)))
 
 
 def read_config(folder) -> ConfigDict:
   """The experiment whose phases a work directory holds, as its newest config.json has it.
 
   Raises:
-    WorkdirError: there is none.
+    WorkdirError: there is none, or it is damaged.
   """
-  paths = list(epath.Path(folder).glob('*/config.json'))
+  paths = list(epath.Path(folder).glob(f'*/{claims.FILE}'))
   if not paths:
     raise WorkdirError(f'{folder}: no phase of any experiment there; start one with `pagoda run`')
   newest = max(paths, key=lambda path: path.stat().mtime)
-  return ConfigDict(json.loads(newest.read_text())['config'], sort_keys=False)
+  return ConfigDict(claims.read(newest.parent)['config'], sort_keys=False)
 
 
 def progress(folder, config, name: str) -> int:
@@ -133,14 +130,26 @@ def progress(folder, config, name: str) -> int:
   return 0 if noise_store.lost_parts(phase_folder, manifest) else manifest['count']
 
 
+def readable(folder, config, name: str) -> int:
+  """As `progress`, of a phase that something else reads.
+
+  Raises:
+    CheckpointError: its newest checkpoint has gone, or whether it has is not known.
+  """
+  if config.phases[name].stage != 'invert':
+    return checkpoints.newest_step(epath.Path(folder) / name) or 0
+  return progress(folder, config, name)
+
+
 def last_finished(folder, config) -> str:
   """The last phase in the order that has images to give.
 
   Raises:
     WorkdirError: none has a checkpoint yet.
+    CheckpointError: as `readable`.
   """
   for name in reversed(config.order):
-    if config.phases[name].stage != 'invert' and progress(folder, config, name):
+    if config.phases[name].stage != 'invert' and readable(folder, config, name):
       return name
   raise WorkdirError(f'{folder}: no phase there has a checkpoint yet; start one with `pagoda run`')
 
@@ -159,11 +168,12 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
 
   Raises:
     WorkdirError: one has nothing to read yet; or `name` had started from something else, or from the same
-      phase before that went on.
+      phase before that went on; or inputs.json, which tells, is damaged.
+    CheckpointError: as `readable`.
   """
   inputs = {}
   for other in upstream(config, name):
-    inputs[other] = progress(folder, config, other)
+    inputs[other] = readable(folder, config, other)
     if not inputs[other]:
       raise WorkdirError(
         f'{epath.Path(folder) / other}: {_lacking(folder, config, other)}, and phase {name} starts from it; '
@@ -176,13 +186,32 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
   if noise:
     inverted = noise_store.read_manifest(epath.Path(folder) / noise)['origin']['teacher_sha256']
     inputs[INVERTED_WITH] = f'{noise} with teacher {inverted[:16]}'
-  path = epath.Path(folder) / name / 'inputs.json'
-  if path.exists() and progress(folder, config, name):
-    _check_same_inputs(path.parent, json.loads(path.read_text()), inputs, init_from)
-  else:
+  path, sealed = epath.Path(folder) / name / 'inputs.json', False
+  if progress(folder, config, name):
+    before, sealed = _read_inputs(path, inputs)
+    _check_same_inputs(path.parent, before, inputs, init_from)
+  if not sealed:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, inputs)
+    write_sealed(path, inputs)
   return inputs
+
+
+def _read_inputs(path, inputs):
+  """(what inputs.json tells, whether it is sealed), to be compared with `inputs`, which are taken if it has gone."""
+  listed = ', '.join(f'{key}: {value}' for key, value in inputs.items()) or 'nothing'
+  try:
+    before, sealed = read_to_compare(path)
+    if odd := [key for key in inputs if key != 'init_from' and type(before.get(key)) is not type(inputs[key])]:
+      raise ValueError(f'it says nothing about {", ".join(odd)}')
+    return before, sealed
+  except FileNotFoundError:
+    distributed.say(f'{path.parent.name}: {path} has gone; taken to be made from what is there now ({listed})')
+    return inputs, False
+  except (OSError, ValueError) as error:
+    raise WorkdirError(
+      f'{path}: damaged ({error}): what {path.parent.name} was made from is not known. If from what is there now '
+      f'({listed}), delete the file and start the same command again; otherwise delete {path.parent}'
+    ) from None
 
 
 def _lacking(folder, config, name):
@@ -194,24 +223,24 @@ def _lacking(folder, config, name):
 
 def _check_same_inputs(folder, before, inputs, init_from):
   teacher = inputs.get(INVERTED_WITH)
-  if before.get(INVERTED_WITH, teacher) != teacher:
+  if before.get(INVERTED_WITH) != teacher:
     raise WorkdirError(
-      f'{folder}: read the noise of {before[INVERTED_WITH]}, and what is there now is {teacher}; '
+      f'{folder}: read the noise of {before.get(INVERTED_WITH)}, and what is there now is {teacher}; '
       f'delete {folder} to make {folder.name} again'
     )
   for other, step in inputs.items():
     if other in ('init_from', INVERTED_WITH):
       continue
-    if before.get(other, step) > step:
+    if before[other] > step:
       raise WorkdirError(
         f'{folder}: was made from {other} at step {before[other]}, which is back at step {step}; run {other} first'
       )
-    if before.get(other, step) != step:
+    if before[other] != step:
       raise WorkdirError(
         f'{folder}: was made from {other} at step {before[other]}, which has gone on to step {step}; '
         f'delete {folder} to make {folder.name} again'
       )
-  if before.get('init_from') != inputs.get('init_from'):
+  if not starts.same_mark(before.get('init_from'), inputs.get('init_from')):
     raise WorkdirError(
       f'{folder}: started from {before.get("init_from", "no init_from")}, and init_from = {init_from!r} is '
       f'{inputs.get("init_from", "empty")}; delete {folder} to make {folder.name} again'

@@ -13,7 +13,7 @@ from PIL import Image
 from runs import CONFIG, ORDER, digest, pagoda, start
 
 from pagoda_jax import main
-from pagoda_jax.runtime import sharding
+from pagoda_jax.runtime import files, sharding, trees
 from pagoda_jax.training import checkpoints, starts
 
 
@@ -82,7 +82,7 @@ def test_inspect_prints_one_digest_for_everything_and_the_tree(finished, capsys)
   out = capsys.readouterr().out
   assert f'step 4: sha256 {digest(finished, "grow_16")[1]}' in out
   assert re.search(r'\| params/out_conv/kernel +\| \(3, 3, 8, 1\) +\| float32 +\| 72 ', out)
-  leaves = checkpoints.flat_leaves(checkpoints.read_state(finished / 'grow_16')[0])
+  leaves = trees.flat_leaves(checkpoints.read_state(finished / 'grow_16')[0])
   shown = {path: leaf for path, leaf in leaves.items() if re.match(r'params/|fixed/|discriminator/params/', path)}
   assert set(re.findall(r'^\| (\S+/\S+) ', out, re.MULTILINE)) == set(shown)
   assert f'Total: {sum(leaf.size for leaf in shown.values()):,} -- ' in out
@@ -147,7 +147,7 @@ def test_a_teacher_of_other_shapes_is_refused_leaf_by_leaf():
 
 def test_a_phase_made_from_something_that_went_on_is_not_taken_for_finished(copied, capsys):
   path = copied / 'distill' / 'inputs.json'
-  path.write_text(json.dumps({**json.loads(path.read_text()), 'teacher': 2}))
+  files.write_sealed(path, {**files.read_sealed(path), 'teacher': 2})
   assert pagoda('run', CONFIG, f'--workdir={copied}') == 1
   assert 'was made from teacher at step 2, which has gone on to step 4' in capsys.readouterr().err
 

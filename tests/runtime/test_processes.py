@@ -18,7 +18,7 @@ import step_tools
 from runs import CONFIG, ROOT, XLA_FLAGS
 
 from pagoda_jax.data import noise_store
-from pagoda_jax.runtime import distributed
+from pagoda_jax.runtime import distributed, trees
 from pagoda_jax.training import checkpoints
 
 
@@ -92,7 +92,7 @@ def test_a_step_on_two_processes_of_four_devices_is_the_step_on_one_device(tmp_p
     one, metrics = step_tools.run_step(name, 1)
     two = np.load(tmp_path / f'{name}.npz')
     assert two['loss'] == pytest.approx(metrics['loss'], rel=1e-6)
-    for path, a in checkpoints.flat_leaves(one.params).items():
+    for path, a in trees.flat_leaves(one.params).items():
       np.testing.assert_allclose(a, two[path], rtol=1e-5, atol=1e-5 * np.abs(a).max(), err_msg=path)
 
 

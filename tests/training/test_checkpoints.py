@@ -14,7 +14,7 @@ from runs import CONFIG, digest, pagoda
 from pagoda_jax import config as configs
 from pagoda_jax import validation
 from pagoda_jax.runtime import sharding
-from pagoda_jax.training import checkpoints, checksums
+from pagoda_jax.training import checkpoints, checksums, starts
 
 STATE = {'ema': {'a': np.random.default_rng(0).standard_normal(320, np.float32)}, 'fixed': {}}
 
@@ -148,10 +148,51 @@ def test_deleted_checkpoints_are_missed(phase, capsys):
   assert f'{phase / "checkpoints" / "4"} has gone' in capsys.readouterr().out
   (phase / 'checkpoints' / checkpoints.NEWEST).unlink()
   assert checkpoints.newest_good_step(phase) == 2
-  assert 'newest.json is missing or damaged' in capsys.readouterr().out
+  assert 'newest.json: missing; whether there were checkpoints newer than that of step 2' in capsys.readouterr().out
   shutil.rmtree(phase / 'checkpoints' / '2')
   with pytest.raises(checkpoints.CheckpointError, match='2 has gone: it was the newest checkpoint'):
     checkpoints.newest_good_step(phase)
+
+
+NEWEST_GONE = {
+  'the checkpoint': (lambda folder: shutil.rmtree(folder / '4'), '/4 has gone: it was the newest checkpoint'),
+  'newest.json and the checkpoint': (
+    lambda folder: (shutil.rmtree(folder / '4'), (folder / checkpoints.NEWEST).unlink()), 'newest.json: missing'),
+  'all': (lambda folder: [shutil.rmtree(folder / step) for step in '24'], '/4 has gone'),
+  'an edited step': (
+    lambda folder: (shutil.rmtree(folder / '4'), edit(folder / checkpoints.NEWEST, step=2)), 'do not fit its checksum'),
+  'an edited step without a seal': (
+    lambda folder: (shutil.rmtree(folder / '4'), (folder / checkpoints.NEWEST).write_text('{"step": 2}')), 'no seal'),
+  'no JSON': (lambda folder: (folder / checkpoints.NEWEST).write_text('{"step": 4'), 'newest.json: damaged'),
+  'no JSON, and no checkpoint': (
+    lambda folder: ([shutil.rmtree(folder / step) for step in '24'], cut(folder / checkpoints.NEWEST)), 'damaged'),
+}
+
+
+def edit(path, **values):
+  """Changes values of a sealed JSON, as somebody would who knows of no seal."""
+  path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize('how', NEWEST_GONE)
+def test_whoever_reads_the_newest_is_told_that_it_has_gone(phase, how, capsys):
+  spoil, text = NEWEST_GONE[how]
+  spoil(phase / 'checkpoints')
+  assert text in checkpoints.lost(phase)
+  for read in (checkpoints.newest_step, checkpoints.read_generator):
+    with pytest.raises(checkpoints.CheckpointError, match='`pagoda train --phase=teacher`') as error:
+      read(phase)
+    assert text in str(error.value)
+  left = checkpoints.finished_steps(phase)
+  if not left:
+    with pytest.raises(checkpoints.CheckpointError, match='none of them is whole'):
+      checkpoints.newest_good_step(phase)
+    return
+  assert checkpoints.read_generator(phase, 2)[1] == 2  # one that is asked for by its step
+  assert checkpoints.newest_good_step(phase) == left[-1]  # the phase itself goes on, and says so
+  assert text in capsys.readouterr().out
+  assert checkpoints.newest_step(phase) == left[-1] and checkpoints.newest_good_step(phase) == left[-1]
+  assert capsys.readouterr().out == ''
 
 
 def test_a_file_that_cannot_be_read_now_is_not_taken_for_damaged(phase):
@@ -180,6 +221,7 @@ def test_a_checkpoint_does_not_count_before_its_checksums_are_there(phase, monke
 
 def test_a_kill_before_the_rename_is_no_loss(phase, capsys):
   (phase / 'checkpoints' / '4').rename(phase / 'checkpoints' / '4.orbax-checkpoint-tmp')
+  assert checkpoints.newest_step(phase) == 2
   assert checkpoints.newest_good_step(phase) == 2 and capsys.readouterr().out == ''
   assert checkpoints.finished_steps(saved(phase, {4: float('nan')})) == [2, 4]
   assert sorted(path.name for path in (phase / 'checkpoints').iterdir()) == ['2', '4', checkpoints.NEWEST]
@@ -207,6 +249,26 @@ def test_a_run_with_a_damaged_checkpoint_ends_as_if_nothing_had_been(finished, c
   lines = (copied / 'teacher' / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['step'] for line in lines] == [1, 2, 3, 4]
   assert not (copied / 'teacher' / 'evaluation.json').exists()  # it spoke of the step that was undone
+
+
+def test_a_deleted_newest_checkpoint_is_missed_by_sample_inspect_and_the_next_phase(copied, tmp_path, capsys):
+  for name in ('teacher', 'grow_16'):
+    shutil.rmtree(copied / name / 'checkpoints' / '4')
+  shutil.rmtree(copied / 'grow_16' / 'checkpoints' / '2')
+  gone = {name: f'{copied / name / "checkpoints" / "4"} has gone: it was the newest' for name in ('teacher', 'grow_16')}
+  sample = ['sample', f'--workdir={copied}', f'--out={tmp_path / "x.png"}']
+  for phase, flags in (('grow_16', []), ('grow_16', ['--phase=grow_16']), ('teacher', ['--phase=teacher'])):
+    assert pagoda(*sample, *flags) == 1
+    assert gone[phase] in capsys.readouterr().err
+  assert pagoda('inspect', f'--workdir={copied}') == 0
+  said = capsys.readouterr().out
+  assert all(f'  {text}' in said for text in gone.values())
+  assert 'teacher (teacher): whole checkpoints at steps 2' in said
+  shutil.rmtree(copied / 'invert')
+  assert pagoda('train', CONFIG, f'--workdir={copied}', '--phase=invert') == 1
+  assert gone['teacher'] in capsys.readouterr().err
+  with pytest.raises(checkpoints.CheckpointError, match='has gone'):
+    starts.mark(copied / 'teacher')
 
 
 def test_a_run_whose_only_checkpoint_is_damaged_does_not_begin_anew(copied, capsys):

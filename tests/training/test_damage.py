@@ -123,7 +123,10 @@ def test_no_changed_byte_of_a_manifest_or_sidecar_goes_unnoticed(tmp_path, read,
       except (noise_store.NoiseStoreError, shards.ShardError) as error:
         assert file in str(error)
       else:
-        assert {key: found.get(key) for key in expected} == expected
+        assert found == expected
+  (tmp_path / file).write_text(json.dumps(expected | {'sum': 1.0}))  # changed, and its seal taken away
+  with pytest.raises((noise_store.NoiseStoreError, shards.ShardError), match=f'{file}.*no seal'):
+    read(tmp_path)
 
 
 def spoil(path, how):
@@ -140,8 +143,14 @@ def spoil(path, how):
 
 def at_step_2(folder, phase='distill'):
   """Undoes a phase's last two steps; returns the digest of what is left."""
-  shutil.rmtree(folder / phase / 'checkpoints' / '4')
+  undo(folder, phase, 4)
   return digest(folder, phase)
+
+
+def undo(folder, phase, step):
+  """Deletes the newest checkpoint; the phase has noticed."""
+  shutil.rmtree(folder / phase / 'checkpoints' / str(step))
+  assert checkpoints.newest_good_step(folder / phase)
 
 
 def digest(folder, phase='distill'):
@@ -182,7 +191,7 @@ def test_a_damaged_record_stops_a_run_and_only_its_shard_is_made_anew(finished, 
   assert len(said) == 1 and 'Traceback' not in done.stderr and 'ERROR' not in done.stderr
   assert re.search(rf'/{name}{shards.SUFFIX}: record \d+ is damaged .*; delete {name}', said[0])
   assert checkpoints.finished_steps(copied / 'distill') == [2, 3]
-  shutil.rmtree(copied / 'distill' / 'checkpoints' / '3')
+  undo(copied, 'distill', 3)
   assert digest(copied) == before
   for part in store.glob(f'{name}.*'):  # as the message says
     part.unlink()
@@ -238,4 +247,9 @@ def test_damaged_prepared_pictures_stop_a_run(tmp_path, capsys):
   sources.open_whole.cache_clear()
   sources.open_part.cache_clear()
   assert_refused(capsys, 'manifest.json: damaged (its values do not fit its checksum)', *args)
+  del manifest['seal']
+  (folder / 'manifest.json').write_text(json.dumps(manifest | {'count': 4999}))
+  sources.open_whole.cache_clear()
+  sources.open_part.cache_clear()
+  assert_refused(capsys, 'manifest.json: damaged (no seal', *args)
   assert digest(run, 'teacher') == before

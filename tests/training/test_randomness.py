@@ -1,6 +1,5 @@
 """No two uses of randomness draw the same numbers, at equal seeds."""
 
-import json
 import types
 
 import jax
@@ -10,6 +9,7 @@ import tiny
 
 from pagoda_jax.data import noise_store
 from pagoda_jax.runtime import randomness
+from pagoda_jax.runtime.files import read_sealed, write_sealed
 from pagoda_jax.stages import models, sampler
 from pagoda_jax.training import inverting, workdir
 
@@ -31,12 +31,12 @@ def test_inversion_adds_other_noise_than_images_are_drawn_from(monkeypatch):
 def test_a_phase_from_before_a_key_goes_on_where_the_default_computes_the_same(copied):
   config = tiny.get_config()
   path = copied / 'grow_16' / 'config.json'
-  values = json.loads(path.read_text())
+  values = read_sealed(path)
   values['identity'] = {k: v for k, v in values['identity'].items() if 'phases.teacher.matmul_precision' not in k}
-  path.write_text(json.dumps(values))
+  write_sealed(path, values)
   workdir.check_claim(copied, config, 'grow_16')
   values['identity'] = {k: v for k, v in values['identity'].items() if 'matmul_precision' not in k}
-  path.write_text(json.dumps(values))
+  write_sealed(path, values)
   with pytest.raises(workdir.WorkdirError, match="invert.matmul_precision: there 'default', here 'highest'"):
     workdir.check_claim(copied, config, 'grow_16')
 

@@ -10,6 +10,7 @@ import tiny
 from pagoda_jax import config as configs
 from pagoda_jax import main
 from pagoda_jax.networks.unet import EDM_ADM, EDM_DDPMPP, GUIDED_ADM, UNet
+from pagoda_jax.runtime import trees
 from pagoda_jax.stages import architectures, models
 from pagoda_jax.training import checkpoints, starts, workdir
 from pagoda_jax.weights.convert import folders, formats
@@ -52,7 +53,7 @@ def test_published_weights_start_invert_distill_and_teacher(tmp_path, base, caps
   for name in ('invert', 'distill'):
     found, where = starts.read_start(config, tmp_path / 'run', name)
     assert checkpoints.digest(found) == checkpoints.digest(params)
-    assert where.endswith(f'{len(checkpoints.flat_leaves(params))} copied, 0 new, 0 other shape, 0 left out')
+    assert where.endswith(f'{len(trees.flat_leaves(params))} copied, 0 new, 0 other shape, 0 left out')
   config = tiny.get_config()
   config.phases.teacher.init_from = str(tmp_path / 'w')
   assert main.main(['train', f'--config={tiny.__file__}', f'--workdir={tmp_path / "run"}', '--phase=teacher',
@@ -88,6 +89,20 @@ def test_a_run_without_a_teacher_phase(tmp_path, base, capsys):
   written(tmp_path / 'w', base, seed=1)
   assert main.main([*command, *start]) == 1
   assert 'started from weights' in capsys.readouterr().err
+
+
+def test_the_mark_of_weights_tells_their_numbers(tmp_path, base):
+  """The same when they are converted again, though Orbax's files differ; another for one other number."""
+  params = written(tmp_path / 'w', base)
+  written(tmp_path / 'again', base)
+  mark = starts.mark(tmp_path / 'w')
+  described = [folders.read_description(tmp_path / name) for name in ('w', 'again')]
+  assert mark == starts.mark(tmp_path / 'again') and described[0]['files'] != described[1]['files']
+  params['in_conv']['bias'][0] += 1e-6
+  values = {key: described[0][key] for key in ('options', 'format')}
+  folders.write_converted(tmp_path / 'x', formats.Converted({'params': params}, **values), described[0]['source'])
+  assert starts.mark(tmp_path / 'x').split(',')[0] == mark.split(',')[0] and starts.mark(tmp_path / 'x') != mark
+  assert not starts.same_mark(mark, starts.mark(tmp_path / 'x'))
 
 
 def test_growth_from_weights_that_have_grown_already(tmp_path, base):

@@ -1,5 +1,6 @@
 """`pagoda convert` and what it is made of: file -> folder -> file, for every format."""
 
+import dataclasses
 import json
 
 import golden_tools
@@ -276,11 +277,45 @@ def test_damaged_folder_is_an_error_that_says_where(tmp_path):
   for part in (tmp_path / 'd' / 'variables').rglob('*'):
     if part.is_file():
       part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
-  with pytest.raises(ConversionError, match='variables: damaged'):
+  with pytest.raises(ConversionError, match='d: damaged: variables/.* bytes instead of .*convert the published file'):
     folders.load_converted(tmp_path / 'd')
   (tmp_path / 'd' / 'converted.json').write_text('{')
   with pytest.raises(ConversionError, match='converted.json: damaged'):
     folders.load_converted(tmp_path / 'd')
+
+
+def test_no_changed_byte_of_a_folder_is_used(tmp_path):
+  """Orbax reads one in five flipped bytes as other numbers; a description without its seal, edited, as well."""
+  converted = formats.from_state_dict(state_dict_of('lpips'), 'lpips')
+  converted = dataclasses.replace(converted, carried={'extra': np.arange(3, dtype=np.float32)})
+  folder = tmp_path / 'd'
+  folders.write_converted(folder, converted, {})
+  expected, paths = folders.read_description(folder), [path for path in folder.rglob('*') if path.is_file()]
+  assert {path.name for path in paths} >= {'converted.json', 'carried.safetensors', 'manifest.ocdbt'}
+  rng = np.random.default_rng(0)
+  for path in paths:
+    good = path.read_bytes()
+    for place in {0, len(good) - 1, *rng.integers(0, len(good), 20).tolist()}:
+      path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+      try:
+        folders.read_folder(folder)
+      except ConversionError as error:
+        assert path.name in str(error) and 'convert the published file again' in str(error)
+      else:  # white space
+        assert path.name == 'converted.json' and folders.read_description(folder) == expected
+    path.unlink()
+    with pytest.raises(ConversionError, match=f'{path.name}: missing|no converted.json'):
+      folders.read_folder(folder)
+    path.write_bytes(good)
+  values = json.loads((folder / 'converted.json').read_text())
+  del values['seal']
+  for content in (values | {'format': 'edm'}, [], '', 3):
+    (folder / 'converted.json').write_text(json.dumps(content))
+    with pytest.raises(ConversionError, match='converted.json: damaged.*convert the published file again'):
+      folders.read_folder(folder)
+  folders.write_converted(tmp_path / 'e', dataclasses.replace(converted, carried={}), {})
+  (tmp_path / 'e' / 'carried.safetensors').write_bytes((folder / 'carried.safetensors').read_bytes())
+  assert folders.read_folder(tmp_path / 'e').carried == {}  # no file that was not there
 
 
 def test_source_is_recorded(tmp_path):

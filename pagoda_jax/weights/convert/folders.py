@@ -2,12 +2,13 @@
 
     variables/              Orbax: {'params': ..., other collections}, float32
     carried.safetensors     their tensors that have no place here, for the way back
-    converted.json          format, options of our network, where the weights came from
+    converted.json          format, options of our network, where the weights came from, checksums of the other
+                            files; sealed
 
-It appears whole or not at all: local folders by one rename, gs:// by writing converted.json last.
+It appears whole or not at all: local folders by one rename, gs:// by writing converted.json last. Nothing of it is
+used before it was compared with its checksums.
 """
 
-import json
 import os
 import shutil
 
@@ -17,12 +18,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 import pagoda_jax
-from pagoda_jax.runtime.files import naming, write_json
+from pagoda_jax.runtime import files, trees
 from pagoda_jax.weights.convert import torch_files
 from pagoda_jax.weights.convert.formats import Converted
 from pagoda_jax.weights.convert.mapping import ConversionError
 
 DESCRIPTION = 'converted.json'
+CARRIED = 'carried.safetensors'
+REMEDY = 'remove the folder and convert the published file again (`pagoda convert`)'
 
 
 def is_converted(folder) -> bool:
@@ -50,11 +53,11 @@ def write_converted(folder, converted: Converted, source: dict) -> None:
   try:
     target.mkdir(parents=True)
     # Random-looking numbers do not compress, and trying takes their size again in memory.
-    with naming(folder), ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
+    with files.naming(folder), ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
       checkpointer.save(target / 'variables', converted.variables)
     if converted.carried:
-      torch_files.write_safetensors(target / 'carried.safetensors', converted.carried)
-    write_json(target / DESCRIPTION, _description(converted, source))
+      torch_files.write_safetensors(target / CARRIED, converted.carried)
+    files.write_sealed(target / DESCRIPTION, _description(converted, source) | {'files': files.checksums(target)})
     if not remote:
       target.rename(folder)
   except BaseException:
@@ -68,6 +71,8 @@ def _description(converted: Converted, source: dict) -> dict:
     'options': converted.options,
     'leaves_asked': converted.leaves_asked,
     'parameters': sum(int(np.size(leaf)) for leaf in jax.tree.leaves(converted.variables['params'])),
+    # Of the numbers, which are the same when a file is converted again; the bytes of Orbax's files are not.
+    'variables_sha256': trees.hashed(converted.variables).hexdigest(),
     'source': source,
     'notes': converted.notes,
     'pagoda_jax': pagoda_jax.__version__,
@@ -78,15 +83,15 @@ def read_description(folder) -> dict:
   """converted.json, with sequences as tuples.
 
   Raises:
-    ConversionError: the folder is not one of `write_converted`'s.
+    ConversionError: the folder is not one of `write_converted`'s, or converted.json is not as it was written.
   """
   path = epath.Path(folder) / DESCRIPTION
-  if not path.exists():
-    raise ConversionError(f'{folder}: no {DESCRIPTION} there; make such a folder with `pagoda convert`')
   try:
-    return _tuples(json.loads(path.read_text()))
-  except ValueError as error:
-    raise ConversionError(f'{path}: damaged ({error})') from error
+    return _tuples(files.read_sealed(path))
+  except FileNotFoundError:
+    raise ConversionError(f'{folder}: no {DESCRIPTION} there; make such a folder with `pagoda convert`') from None
+  except (OSError, ValueError) as error:
+    raise ConversionError(f'{path}: damaged ({error}); {REMEDY}') from None
 
 
 def _tuples(value):
@@ -111,13 +116,18 @@ def load_converted(folder) -> tuple[dict, dict]:
 
 def read_folder(folder) -> Converted:
   """Everything that `write_converted` was given; errors as `load_converted`."""
-  description = read_description(folder)
-  carried = epath.Path(folder) / 'carried.safetensors'
+  description, folder = read_description(folder), epath.Path(folder)
+  try:
+    wrong = files.damaged_files(folder, description['files'])
+  except OSError as error:
+    raise ConversionError(f'{folder}: cannot be read: {error}') from None
+  if wrong:
+    raise ConversionError(f'{folder}: damaged: {files.first_rows(wrong)}; {REMEDY}')
   return Converted(
-    variables=_read_variables(epath.Path(folder) / 'variables'),
+    variables=_read_variables(folder / 'variables'),
     options=description['options'],
     format=description['format'],
-    carried=torch_files.read(carried, strip=()).tensors if carried.exists() else {},
+    carried=torch_files.read(folder / CARRIED, strip=()).tensors if CARRIED in description['files'] else {},
     leaves_asked=description['leaves_asked'],
   )
 
@@ -131,4 +141,4 @@ def _read_variables(path: epath.Path) -> dict:
       return checkpointer.restore(path, ocp.args.PyTreeRestore(item=tree, restore_args=restore_args))
   except Exception as error:  # tensorstore and Orbax raise many kinds
     lines = str(error).splitlines()[:8]
-    raise ConversionError(f'{path}: damaged, convert the published file again: ' + '\n'.join(lines)) from error
+    raise ConversionError(f'{path}: damaged; {REMEDY}: ' + '\n'.join(lines)) from error

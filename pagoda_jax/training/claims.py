@@ -1,0 +1,57 @@
+"""config.json in a phase's folder, sealed: which experiment the phase belongs to.
+
+Earlier versions wrote it without a seal. Such a file is compared with the config that a run is started with, never
+believed: `pagoda run` then writes it anew, sealed. Who knows no config (`sample`, `inspect`, `init_from`) refuses it.
+"""
+
+from etils import epath
+
+from pagoda_jax.runtime.files import NotSealedError, read_sealed, read_to_compare, write_sealed
+
+FILE = 'config.json'
+
+
+class WorkdirError(ValueError):
+  """The work directory belongs to another experiment, is damaged, or lacks what a phase starts from."""
+
+
+def write(phase_folder, phase: str, identity: dict, config: dict) -> None:
+  """Writes config.json: what decides what the phase computes, flat, and the whole experiment."""
+  path = epath.Path(phase_folder) / FILE
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_sealed(path, {'phase': phase, 'identity': identity, 'config': config})
+
+
+def read(phase_folder) -> dict:
+  """What `write` wrote.
+
+  Raises:
+    WorkdirError: it is missing, damaged or without a seal.
+  """
+  return _read(phase_folder, read_sealed)
+
+
+def read_identity(phase_folder) -> dict:
+  """What decides what the phase computes, to be compared: of a config.json without a seal too; errors as `read`'s."""
+  return _read(phase_folder, _identity)
+
+
+def _identity(path):
+  identity = read_to_compare(path)[0].get('identity')
+  if not isinstance(identity, dict):
+    raise ValueError('no identity in it')
+  return identity
+
+
+def _read(phase_folder, reader):
+  path = epath.Path(phase_folder) / FILE
+  try:
+    return reader(path)
+  except NotSealedError as error:
+    raise WorkdirError(f'{path}: {error}; the same `pagoda run` as before compares it and seals it') from None
+  except (OSError, ValueError) as error:
+    raise WorkdirError(
+      f'{path}: missing or damaged ({error}), so that nothing tells which experiment phase {path.parent.name} belongs '
+      'to. Put a whole one back; or, if you know, delete it and start `pagoda run` with that experiment, which writes '
+      'it anew'
+    ) from None
