@@ -16,7 +16,7 @@ from multiprocessing import connection
 from etils import epath
 
 from pagoda_jax.data import folders, records, shards, sources
-from pagoda_jax.runtime import processes
+from pagoda_jax.runtime import lock, processes
 from pagoda_jax.runtime.files import file_digest, write_json, write_sealed
 from pagoda_jax.runtime.interrupts import EXIT_INTERRUPTED, Interrupted
 from pagoda_jax.runtime.progress import Progress
@@ -65,11 +65,16 @@ def prepare(source: sources.Source, output, recipe: records.Recipe, shard_size: 
 
   Raises:
     PrepareError: `output` was begun with other settings, or a worker process died.
+    LockError: another process prepares pictures there.
     SourceError: too many pictures cannot be read.
     OSError: a shard cannot be written; names it.
     Interrupted: by Ctrl-C; finished shards stay.
   """
-  output = epath.Path(output)
+  with lock.hold(output):
+    return _prepare(source, epath.Path(output), recipe, shard_size, workers, max_unreadable)
+
+
+def _prepare(source, output, recipe, shard_size, workers, max_unreadable):
   layout = shards.Layout(records.PREFIX, len(source), shard_size)
   plan = {'data_sha256': source.digest, 'pictures': len(source), 'shard_size': shard_size, **vars(recipe)}
   _claim(output, plan)
@@ -152,6 +157,7 @@ def _write_in_processes(job, numbers, recipe, count, counter):
 
 
 def _close(source, output, layout, plan, max_unreadable) -> dict:
+  lock.confirm()
   sidecars = {name: shards.read_sidecar(output, name) for name in layout.names}
   unreadable = [row for sidecar in sidecars.values() for row in sidecar['unreadable']]
   folders.report_unreadable(output, unreadable, layout.count, max_unreadable)

@@ -17,7 +17,7 @@ from absl import logging
 from etils import epath
 from flax import traverse_util
 
-from pagoda_jax.runtime import distributed
+from pagoda_jax.runtime import distributed, lock
 from pagoda_jax.runtime.files import naming, write_json
 from pagoda_jax.training import checksums
 
@@ -88,6 +88,7 @@ class Checkpoints:
     """
     if step == self.latest_step():
       return
+    lock.confirm()
     items = {'state': ocp.args.PyTreeSave(state), 'data': ocp.args.JsonSave(data_position)}
     if math.isfinite(metric):
       items['metrics_mean'] = ocp.args.JsonSave({self._best: metric})
@@ -98,6 +99,7 @@ class Checkpoints:
 
   def _seal(self):
     """Writes the checksums of the checkpoint being saved, and its step to newest.json."""
+    lock.confirm()  # this process may have been suspended in the middle of the save
     names = ocp.step.standard_name_format()
     checksums.write(ocp.step.find_step_path(self.folder, names, step=self._saving, include_uncommitted=True))
     write_json(self.folder / NEWEST, {'step': self._saving})
