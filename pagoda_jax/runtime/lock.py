@@ -22,6 +22,7 @@ import time
 from etils import epath
 
 from pagoda_jax.runtime import distributed, processes
+from pagoda_jax.runtime.files import naming
 from pagoda_jax.runtime.interrupts import Interrupted, StopRequest
 
 PATTERN = 'lock-*.json'
@@ -32,7 +33,7 @@ LARGEST = 4096  # characters; what is longer is no lock that was written here
 
 
 class LockError(RuntimeError):
-  """Another run holds the folder, or it cannot be written to; the message says who and since when."""
+  """Another run holds the folder; the message says who and since when."""
 
 
 _held: list['_Lock'] = []
@@ -43,7 +44,8 @@ def hold(folder):
   """Within `with`, no other run works on `folder`, which is made if need be; process 0 holds it for all processes.
 
   Raises:
-    LockError: another run holds it, or it cannot be written to.
+    LockError: another run holds it.
+    OSError: its lock cannot be written.
     Interrupted: asked to stop before it was held.
   """
   lock = _Lock(epath.Path(folder))
@@ -57,7 +59,11 @@ def hold(folder):
 
 
 def confirm() -> None:
-  """To be called before something is written: ends this process if another has taken what it held."""
+  """To be called before something is written: ends this process if another has taken what it held.
+
+  Raises:
+    OSError: for long nothing could be seen of the lock.
+  """
   for lock in _held:
     lock.confirm()
 
@@ -85,8 +91,6 @@ class _Lock:
       self._take_over(over)
     except Interrupted as stop:
       return stop.exit_code
-    except OSError as error:
-      raise LockError(f'{self._folder}: no lock can be written there: {error.strerror or error}') from None
     return 0
 
   def _others(self) -> set:
@@ -100,7 +104,8 @@ class _Lock:
       return False
     self._confirmed = _now()
     try:
-      self._path.write_text(self._text)
+      with naming(self._path):
+        self._path.write_text(self._text)
       if self._is_there() and not self._others() - over.keys():
         return True
     except OSError:  # a full disk, which leaves it empty
@@ -161,10 +166,7 @@ class _Lock:
     """Ends this process if the lock is lost; looks at it only if it was not seen for long."""
     if _now() - self._confirmed < LOOK_SECONDS * SILENT_LOOKS / 2:
       return
-    try:
-      self._touch()
-    except OSError as error:
-      raise LockError(f'{self._path}: cannot be read: {error.strerror or error}; stopped before writing on') from None
+    self._touch()
 
   def _touch(self):
     with self._mutex:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -173,15 +174,15 @@ def test_a_stop_that_is_asked_for_while_waiting_is_heeded(tmp_path, monkeypatch)
   assert stop.value.exit_code == 75
 
 
-@pytest.mark.parametrize('spoil, said', [
-  (lambda path: path.write_text('a file'), 'File exists'),
-  (lambda path: path.symlink_to(path), 'File exists|symbolic links'),
-])
-def test_a_folder_that_cannot_be_one_is_named(tmp_path, spoil, said):
-  spoil(tmp_path / 'run')
-  with pytest.raises(lock.LockError, match=f'run: no lock can be written there: .*({said})'):
-    with lock.hold(tmp_path / 'run'):
+def test_a_full_disk_is_said_and_leaves_no_lock(tmp_path):
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+  try:
+    with pytest.raises(OSError, match=f"File too large: '{tmp_path}/lock-"), lock.hold(tmp_path):
       pass
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert not list(tmp_path.iterdir())
 
 
 RUN = [CONFIG, '--phase=teacher', '--config.phases.teacher.steps=100000', '--config.checkpoint.every_steps=100000',
