@@ -1,6 +1,7 @@
 """An experiment's phases in order; what is finished is skipped."""
 
 import time
+from collections.abc import Callable
 
 import jax
 from etils import epath
@@ -8,14 +9,15 @@ from etils import epath
 from pagoda_jax import config as configs
 from pagoda_jax import validation
 from pagoda_jax.data import stream as streams
-from pagoda_jax.runtime import distributed
+from pagoda_jax.runtime import distributed, lock
 from pagoda_jax.runtime.interrupts import Interrupted, StopRequest
 from pagoda_jax.runtime.progress import duration
 from pagoda_jax.training import checkpoints, inverting, loop, workdir
 from pagoda_jax.weights import frozen_weights
 
 
-def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> None:
+def run_experiment(config, folder, phases=(), max_steps: int | None = None, finish: Callable[[], None] | None = None
+                   ) -> None:
   """Runs phases in their order, each from where it stands; a finished one is skipped.
 
   Args:
@@ -23,12 +25,14 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> N
     folder: the work directory.
     phases: names of the phases to run; () runs all.
     max_steps: caps every phase, for smoke runs.
+    finish: called after the last phase, while no other run can work on the folder.
 
   Raises:
     ConfigError: the config cannot be run, or names no such phase.
     MissingWeightsError, WrongDigestError: a published file that a phase needs is not there or not whole.
     SourceError: the pictures are missing or damaged, or do not fit the config.
     WorkdirError: the work directory belongs to another experiment, or lacks what a phase starts from.
+    LockError: another run works on the work directory.
     HostsError: processes do not fit together, or one of them did not come.
     Interrupted: a phase was asked to stop, and has saved.
   """
@@ -44,18 +48,22 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None) -> N
       workdir.check_claim(folder, config, name)
   workdir.check_same_everywhere(config, chosen)
   frozen_weights.check_present(config, chosen)
-  with StopRequest() as stop:
-    for name in chosen:
-      if stop.wanted_before(name):
-        raise Interrupted(f'stopped before {name}; start the same command again to go on', stop.exit_code)
-      run_phase(config, folder, name, stop, max_steps)
-  distributed.wait_for_all('end of the last phase')
+  with lock.hold(folder):
+    with StopRequest() as stop:
+      for name in chosen:
+        if stop.wanted_before(name):
+          raise Interrupted(f'stopped before {name}; start the same command again to go on', stop.exit_code)
+        run_phase(config, folder, name, stop, max_steps)
+    distributed.wait_for_all('end of the last phase')
+    if finish:
+      finish()
 
 
 def run_phase(config, folder, name: str, stop: StopRequest, max_steps: int | None = None) -> None:
   """Runs one phase to its end, unless it is there already."""
 
   def begin():
+    lock.confirm()
     workdir.claim(folder, config, name)
     workdir.check_inputs(folder, config, name)
     done = workdir.progress(folder, config, name)

@@ -20,9 +20,12 @@ def define_flags(fv) -> None:
 def run(fv, args) -> int:
   del args
   start = time.monotonic()
-  pipeline.run_experiment(fv.config, fv.workdir, tuple(fv.phases), fv.max_steps)
-  small_data.write_ladder(fv.config, fv.workdir, epath.Path(fv.workdir) / 'ladder.png')
-  if fv.config.evaluation.samples:
-    distributed.say(small_data.summary(fv.config, fv.workdir))
+
+  def finish():
+    small_data.write_ladder(fv.config, fv.workdir, epath.Path(fv.workdir) / 'ladder.png')
+    if fv.config.evaluation.samples:
+      distributed.say(small_data.summary(fv.config, fv.workdir))
+
+  pipeline.run_experiment(fv.config, fv.workdir, tuple(fv.phases), fv.max_steps, finish)
   distributed.say(f'finished in {duration(time.monotonic() - start)}; sample grids: {fv.workdir}/*/samples/*.png')
   return 0

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from pagoda_jax.runtime import lock
 from pagoda_jax.runtime.files import replacing
 
 
@@ -37,6 +38,7 @@ def image_grid(images: np.ndarray, columns: int = 0, smallest_side: int = 32) ->
 
 def write_png(path, image: np.ndarray) -> None:
   """Writes [H, W, C] uint8 as a PNG, whole or not at all."""
+  lock.confirm()
   buffer = io.BytesIO()  # writing to a file, Pillow tells of a full disk as of an error in its encoder
   Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, 'PNG')
   with replacing(path) as file:

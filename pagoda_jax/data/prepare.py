@@ -15,6 +15,7 @@ from multiprocessing import connection
 from etils import epath
 
 from pagoda_jax.data import folders, records, shards, sources
+from pagoda_jax.runtime import lock, processes
 from pagoda_jax.runtime.files import file_digest, read_json, write_json, write_sealed
 from pagoda_jax.runtime.interrupts import EXIT_INTERRUPTED, Interrupted
 from pagoda_jax.runtime.progress import Progress
@@ -63,11 +64,16 @@ def prepare(source: sources.Source, output, recipe: records.Recipe, shard_size: 
 
   Raises:
     PrepareError: `output` was begun with other settings, or a worker process died.
+    LockError: another process prepares pictures there.
     SourceError: too many pictures cannot be read.
     OSError: a shard cannot be written; names it.
     Interrupted: by Ctrl-C; finished shards stay.
   """
-  output = epath.Path(output)
+  with lock.hold(output):
+    return _prepare(source, epath.Path(output), recipe, shard_size, workers, max_unreadable)
+
+
+def _prepare(source, output, recipe, shard_size, workers, max_unreadable):
   layout = shards.Layout(records.PREFIX, len(source), shard_size)
   plan = {'data_sha256': source.digest, 'pictures': len(source), 'shard_size': shard_size, **vars(recipe)}
   _claim(output, plan)
@@ -124,33 +130,33 @@ def _write(source, output, layout, numbers, recipe, workers, counter):
                       EXIT_INTERRUPTED) from None
 
 
-def _write_in_processes(job, numbers, recipe, workers, counter):
+def _write_in_processes(job, numbers, recipe, count, counter):
   context = multiprocessing.get_context('spawn')  # a fork would copy the threads' locks of JAX
   done, failed = context.Value('Q', 0), context.SimpleQueue()
-  processes = [
-    context.Process(target=records.work, args=(*job, numbers[i::workers], recipe, done, failed), daemon=True)
-    for i in range(workers)
+  workers = [
+    context.Process(target=records.work, args=(*job, numbers[i::count], recipe, done, failed), daemon=True)
+    for i in range(count)
   ]
   try:
-    for process in processes:
-      process.start()
-    while alive := [process.sentinel for process in processes if process.exitcode is None]:
+    for worker in workers:
+      worker.start()
+    while alive := [worker.sentinel for worker in workers if worker.exitcode is None]:
       connection.wait(alive, timeout=0.5)
       counter.show(done.value)
-      for process in processes:
-        if process.exitcode and not failed.empty():
+      for worker in workers:
+        if worker.exitcode and not failed.empty():
           raise failed.get()
-        if process.exitcode:
-          raise PrepareError(f'prepare: a worker process ended with exit code {process.exitcode} (-9: killed, perhaps '
-                             f'for lack of memory; otherwise its message stands above); {GO_ON}')
+        if worker.exitcode:
+          raise PrepareError(f'prepare: worker process {worker.pid} {processes.ending(worker.exitcode)}; {GO_ON}')
   finally:
-    for process in processes:
-      if process.pid is not None:
-        process.terminate()
-        process.join()
+    for worker in workers:
+      if worker.pid is not None:
+        worker.kill()  # it heeds nothing else
+        worker.join()
 
 
 def _close(source, output, layout, plan, max_unreadable) -> dict:
+  lock.confirm()
   sidecars = {name: shards.read_sidecar(output, name) for name in layout.names}
   unreadable = [row for sidecar in sidecars.values() for row in sidecar['unreadable']]
   folders.report_unreadable(output, unreadable, layout.count, max_unreadable)

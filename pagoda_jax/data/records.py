@@ -9,11 +9,7 @@ the shard's labels.
 import dataclasses
 import hashlib
 import json
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +18,7 @@ from etils import epath
 
 from pagoda_jax.data import pictures, shards
 from pagoda_jax.data.pictures import SourceError
+from pagoda_jax.runtime import processes
 from pagoda_jax.runtime.files import file_digest, read_sealed
 
 FORMAT_VERSION = 1
@@ -198,8 +195,7 @@ def work(source, folder, layout: shards.Layout, numbers: list[int], recipe: Reci
 
   `done` is a shared count of pictures, `failed` a queue: an OSError goes there, for the first process to raise.
   """
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
-  threading.Thread(target=_end_with_parent, daemon=True).start()
+  processes.begin_worker()
 
   def tick():
     with done.get_lock():
@@ -211,8 +207,3 @@ def work(source, folder, layout: shards.Layout, numbers: list[int], recipe: Reci
   except OSError as error:
     failed.put(error)
     sys.exit(1)
-
-
-def _end_with_parent():
-  multiprocessing.parent_process().join()
-  os._exit(1)  # the parent was killed: nobody counts on this process any more

@@ -5,6 +5,7 @@ their position is one integer that does not depend on how many hosts read, so a 
 """
 
 import dataclasses
+import multiprocessing
 from typing import Any
 
 import grain
@@ -14,6 +15,7 @@ from grain.experimental import ZipMapDataset
 
 from pagoda_jax.data.pictures import SourceError, picture_of
 from pagoda_jax.data.sources import Source, open_source
+from pagoda_jax.runtime import processes
 
 
 def settle(config) -> None:
@@ -190,6 +192,10 @@ class _Rows:
     return self.dataset[batch * self.batch_size + int(self.rows[place])]
 
 
+class WorkerError(RuntimeError):
+  """A worker process is gone; the message says which and how."""
+
+
 class Batches:
   """Iterator of dicts of arrays [len(rows), ...] whose state is one position, the same on every host.
 
@@ -203,14 +209,30 @@ class Batches:
     self._workers = workers
     self._position = 0
     self._iterator = None
+    self._processes = set()
 
   def __iter__(self):
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
+    """The next batch.
+
+    Raises:
+      SourceError: a picture cannot be read.
+      WorkerError: a worker process was killed.
+    """
     if self._iterator is None:
       self._iterator = self._open()
-    batch = next(self._iterator)
+    if len(self._processes) < self._workers:  # they start one after the other
+      self._processes |= set(multiprocessing.active_children())
+    try:
+      batch = next(self._iterator)
+    except RuntimeError as error:
+      gone = [f'worker process {p.pid} {processes.ending(p.exitcode)}' for p in self._processes if p.exitcode]
+      if gone or 'Worker process' in str(error):  # Grain's words, of one that did not even start
+        raise WorkerError(f'config.data.workers = {self._workers}: {", ".join(gone) or error}; start the same command '
+                          'again to go on from the last checkpoint') from None
+      raise
     self._position += self._source.batch_size
     return batch
 
@@ -221,7 +243,9 @@ class Batches:
     read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     dataset = grain.MapDataset.source(self._source)[first:].batch(width).to_iter_dataset(read)
     if self._workers:
-      dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+      processes.free_segments()
+      options = grain.MultiprocessingOptions(num_workers=self._workers)
+      dataset = dataset.mp_prefetch(options, worker_init_fn=processes.begin_worker)
     return iter(dataset)
 
   def get_state(self) -> dict[str, int]:
@@ -237,7 +261,7 @@ class Batches:
     """Ends the worker processes."""
     if self._iterator is not None:
       self._iterator.close()
-      self._iterator = None
+      self._iterator, self._processes = None, set()
 
 
 def epoch_pictures(data, resolution: int, split: str, indices=None) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from pagoda_jax.runtime import distributed, trees
+from pagoda_jax.runtime import distributed, lock, trees
 from pagoda_jax.runtime.files import first_rows, naming, read_sealed, write_sealed
 from pagoda_jax.training import checksums
 
@@ -87,6 +87,7 @@ class Checkpoints:
     """
     if step == self.latest_step():
       return
+    lock.confirm()
     items = {'state': ocp.args.PyTreeSave(state), 'data': ocp.args.JsonSave(data_position)}
     if math.isfinite(metric):
       items['metrics_mean'] = ocp.args.JsonSave({self._best: metric})
@@ -97,6 +98,7 @@ class Checkpoints:
 
   def _seal(self):
     """Writes the checksums of the checkpoint being saved, and its step to newest.json."""
+    lock.confirm()  # this process may have been suspended in the middle of the save
     names = ocp.step.standard_name_format()
     checksums.write(ocp.step.find_step_path(self.folder, names, step=self._saving, include_uncommitted=True))
     write_sealed(self.folder / NEWEST, {'step': self._saving})

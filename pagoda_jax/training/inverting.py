@@ -15,7 +15,7 @@ from etils import epath
 from pagoda_jax.data import noise_store, shards
 from pagoda_jax.data import stream as streams
 from pagoda_jax.method import diffusion
-from pagoda_jax.runtime import distributed, randomness, sharding
+from pagoda_jax.runtime import distributed, lock, randomness, sharding
 from pagoda_jax.runtime.files import replacing
 from pagoda_jax.runtime.interrupts import Interrupted
 from pagoda_jax.runtime.progress import Progress
@@ -118,6 +118,7 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
         progress.update(count, len(records), {'std': float(noise[-1].std())}, force=count == pairs)
       values = np.concatenate(noise).astype(phase.dtype)
       _check_finite(values, layout.keys(shard), name)
+      lock.confirm()
       noise_store.write_shard(store, layout, shard, values, made_from)
   if distributed.is_primary():
     _wait_for_shards(config, store, layout, left, name, stop)
@@ -183,6 +184,7 @@ def _write_holdout(config, name, store, solve, made_from):
   noise = solve(small, labels, keys)
   _check_finite(noise, keys, name)
   np.savez(buffer, image=images, label=labels, noise=noise, origin=mark)
+  lock.confirm()
   with replacing(path) as file:
     file.write(buffer.getbuffer())
 
@@ -203,6 +205,7 @@ def _wait_for_shards(config, store, layout, left, name, stop):
 
 def _close(config, store, layout, name, made_from):
   """Writes the manifest."""
+  lock.confirm()
   shape = (config.base_resolution, config.base_resolution, config.data.channels)
   manifest = noise_store.write_manifest(store, layout, shape, config.phases[name].dtype, made_from)
   _judge(config, name, f'{layout.count} pairs', manifest['mean'], manifest['std'])
@@ -211,6 +214,7 @@ def _close(config, store, layout, name, made_from):
 def _close_without_store(config, store, count, name, made_from):
   """Writes the manifest that later phases check; `count` pairs are theirs to invert."""
   noise = noise_store.read_holdout(store)['noise']
+  lock.confirm()
   noise_store.write_promise(store, count, made_from)
   print(f'{name}: nothing is stored; the phases that read {name} invert inside their steps', flush=True)
   _judge(config, name, f'{len(noise)} held-out pictures', noise.mean(), noise.std())

@@ -5,7 +5,7 @@ import time
 
 from etils import epath
 
-from pagoda_jax.runtime import distributed
+from pagoda_jax.runtime import distributed, lock
 from pagoda_jax.runtime.files import naming, replacing
 
 try:  # clu's writers need tensorflow and tensorboard, which no one should install to train
@@ -52,6 +52,7 @@ class JsonLines:
     """
     if not self._primary:
       return
+    lock.confirm()
     line = json.dumps({'step': step} | values) + '\n'
     if self._appends:
       with naming(self._path), self._path.open('a') as file:

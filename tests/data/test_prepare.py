@@ -18,6 +18,7 @@ from pagoda_jax import config as configs
 from pagoda_jax import main
 from pagoda_jax.data import folders, pictures, prepare, records, shards, sources
 from pagoda_jax.data import stream as streams
+from pagoda_jax.runtime import lock
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -178,6 +179,14 @@ def test_an_unfinished_folder_is_not_trained_on(photos, tmp_path):
   (output / records.MANIFEST).unlink()
   with pytest.raises(pictures.SourceError, match='no finished data set'):
     records.open_records(output)
+
+
+def test_a_second_prepare_on_one_output_is_refused(photos, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(lock, 'BEAT_SECONDS', 0.05)
+  with lock.hold(tmp_path / 'out'):
+    assert run(f'--source=folder:{photos}', f'--output={tmp_path / "out"}', '--workers=1') == 1
+    assert f'process {os.getpid()} on ' in capsys.readouterr().err
+    assert len(files(tmp_path / 'out')) == 1  # the lock
 
 
 class Fatal:
