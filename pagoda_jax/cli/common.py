@@ -39,7 +39,7 @@ for _type, _parser in ((int, _WholeNumber()), (float, _Number()), (bool, _Flag()
 def define_experiment(fv) -> None:
   """--config."""
   config_flags.DEFINE_config_file('config', None, 'Experiment file, such as experiments/mnist.py or '
-                                  'experiments/mnist.py:long; --config.KEY=VALUE overrides a key.',
+                                  'experiments/folder.py:base=16,target=64; --config.KEY=VALUE overrides a key.',
                                   lock_config=True, flag_values=fv)
 
 
