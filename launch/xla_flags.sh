@@ -11,7 +11,8 @@
 #
 # All are known to jaxlib 0.10.2 and its libtpu, asked without a chip; what they gain was measured on none.
 # For v5e, libtpu made the same program of a small step (2 x 2 chips, convolutions, parameters over fsdp) with
-# all of its flags as without. On a GPU latency hiding is off unless asked for.
+# all of its flags as without, and another, without asynchronous collectives, with all of them false: it has them
+# on by itself. They stay for other versions of it. On a GPU latency hiding is off unless asked for.
 
 _pagoda_flag_table() {
   cat <<'TABLE'
