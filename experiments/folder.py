@@ -59,7 +59,7 @@ def get_config(variant: str = ''):
   base, target, labels = parse_variant(variant)
   config = c.experiment(base_resolution=base)
   config.data.update({'source': 'folder', 'path': 'images', 'resolution': target, 'num_classes': -1 if labels else 0,
-                      'holdout': 0, 'workers': 8})
+                      'holdout': 0})
   # Down to 4 or 8 px, with attention at 16 and 8 as in the ADM networks: 20 to 40 M parameters.
   levels = {4: 1, 8: 2, 16: 3, 32: 3}.get(base, 4)
   config.network = c.network(channels=128, channel_mult=(1, 2, 2, 2)[:levels], num_blocks=2,

@@ -8,6 +8,11 @@
 # its guide on scoped vmem, and in NVIDIA's JAX-Toolbox guide "GPU performance". They change speed, not
 # results. Left out on purpose: --xla_tpu_spmd_rng_bit_generator_unsafe, with which random numbers would
 # depend on the sharding.
+#
+# All are known to jaxlib 0.10.2 and its libtpu, asked without a chip; what they gain was measured on none.
+# For v5e, libtpu made the same program of a small step (2 x 2 chips, convolutions, parameters over fsdp) with
+# all of its flags as without, and another, without asynchronous collectives, with all of them false: it has them
+# on by itself. They stay for other versions of it. On a GPU latency hiding is off unless asked for.
 
 _pagoda_flag_table() {
   cat <<'TABLE'

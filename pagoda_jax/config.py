@@ -265,7 +265,8 @@ def experiment():
       'num_classes': (0, integer('[-1, 1_000_000]')),  # 0: unconditional; -1: as many as the source has
       'mirror': (True, flag),  # whether a mirror image is as good an image (not so for digits)
       'holdout': (0, integer('[0, 10_000_000]')),  # images kept out of training, for evaluation
-      'workers': (0, integer('[0, 256]')),  # processes that decode and resize; 0: in the training process
+      # processes that decode and resize; 0: in the training process; -1: for a folder, as many as cores can be spared
+      'workers': (-1, integer('[0, 256]', also=-1)),
       # folder: share of files that may be unreadable; they are listed and left out
       'max_unreadable': (0.01, number('[0, 1]')),
       'verify': (False, flag),  # array_record: compare every shard with its checksum before training

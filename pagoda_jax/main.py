@@ -98,9 +98,15 @@ def _run_command(name: str, args: list[str]) -> int:
 
 
 def set_up_jax() -> None:
-  """A cache of compiled programs that later runs share ($JAX_COMPILATION_CACHE_DIR, or the user's cache folder)."""
+  """A cache of compiled programs that later runs share ($JAX_COMPILATION_CACHE_DIR, or the user's cache folder).
+
+  XLA's own caches lie in the same folder, whose path would thereby be part of every program's key: without them a
+  cache that was copied into an image or a bucket still fits.
+  """
   import jax
 
+  if 'JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES' not in os.environ:
+    jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
   if not jax.config.jax_compilation_cache_dir:
     cache = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
     jax.config.update('jax_compilation_cache_dir', os.path.join(cache, 'pagoda_jax', 'compiled'))

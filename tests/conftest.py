@@ -11,6 +11,7 @@ os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_p
 CACHE = pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'compiled'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES', 'none')  # as main.set_up_jax: one key for all tests
 
 import jax  # noqa: E402
 from absl import flags  # noqa: E402

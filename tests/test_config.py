@@ -143,7 +143,7 @@ HOSTILE = [
   (math.nan, ''),
   (math.inf, ''),
   (-math.inf, ''),
-  (-1, 'num_classes mesh.data p_mean'),
+  (-1, 'num_classes workers mesh.data p_mean'),
   (0, 'seed holdout workers max_unreadable stem_channels embed_channels num_heads augment_dim dropout warmup_steps b1 '
       'b2 clip_norm ema label_dropout p_mean p_std weight low grow_16.num_blocks microbatch keep_every '
       'evaluation.samples'),

@@ -76,8 +76,6 @@ def record_settings(folder: pathlib.Path, workers: int) -> ConfigDict:
 
 def measure_records(folder: pathlib.Path, seconds: float, workers: int) -> float:
   """Pictures a second: 64 px ArrayRecord to shuffled batches of 128, by `workers` processes (0: this one)."""
-  if not folder.exists():
-    prepare.prepare(NaturalSource(), folder, records.Recipe(SMALL, 'png', 95), SMALL_COUNT // 4, 1, 0.0)
   batches = streams.Stream(record_settings(folder, workers), SMALL, seed=0).batches(BATCH)
   return rate(lambda: len(next(batches)['image']), seconds)
 
@@ -89,9 +87,13 @@ def data_table(seconds: float, workers: int) -> str:
     folder = pathlib.Path(folder)
     (folder / 'jpeg').mkdir()
     measured = [(f'{LARGE} px JPEG -> {LARGE} + {SMALL} px', 1, measure_jpeg(folder / 'jpeg', seconds))]
-    for count in sorted({0, workers}):
-      found = measure_records(folder / 'records', seconds, count)
-      measured.append((f'{SMALL} px ArrayRecord -> batch of {BATCH}', max(count, 1), found))
+    source = NaturalSource()
+    for image_format in ('png', 'raw'):
+      prepare.prepare(source, folder / image_format, records.Recipe(SMALL, image_format, 95), SMALL_COUNT // 4, 1, 0.0)
+      source = records.open_records(str(folder / image_format))  # to make them again would take longer
+      for count in sorted({0, workers}):
+        found = measure_records(folder / image_format, seconds, count)
+        measured.append((f'{SMALL} px ArrayRecord ({image_format}) -> batch of {BATCH}', max(count, 1), found))
   for what, processes, found in measured:
     rows.append(f'{what:<42} {processes:>9} {found:>9.0f} {found / processes:>18.0f}')
   return '\n'.join(rows)

@@ -16,7 +16,8 @@ def define_flags(fv) -> None:
   flags.DEFINE_integer('workers', 0, 'Processes; 0: one for each core.', lower_bound=0, flag_values=fv)
   flags.DEFINE_integer('shard_size', 2048, 'Pictures a shard, the unit that is made anew after a crash.',
                        lower_bound=1, flag_values=fv)
-  flags.DEFINE_enum('format', 'png', pictures.FORMATS, 'Format of the stored pictures.', flag_values=fv)
+  flags.DEFINE_enum('format', 'png', pictures.FORMATS, 'Format of the stored pictures; raw (pixels) is read fastest '
+                    'and takes most room: for small ones, up to 64 px.', flag_values=fv)
   flags.DEFINE_integer('quality', 95, 'Quality of JPEGs.', lower_bound=1, upper_bound=100, flag_values=fv)
   flags.DEFINE_float('max_unreadable', 0.01, 'Share of pictures that may be unreadable; they are listed and left out.',
                      lower_bound=0, upper_bound=1, flag_values=fv)

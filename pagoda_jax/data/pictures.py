@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ('png', 'jpeg')
+FORMATS = ('png', 'jpeg', 'raw')  # raw: the pixels' bytes
 MAX_PIXELS = 2**26  # of a picture scaled to its short side, before the crop: 256 MiB of colours
 DEEP_FORMATS = ('JPEG2000', 'PNG', 'PPM', 'TIFF')  # whose 16-bit greys Pillow gives as 0 (black) to 65535
 
@@ -136,11 +136,25 @@ def _in_8_bits(image, white):
 
 
 def encode(pixels: np.ndarray, image_format: str, quality: int) -> bytes:
-  """[H, W, C] uint8 (C 1 or 3) as a file's bytes: 'png', or 'jpeg' of a quality without chroma subsampling."""
+  """[H, W, C] uint8 (C 1 or 3) as bytes: 'png', 'jpeg' of a quality without chroma subsampling, 'raw' for `of_raw`."""
+  if image_format == 'raw':
+    return pixels.tobytes()
   options = {'quality': quality, 'subsampling': 0} if image_format == 'jpeg' else {}
   buffer = io.BytesIO()
   Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, image_format, **options)
   return buffer.getvalue()
+
+
+def of_raw(content: bytes, side: int) -> Image.Image:
+  """The square picture, grey or RGB, that `encode` made 'raw' bytes of.
+
+  Raises:
+    SourceError: they are too few or too many for the side.
+  """
+  mode = {side**2: 'L', 3 * side**2: 'RGB'}.get(len(content))
+  if mode is None:
+    raise SourceError(f'{len(content)} bytes, not the {side**2} or {3 * side**2} of raw pixels')
+  return Image.frombytes(mode, (side, side), content)
 
 
 def color_channels(image: Image.Image) -> int:

@@ -162,7 +162,7 @@ def _close(source, output, layout, plan, max_unreadable) -> dict:
   folders.report_unreadable(output, unreadable, layout.count, max_unreadable)
   counts = Counter(label for sidecar in sidecars.values() for label in sidecar['labels'])
   manifest = {
-    'format_version': records.FORMAT_VERSION,
+    'format_version': records.RAW_VERSION if plan['format'] == 'raw' else records.FORMAT_VERSION,
     'count': sum(sidecar['count'] for sidecar in sidecars.values()),
     **plan,
     'classes': list(source.class_names),

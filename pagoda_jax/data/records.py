@@ -1,9 +1,10 @@
 """The data set that `pagoda prepare` writes: encoded pictures of one resolution in ArrayRecord shards.
 
 A record is the length of a JSON header (4 bytes, little-endian), the header {"shard", "record", "label",
-"name", "caption" where there is one}, and the picture's PNG or JPEG bytes. manifest.json, written last,
-holds classes, counts, settings and the SHA-256 of every shard and of the sidecar beside it, which lists
-the shard's labels.
+"name", "caption" where there is one}, and the picture as PNG, JPEG or raw bytes (rows from the top, one
+byte of grey or three of RGB a pixel). manifest.json, written last, holds classes, counts, settings, the
+pictures' format among them, and the SHA-256 of every shard and of the sidecar beside it, which lists the
+shard's labels.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from pagoda_jax.runtime import processes
 from pagoda_jax.runtime.files import file_digest, read_sealed
 
 FORMAT_VERSION = 1
+RAW_VERSION = 2  # of folders with raw pictures, which programs that know only FORMAT_VERSION would call damaged
 MANIFEST = 'manifest.json'
 PREFIX = 'pictures'
 VERIFY_HINT = '`pagoda prepare --verify --output={}` checks every shard'
@@ -54,6 +56,7 @@ class ArrayRecordSource:
   class_names: tuple[str, ...]
   digest: str
   resolution: int
+  format: str = 'png'  # of the records, one of pictures.FORMATS
 
   def __len__(self) -> int:
     return int(self.ends[-1])
@@ -67,11 +70,12 @@ class ArrayRecordSource:
     shard = int(np.searchsorted(self.ends, index, side='right'))
     first = int(self.ends[shard - 1]) if shard else 0
     place, count = int(index) - first, int(self.ends[shard]) - first
-    path = f'{self.folder}/{self.shard_names[shard]}{shards.SUFFIX}'
+    path = shards.shard_path(self.folder, self.shard_names[shard])
     try:
       record = shards.read_record(self.folder, self.shard_names[shard], count, place)
       header, content = decode_record(record)
-      found, image = (header.pop('shard'), header.pop('record')), pictures.decode(content)
+      found = header.pop('shard'), header.pop('record')
+      image = pictures.of_raw(content, self.resolution) if self.format == 'raw' else pictures.decode(content)
     except shards.ShardError as error:
       raise SourceError(f'{error}; {VERIFY_HINT.format(self.folder)}') from None
     except Exception as error:  # what damaged bytes lead Pillow's and JSON's readers to
@@ -97,8 +101,8 @@ def read_manifest(folder) -> dict:
                       'makes one, or goes on where it stopped') from None
   except (ValueError, KeyError, TypeError) as error:
     raise SourceError(f'{path}: damaged ({error}); run the same `pagoda prepare` again') from None
-  if version != FORMAT_VERSION:
-    raise SourceError(f'{path}: format version {version}, this program reads {FORMAT_VERSION}')
+  if version not in (FORMAT_VERSION, RAW_VERSION):
+    raise SourceError(f'{path}: format version {version}, this program reads {FORMAT_VERSION} and {RAW_VERSION}')
   return manifest
 
 
@@ -113,23 +117,25 @@ def open_records(folder: str, verify: bool = False) -> ArrayRecordSource:
   Raises:
     SourceError: names what is missing or damaged.
   """
+  folder = str(epath.Path(folder))
   manifest = read_manifest(folder)
   names = tuple(manifest['shards'])
   refuse_damaged(folder, [part for name in names for part in damaged_parts(folder, manifest, name, verify)])
   for name, entry in manifest['shards'].items():
     try:
-      shards.open_shard(str(folder), name, entry['count'])
+      shards.open_shard(folder, name, entry['count'])
     except shards.ShardError as error:
       raise SourceError(f'{error}; {VERIFY_HINT.format(folder)}') from None
   labels = [label for name in names for label in shards.read_sidecar(folder, name)['labels']]
   return ArrayRecordSource(
-    folder=str(folder),
+    folder=folder,
     shard_names=names,
     ends=np.cumsum([entry['count'] for entry in manifest['shards'].values()]),
     all_labels=np.array(labels, np.int32),
     class_names=tuple(manifest['classes']),
     digest=hashlib.sha256(json.dumps([entry['sha256'] for entry in manifest['shards'].values()]).encode()).hexdigest(),
     resolution=manifest['resolution'],
+    format=manifest['format'],
   )
 
 

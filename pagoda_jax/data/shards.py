@@ -102,6 +102,11 @@ def sidecar_path(folder, name: str) -> epath.Path:
   return epath.Path(folder) / (name + '.json')
 
 
+def shard_path(folder: str, name: str) -> str:
+  """A shard's file. No epath.Path: making one takes a fifth of the time in which a record is read."""
+  return f'{folder}/{name}{SUFFIX}'
+
+
 def read_sidecar(folder, name: str) -> dict:
   """A shard's sidecar.
 
@@ -136,11 +141,12 @@ def open_shard(folder: str, name: str, count: int):
   Raises:
     ShardError: it is missing, damaged, or holds another number of records than `count`.
   """
-  path = epath.Path(folder) / (name + SUFFIX)
-  reader = array_record_module.ArrayRecordReader(str(path))
+  path = shard_path(folder, name)
+  reader = array_record_module.ArrayRecordReader(path)
   found = reader.num_records()
   if found != count:  # a file that is missing or cut short opens as one without records
-    raise ShardError(f'{path}: ' + (f'damaged: {found} records instead of {count}' if path.exists() else 'missing'))
+    state = f'damaged: {found} records instead of {count}' if epath.Path(path).exists() else 'missing'
+    raise ShardError(f'{path}: {state}')
   return reader
 
 
@@ -150,13 +156,12 @@ def read_record(folder: str, name: str, count: int, place: int) -> bytes:
   Raises:
     ShardError: names the shard and the record that cannot be read; ArrayRecord checks a hash of each.
   """
-  path = epath.Path(folder) / (name + SUFFIX)
   try:
     record = open_shard(folder, name, count).read([place])[0]
   except (RuntimeError, IndexError) as error:
-    raise ShardError(f'{path}: record {place} is damaged ({_first_line(error)})') from None
+    raise ShardError(f'{shard_path(folder, name)}: record {place} is damaged ({_first_line(error)})') from None
   if not record:  # what ArrayRecord gives, without an error, of a file that was cut short after it was opened
-    raise ShardError(f'{path}: record {place} is damaged (the file ends before it)')
+    raise ShardError(f'{shard_path(folder, name)}: record {place} is damaged (the file ends before it)')
   return record
 
 

@@ -6,6 +6,8 @@ their position is one integer that does not depend on how many hosts read, so a 
 
 import dataclasses
 import multiprocessing
+import os
+import shutil
 from typing import Any
 
 import grain
@@ -16,6 +18,9 @@ from grain.experimental import ZipMapDataset
 from pagoda_jax.data.pictures import SourceError, picture_of
 from pagoda_jax.data.sources import Source, open_source
 from pagoda_jax.runtime import processes
+
+MOST_WORKERS = 8  # that a run starts by itself
+LEAST_SHARED_MEMORY = 2**30  # bytes free, for them to bring batches in; containers often have 64 MiB in all
 
 
 def settle(config) -> None:
@@ -173,7 +178,24 @@ class Stream:
 
   def batches(self, batch_size: int, rows: np.ndarray | None = None) -> 'Batches':
     """This host's rows of the batches (sharding.local_rows); None reads them whole."""
-    return Batches(self.dataset(), batch_size, np.arange(batch_size) if rows is None else rows, self.data.workers)
+    rows = np.arange(batch_size) if rows is None else rows
+    workers = default_workers(self.data.source) if self.data.workers == -1 else self.data.workers
+    return Batches(self.dataset(), batch_size, rows, workers)
+
+
+def default_workers(source: str) -> int:
+  """How many processes config.data.workers = -1 means: for folders as many as this process has cores, less two.
+
+  Two cores stay for JAX and this process: where there are no more, workers would take 3 s to start, and then time
+  from these. Other sources have 0: what `pagoda prepare` wrote is read fast enough without.
+  """
+  if source != 'folder':
+    return 0
+  try:
+    cores, room = len(os.sched_getaffinity(0)), shutil.disk_usage('/dev/shm').free
+  except (AttributeError, OSError):  # not Linux
+    return 0
+  return min(max(cores - 2, 0), MOST_WORKERS) if room >= LEAST_SHARED_MEMORY else 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,8 @@ def test_unknown_measurement():
 def test_bench_data_prints_a_row_for_each_path(capsys):
   assert main.main(['bench', 'data', '--seconds=0.01']) == 0
   rows = capsys.readouterr().out.splitlines()
-  assert '512 px JPEG -> 512 + 64 px' in rows[1] and '64 px ArrayRecord -> batch of 128' in rows[2]
+  assert '512 px JPEG -> 512 + 64 px' in rows[1] and '64 px ArrayRecord (png) -> batch of 128' in rows[2]
+  assert '64 px ArrayRecord (raw) -> batch of 128' in rows[3]
   assert all(float(row.split()[-1]) > 0 for row in rows[1:])
   assert main.main(['bench', 'nothing']) == 1
 

@@ -1,5 +1,6 @@
 """`pagoda prepare`: any source into shards and back, the same after a kill, and damage is named."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -37,14 +38,14 @@ def files(folder) -> dict[str, bytes]:
   return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def prepared(photos, output, **overrides):
-  """The twelve pictures of a folder in three shards of 64 px PNGs."""
+def prepared(photos, output, image_format='png', **overrides):
+  """The twelve pictures of a folder in three shards of 64 px."""
   options = {'shard_size': 4, 'workers': 1, 'max_unreadable': 0.01} | overrides
-  prepare.prepare(folders.open_folder(photos, check=False), output, records.Recipe(64, 'png', 95), **options)
+  prepare.prepare(folders.open_folder(photos, check=False), output, records.Recipe(64, image_format, 95), **options)
   return output
 
 
-@pytest.mark.parametrize('image_format, tolerance', [('png', 0), ('jpeg', 12)])
+@pytest.mark.parametrize('image_format, tolerance', [('png', 0), ('jpeg', 12), ('raw', 0)])
 def test_a_folder_comes_back_cropped_and_resized_once(photos, tmp_path, image_format, tolerance, capsys):
   output = tmp_path / 'out'
   assert run(f'--source=folder:{photos}', f'--output={output}', '--resolution=10', '--shard_size=5', '--workers=1',
@@ -147,6 +148,43 @@ def test_a_damaged_record_is_named_when_it_is_read(photos, tmp_path):
   source[0]
   with pytest.raises(pictures.SourceError, match='pictures-00002-of-00003.array_record: record 0 is damaged'):
     [source[i] for i in range(12)]
+
+
+def test_a_record_is_read_without_making_a_path(photos, tmp_path, monkeypatch):
+  """It would take as long as the reading."""
+  source = records.open_records(prepared(photos, tmp_path / 'out', 'raw'))
+  monkeypatch.setattr(shards, 'epath', None)
+  assert source[1]['name'] == 'bird/01.png'
+
+
+def test_every_changed_byte_of_raw_pictures_is_named(photos, tmp_path):
+  """Pixels have no checksum of their own, as PNGs do: ArrayRecord's are all there is."""
+  path = prepared(photos, tmp_path / 'out', 'raw') / 'pictures-00000-of-00003.array_record'
+  source, content, named = records.open_records(tmp_path / 'out'), path.read_bytes(), 0
+  pixels = lambda: [np.asarray(source[i]['image']) for i in range(4)]
+  expected, places = pixels(), range(0, len(content), 997)
+  for place in places:
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    shards.open_shard.cache_clear()
+    try:
+      found = pixels()
+    except pictures.SourceError as error:
+      named += path.name in str(error)
+    else:
+      np.testing.assert_array_equal(found, expected)  # a byte that is only there to fill up
+  assert len(content) > 4 * 64 * 64 * 3 and named > len(places) // 4
+
+
+def test_raw_pixels_of_another_number_are_damaged_and_older_programs_are_told_of_them(photos, tmp_path):
+  output = prepared(photos, tmp_path / 'out', 'raw')
+  manifest = records.read_manifest(output)
+  assert manifest['format'] == 'raw' and manifest['format_version'] == records.RAW_VERSION > records.FORMAT_VERSION
+  source = dataclasses.replace(records.open_records(output), resolution=63)
+  with pytest.raises(pictures.SourceError, match=r'record 0 is damaged \(12288 bytes, not the 3969 or 11907 of raw'):
+    source[0]
+  assert records.read_manifest(prepared(photos, tmp_path / 'png'))['format_version'] == records.FORMAT_VERSION
+  with pytest.raises(prepare.PrepareError, match="format: there 'raw', here 'png'"):
+    prepared(photos, output)
 
 
 def test_a_damaged_record_ends_training_with_its_name(photos, tmp_path):

@@ -1,5 +1,7 @@
 """The embedded digits, preprocessing, and a stream whose order depends on nothing but its seed and position."""
 
+import types
+
 import numpy as np
 import pytest
 import tiny
@@ -100,3 +102,21 @@ def test_an_epoch_of_pairs_holds_the_chosen_fraction_and_each_pair_once(settings
   assert len(set(epochs[0].tolist())) == 90
   assert set(epochs[0].tolist()) == set(epochs[1].tolist())
   assert epochs[0].tolist() != epochs[1].tolist()
+
+
+@pytest.mark.parametrize('source, cores, free, expected', [
+  ('folder', 1, 2**34, 0), ('folder', 2, 2**34, 0), ('folder', 4, 2**34, 2), ('folder', 96, 2**34, 8),
+  ('folder', 96, 2**26, 0),  # a container's usual /dev/shm
+  ('array_record', 96, 2**34, 0),
+])  # fmt: skip
+def test_a_folder_has_as_many_workers_as_cores_and_shared_memory_allow(
+    settings, monkeypatch, source, cores, free, expected):
+  monkeypatch.setattr('os.sched_getaffinity', lambda pid: set(range(cores)))
+  monkeypatch.setattr('shutil.disk_usage', lambda path: types.SimpleNamespace(free=free))
+  monkeypatch.setattr(streams.Stream, 'dataset', lambda self: None)
+  settings = settings.copy_and_resolve_references()
+  settings.source = source
+  assert settings.workers == -1
+  for workers in (-1, 0, 3):
+    settings.workers = workers
+    assert streams.Stream(settings, 8, seed=5).batches(8)._workers == (expected if workers == -1 else workers)

@@ -94,8 +94,10 @@ def test_unknown_generation_is_an_error_that_lists_them():
 
 def test_gpu_flags_are_known_to_this_jax():
   """XLA ends the process on a flag that it does not know; TPU flags are known to libtpu only."""
+  in_readme = set(re.findall(r'--xla_gpu_\w+=[\w./-]+', (ROOT / 'launch' / 'README.md').read_text()))
+  assert sum('autotune' in flag for flag in in_readme) == 3
   program = 'source launch/xla_flags.sh h100 && exec "$0" -c "import jax; jax.numpy.zeros(1)"'
-  bash('-c', program, sys.executable, XLA_FLAGS='', JAX_PLATFORMS='cpu')
+  bash('-c', program, sys.executable, XLA_FLAGS=' '.join(in_readme), JAX_PLATFORMS='cpu')
 
 
 # keep_going.sh
