@@ -16,7 +16,7 @@ COMMANDS = {
   'plan': 'what each phase of an experiment costs, before it runs',
   'sample': 'images from a trained phase, to .png or .npz',
   'prepare': 'pictures from anywhere into ArrayRecord shards of one resolution',
-  'bench': 'how fast this machine reads pictures (data), converts weights (convert)',
+  'bench': 'how fast this machine runs a phase (step, sample, invert), reads pictures (data), converts (convert)',
   'inspect': "a work directory's checkpoints, parameters and digests",
   'convert': 'published PyTorch weights to a folder, and back',
   'weights': 'list | check [NAME ...] | path NAME: published files on this machine',
@@ -61,7 +61,7 @@ def _run_command(name: str, args: list[str]) -> int:
     rest = fv([f'pagoda {name}', *args])[1:]
     if rest and name not in WITH_WORDS:
       raise flags.Error(f'{" ".join(rest)!r}: {name} takes flags only, --flag=value')
-    if 'config' in fv:
+    if 'config' in fv and fv['config'].present:  # some words of `bench` need none
       common.check_experiment(fv.config)
   except (Exception, SystemExit) as error:  # SystemExit: of an experiment file
     said = faults.of_command_line(error, args)

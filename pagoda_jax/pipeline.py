@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Callable
+from concurrent import futures
 
 import jax
+from absl import logging
 from etils import epath
 
 from pagoda_jax import config as configs
 from pagoda_jax import validation
 from pagoda_jax.data import stream as streams
-from pagoda_jax.runtime import distributed, lock
+from pagoda_jax.planning import costs, plan
+from pagoda_jax.runtime import distributed, lock, topologies
 from pagoda_jax.runtime.interrupts import Interrupted, StopRequest
 from pagoda_jax.runtime.progress import duration
 from pagoda_jax.training import checkpoints, inverting, loop, workdir
@@ -79,6 +82,21 @@ def run_phase(config, folder, name: str, stop: StopRequest, max_steps: int | Non
     distributed.say(f'{name}: finished already ({done} of {target})')
     return
   start = time.monotonic()
-  module = inverting if config.phases[name].stage == 'invert' else loop
-  module.run_phase(config, folder, name, stop, max_steps)
+  if config.phases[name].stage == 'invert':
+    inverting.run_phase(config, folder, name, stop, max_steps)
+  else:
+    with futures.ThreadPoolExecutor(1) as counting:  # beside the compilation of the first step
+      image_flops = counting.submit(image_flops_for_mfu, config, name)
+      loop.run_phase(config, folder, name, stop, max_steps, image_flops.result)
   distributed.say(f'{name}: finished in {duration(time.monotonic() - start)}')
+
+
+def image_flops_for_mfu(config, name: str) -> float:
+  """FLOPs per image of a phase that trains; 0 where they are of no use, or only a warning where nothing can count."""
+  if not topologies.here().chip.peak:
+    return 0.0
+  try:
+    return plan.image_flops(config, name)
+  except costs.NoCpuError as error:
+    logging.warning('%s: MFU is not told. %s', name, error)
+    return 0.0

@@ -1,5 +1,6 @@
-"""Flags that several commands share, and what is refused of them before a command begins."""
+"""Flags that several commands share, what is refused of them before a command begins, and how numbers are written."""
 
+import math
 import os
 import stat
 
@@ -52,10 +53,11 @@ def check_experiment(config) -> None:
                      f'{type(config).__name__}') from None
 
 
-def define_folder(fv, name: str, help: str) -> None:
-  """A required flag that names a folder, there or to be made; local or gs://."""
+def define_folder(fv, name: str, help: str, required: bool = True) -> None:
+  """A flag that names a folder, there or to be made; local or gs://."""
   flags.DEFINE_string(name, None, help, flag_values=fv)
-  flags.mark_flag_as_required(name, flag_values=fv)
+  if required:
+    flags.mark_flag_as_required(name, flag_values=fv)
   flags.register_validator(name, lambda path: _check_place(path, stat.S_ISDIR, 'a folder'), flag_values=fv)
 
 
@@ -99,3 +101,9 @@ def define_processes(fv) -> None:
                        lower_bound=1, flag_values=fv)
   flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0, with --coordinator_address.',
                        lower_bound=0, flag_values=fv)
+
+
+def number(value: float) -> str:
+  """Three digits, a space and a decimal prefix."""
+  power = min(max(int(math.log10(max(value, 1) * 1.0005) // 3), 0), 6)
+  return f'{value / 1000**power:.3g} {["", "k", "M", "G", "T", "P", "E"][power]}'

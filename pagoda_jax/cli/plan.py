@@ -1,7 +1,5 @@
 """`pagoda plan`: what each phase of an experiment costs, before it runs."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from absl import flags
@@ -152,14 +150,8 @@ def _listed(sizes: dict) -> str:
 
 
 def _bytes(size: float) -> str:
-  return _number(size) + 'B'
+  return common.number(size) + 'B'
 
 
 def _flop(count: float) -> str:
-  return _number(count) + 'FLOP'
-
-
-def _number(value: float) -> str:
-  """Three digits, a space and a decimal prefix."""
-  power = min(max(int(math.log10(max(value, 1) * 1.0005) // 3), 0), 6)
-  return f'{value / 1000**power:.3g} {["", "k", "M", "G", "T", "P", "E"][power]}'
+  return common.number(count) + 'FLOP'

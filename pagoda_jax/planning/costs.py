@@ -1,6 +1,7 @@
 """What a program costs, from the program itself: arithmetic, memory while it runs, traffic between devices."""
 
 import collections
+import contextlib
 import math
 import re
 
@@ -22,16 +23,38 @@ def flops(traced) -> float:
 
   XLA counts a loop's body once; here it counts as often as it runs. Sums over zeros at a convolution's border are
   not counted; an operation of a single element counts 1, a product added to a sum 2.
+
+  Raises:
+    NoCpuError: JAX runs without its CPU backend, which counts.
   """
-  return counted_once(traced.lower()) + further_turns(traced.jaxpr.jaxpr)
+  return sum(first_and_further(traced))
 
 
-def counted_once(lowered) -> float:
-  """XLA's own count of a lowered or compiled program: every loop's body once."""
-  return lowered.cost_analysis().get('flops', 0.0)
+def first_and_further(traced) -> tuple[float, float]:
+  """`flops`, as those of every loop's first turn and those of the further turns."""
+  with on_cpu():  # XLA counts what is lowered for its CPU backend alone
+    return counted_once(traced.lower()), _further_turns(traced.jaxpr.jaxpr)
 
 
-def further_turns(jaxpr) -> float:
+class NoCpuError(RuntimeError):
+  """JAX runs without its CPU backend; the message says how to have it."""
+
+
+def on_cpu() -> contextlib.AbstractContextManager:
+  """Programs and arrays within are of a CPU device, whichever devices JAX has besides."""
+  try:
+    return jax.default_device(jax.local_devices(backend='cpu')[0])
+  except RuntimeError:
+    raise NoCpuError(f"JAX's CPU backend is needed beside its devices: JAX_PLATFORMS={jax.default_backend()},cpu, or "
+                     'leave JAX_PLATFORMS out') from None
+
+
+def counted_once(program) -> float:
+  """XLA's own count of a compiled program, or of one lowered for CPU: every loop's body once."""
+  return program.cost_analysis().get('flops', 0.0)
+
+
+def _further_turns(jaxpr) -> float:
   """Operations of the scans in a program beyond their first turns."""
   total = 0.0
   for eqn in jaxpr.eqns:
@@ -40,9 +63,9 @@ def further_turns(jaxpr) -> float:
       shapes = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in body.jaxpr.invars]
       once = counted_once(jax.jit(jaxpr_as_fun(body)).lower(*shapes))
       turns = eqn.params['length']
-      total += (turns - 1) * once + turns * further_turns(body.jaxpr)
+      total += (turns - 1) * once + turns * _further_turns(body.jaxpr)
     else:
-      total += sum(map(further_turns, _inner(eqn)))
+      total += sum(map(_further_turns, _inner(eqn)))
   return total
 
 
@@ -77,6 +100,17 @@ def peak_bytes(jaxpr) -> int:
 
 def _bytes(var) -> int:
   return math.prod(var.aval.shape) * getattr(var.aval.dtype, 'itemsize', 8)
+
+
+def memory_bytes(compiled) -> dict[str, int]:
+  """Bytes of a device that a compiled program takes, by what they are for."""
+  memory = compiled.memory_analysis()
+  return {
+    'arguments': memory.argument_size_in_bytes,
+    'results': memory.output_size_in_bytes - memory.alias_size_in_bytes,  # those that do not replace an argument
+    'temporary': memory.temp_size_in_bytes,
+    'program': memory.generated_code_size_in_bytes,
+  }
 
 
 def sent_bytes(hlo: str, devices: int) -> dict[str, float]:

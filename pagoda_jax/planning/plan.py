@@ -109,7 +109,7 @@ def phase_costs(config, name: str, topology) -> PhaseCosts:
   if not program.trains:  # each device of a host gets the whole noise
     sent += (mesh.size - 1) / mesh.size * 4 * program.batch['image'].size
   leaves = jax.tree.leaves(state)
-  further_flops = costs.further_turns(traced.jaxpr.jaxpr)
+  first_flops, further_flops = costs.first_and_further(traced)
   return PhaseCosts(
     trained=models.count(trained),
     fixed=models.count(held),
@@ -121,7 +121,7 @@ def phase_costs(config, name: str, topology) -> PhaseCosts:
     gradients=sum(sums.get(part, 0) * on_device(tree, mesh) for part, tree in trained.items()),
     activations=costs.peak_bytes(traced.jaxpr.jaxpr) / mesh.size,
     images=program.images,
-    flops=costs.counted_once(traced.lower()) + further_flops,
+    flops=first_flops + further_flops,
     further_flops=further_flops,
     sent=sent,
   )
@@ -152,14 +152,21 @@ def recipe_at(config, side: int, attention: bool = True):
     recipe.network.mid_attention = attention and config.network.mid_attention
     teachers = [phase for phase in config.phases.values() if phase.stage == 'teacher']
     recipe.phases = {'teacher': teachers[0] if teachers else configs.teacher()}
-    recipe.update({'microbatch': 0, 'remat': ()})  # which compute things twice
   return recipe
 
 
 def teacher_flops(config, side: int, attention: bool = True) -> float:
   """FLOPs per image of a teacher's train step at a resolution."""
-  recipe = recipe_at(config, side, attention)
-  return costs.flops(programs.make(recipe, 'teacher').trace()) / recipe.phases.teacher.batch_size
+  return image_flops(recipe_at(config, side, attention), 'teacher')
+
+
+def image_flops(config, name: str) -> float:
+  """FLOPs per image of a phase's step, without those that are done again to save memory."""
+  plain = config.copy_and_resolve_references()
+  with plain.unlocked(), plain.ignore_type():
+    plain.update({'microbatch': 0, 'remat': ()})
+  program = programs.make(plain, name)
+  return costs.flops(program.trace()) / program.images
 
 
 def images_of(config, name: str, pairs: int | None) -> int | None:
@@ -189,7 +196,7 @@ def settled_pairs(config, num_images: int | None) -> tuple[int | None, list[str]
     images = num_images
     if config.data.num_classes == -1:
       streams.set_classes(config, 0)
-      notes.append('Planned without classes; --config.data.num_classes=N plans with N.')
+      notes.append('Taken without classes; --config.data.num_classes=N takes N.')
     if not images:
       notes.append('--num_images=N says how many there are.')
   return (len(streams.Keys(images, config.data.mirror)) if images else None), notes
@@ -230,18 +237,12 @@ def compiled(config, name: str, topology, found: PhaseCosts) -> Compiled:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     return Compiled(time.monotonic() - start, kind, misfit=checkpoints.first_lines(error, 3))
-  memory, seconds = result.memory_analysis(), time.monotonic() - start
   return Compiled(
-    seconds,
+    time.monotonic() - start,
     kind,
     program.images,
     # XLA counts one turn of a loop here too: the further ones are taken in the proportion of the traced step.
     flops=costs.counted_once(result) * mesh.size * found.flops / (found.flops - found.further_flops),
-    memory={
-      'arguments': memory.argument_size_in_bytes,
-      'results': memory.output_size_in_bytes - memory.alias_size_in_bytes,  # those that do not replace an argument
-      'temporary': memory.temp_size_in_bytes,
-      'program': memory.generated_code_size_in_bytes,
-    },
+    memory=costs.memory_bytes(result),
     sent=costs.sent_bytes(result.as_text(), mesh.size),
   )

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from pagoda_jax import config as configs
 from pagoda_jax.runtime import sharding
-from pagoda_jax.stages import grow, models, state
+from pagoda_jax.stages import grow, models, sampler, state
 from pagoda_jax.training import inverting, loop
 from pagoda_jax.weights import frozen_weights
 
@@ -18,7 +18,8 @@ class Program(NamedTuple):
   """What one step of a phase computes and from what: trees of ShapeDtypeStructs.
 
   Attributes:
-    step: step(state, batch, frozen, rng); of stage `invert` the inversion of a batch, whose state is the teacher.
+    step: step(state, batch, frozen, rng); of stage `invert` the inversion of a batch, whose state is the teacher, and
+      of `sampling` the images of noise, whose state is what draws them.
     batch: without what is only logged.
     trains: whether the step gives back a new state, in the place of the old one.
     shard_frozen: `config.shard_frozen`.
@@ -35,7 +36,7 @@ class Program(NamedTuple):
   @property
   def images(self) -> int:
     """Images of one step."""
-    return self.batch['image'].shape[0]
+    return self.batch['label'].shape[0]
 
   def trace(self, mesh: Mesh | None = None):
     """`jax.jit(...).trace(...)` of the step: on one device, or with the shardings that the loops give it on a mesh."""
@@ -63,7 +64,7 @@ def make(config, name: str, num_devices: int = 1) -> Program:
   if phase.stage == 'invert':
     solve = inverting.make_inverter(config, name)
     step = lambda params, batch, frozen, rng: solve(params, batch)
-    return Program(step, _shapes_of_params(models.build(config, name)), batch | {'key': label}, {}, rng, trains=False)
+    return Program(step, params_shapes(config, name), batch | {'key': label}, {}, rng, trains=False)
   networks, step = loop.make_step(config, name, num_devices)
   frozen = frozen_weights.shapes(config, name)
   if phase.stage != 'teacher':
@@ -73,25 +74,43 @@ def make(config, name: str, num_devices: int = 1) -> Program:
       batch['noise'] = jax.ShapeDtypeStruct(small, jnp.float32)
     else:
       batch |= {'base_image': jax.ShapeDtypeStruct(small, jnp.uint8), 'key': label}
-      frozen = frozen | {'teacher': _shapes_of_params(models.build(config, phase.noise))}
+      frozen = frozen | {'teacher': params_shapes(config, phase.noise)}
   return Program(step, _begun(config, name, networks, frozen), batch, frozen, rng, True, config.shard_frozen)
 
 
-def _shapes_of_params(networks):
-  return jax.eval_shape(lambda: models.fresh_params(networks.unet, jax.random.key(0)))
+def sampling(config, name: str, count: int) -> Program:
+  """The program that draws `count` images of a phase of stage teacher, distill or grow, as `pagoda sample` does."""
+  draw, networks = sampler.make_draw(config, name), models.build(config, name)
+  batch = {'noise': jax.ShapeDtypeStruct(networks.noise_shape(count), jnp.float32),
+           'label': jax.ShapeDtypeStruct((count,), jnp.int32)}
+  step = lambda params, batch, frozen, rng: draw(params, batch['noise'], batch['label'])
+  return Program(step, params_shapes(config, name), batch, {}, jax.eval_shape(lambda: jax.random.key(0)), trains=False)
+
+
+def params_shapes(config, name: str):
+  """Shapes of all parameters of a phase's U-Net."""
+  unet = models.make_unet(config, name)
+  return jax.eval_shape(lambda: models.fresh_params(unet, jax.random.key(0)))
+
+
+def begun(config, name: str, params, discriminator):
+  """The state at step 0 of a phase that trains, from all parameters of its U-Net and the discriminator's variables."""
+  phase, fixed = config.phases[name], {}
+  if phase.stage == 'teacher':
+    return state.init_teacher(params, phase)
+  if phase.stage == 'grow':
+    sides = configs.start_resolution(config, name), configs.phase_resolution(config, name)
+    params, fixed, _ = grow.grown_params(params, params, *sides)
+  return state.init_generator(params, fixed, discriminator, phase)
 
 
 def _begun(config, name: str, networks, frozen):
   """Shapes of the state at step 0 (as loop.init_teacher and loop.init_generator make it)."""
-  phase, side = config.phases[name], configs.phase_resolution(config, name)
 
   def begin(params):
-    if phase.stage == 'teacher':
-      return state.init_teacher(params, phase)
-    fixed = {}
-    if phase.stage == 'grow':
-      params, fixed, _ = grow.grown_params(params, params, configs.start_resolution(config, name), side)
-    discriminator = models.init_discriminator(networks, frozen, side, jax.random.key(0))
-    return state.init_generator(params, fixed, discriminator, phase)
+    side, discriminator = configs.phase_resolution(config, name), None
+    if networks.discriminator is not None:
+      discriminator = models.init_discriminator(networks, frozen, side, jax.random.key(0))
+    return begun(config, name, params, discriminator)
 
-  return jax.eval_shape(begin, _shapes_of_params(networks))
+  return jax.eval_shape(begin, params_shapes(config, name))

@@ -3,11 +3,17 @@
 import sys
 import time
 
-from pagoda_jax.runtime import distributed
+from pagoda_jax.runtime import distributed, topologies
 
 
 class Progress:
-  """One line a report of the first process: phase, step, losses, images/s, time left; on a terminal, in place."""
+  """One line a report of the first process: phase, step, losses, images/s, time left; on a terminal, in place.
+
+  Where `image_flops`, the FLOPs that an image takes, is set, and the peak of this machine's chips is known, the line
+  tells MFU too.
+  """
+
+  image_flops = 0.0
 
   def __init__(self, name: str, total: int, done: int = 0, unit: str = 'step', every_seconds: float = 5.0):
     self._name, self._total, self._unit, self._every = name, total, unit, every_seconds
@@ -23,6 +29,15 @@ class Progress:
   def images_per_second(self) -> float:
     return self._images / max(time.monotonic() - self._start, 1e-9)
 
+  def rates(self) -> dict[str, float]:
+    """'images_per_second', and where MFU can be told 'images_per_second_per_chip' and 'mfu'."""
+    rate = self.images_per_second()
+    found = {'images_per_second': round(rate, 2)}
+    if self.image_flops and (chips := topologies.here()).chip.peak:
+      found['images_per_second_per_chip'] = round(rate / chips.count, 3)
+      found['mfu'] = round(topologies.utilisation(rate, self.image_flops, chips), 4)
+    return found
+
   def update(self, done: int, images: int, values: dict | None = None, force: bool = False) -> None:
     """Counts `images` more and shows the line if the last one is old enough."""
     self._images += images
@@ -35,7 +50,11 @@ class Progress:
     left = (now - self._start) / max(done - self._first, 1) * (self._total - done)
     parts = [f'{self._name}  {self._unit} {done}/{self._total}']
     parts += [f'{key} {value:.4g}' for key, value in (values or {}).items()]
-    parts += [f'{self.images_per_second():.0f} images/s', f'{duration(left)} left']
+    rates = self.rates()
+    parts.append(f'{rates["images_per_second"]:.0f} images/s')
+    if 'mfu' in rates:
+      parts.append(f'{rates["images_per_second_per_chip"]:.4g} images/s/chip  MFU {rates["mfu"]:.1%}')
+    parts.append(f'{duration(left)} left')
     self._print('  '.join(parts), end='\r' if self._live and not force else '\n')
 
   def _print(self, text, end):

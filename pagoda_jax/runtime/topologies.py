@@ -1,4 +1,4 @@
-"""Sets of devices that need not be here: what `pagoda plan --topology=...` plans for."""
+"""Chips and sets of them, which need not be here: what `pagoda plan --topology=...` plans for, what MFU is told of."""
 
 import dataclasses
 import os
@@ -18,28 +18,33 @@ class Chip:
   Attributes:
     peak: published dense bfloat16 FLOP/s; None where it differs from machine to machine.
     memory: published bytes of HBM; None likewise.
-    kind: what JAX calls it (`Device.device_kind` begins or ends so).
+    kinds: what JAX calls it (`Device.device_kind`, of GPUs without "NVIDIA").
     per_host: most of them in one host of a set of several hosts.
   """
 
   peak: float | None
   memory: float | None
-  kind: str
+  kinds: tuple[str, ...]
   per_host: int
 
 
 CHIPS = {
-  # Google Cloud's documentation, "TPU v5e" and "TPU v6e": per chip.
-  'v5e': Chip(197e12, 16e9, 'TPU v5 lite', 4),
-  'v6e': Chip(918e12, 32e9, 'TPU v6 lite', 4),
-  # NVIDIA's data sheets of the SXM modules, without sparsity.
-  'a100': Chip(312e12, 80e9, 'A100-SXM4-80GB', 8),
-  'h100': Chip(989e12, 80e9, 'H100 80GB HBM3', 8),
-  'cpu': Chip(None, None, 'cpu', 2**31),
+  # Google Cloud's documentation, "TPU v4" to "TPU v6e": per chip.
+  'v4': Chip(275e12, 32e9, ('TPU v4',), 4),
+  'v5e': Chip(197e12, 16e9, ('TPU v5 lite', 'TPU v5e'), 4),
+  'v5p': Chip(459e12, 95e9, ('TPU v5', 'TPU v5p'), 4),
+  'v6e': Chip(918e12, 32e9, ('TPU v6 lite', 'TPU v6e'), 4),
+  # NVIDIA's data sheets, without sparsity; of the SXM modules where nothing else is said.
+  'a100': Chip(312e12, 80e9, ('A100-SXM4-80GB', 'A100 80GB PCIe'), 8),
+  'a100-40gb': Chip(312e12, 40e9, ('A100-SXM4-40GB', 'A100-PCIE-40GB'), 8),
+  'h100': Chip(989e12, 80e9, ('H100 80GB HBM3',), 8),
+  'h100-pcie': Chip(756e12, 80e9, ('H100 PCIe',), 8),
+  'h200': Chip(989e12, 141e9, ('H200',), 8),
+  'cpu': Chip(None, None, ('cpu',), 2**31),
 }
 # Slices of both TPUs: chips -> sides of the rectangle.
 SLICES = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
-CHOICES = 'v5e-N or v6e-N (N chips), Nxh100 or Nxa100, cpu:N; such as v5e-256, 8xh100 or cpu:8'
+CHOICES = 'v5e-N or v6e-N (N chips), Nxh100, Nxh200 or Nxa100, cpu:N; such as v5e-256, 8xh100 or cpu:8'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Topology:
 
   @property
   def chip(self) -> Chip:
-    return CHIPS.get(self.chip_name, Chip(None, None, self.chip_name, 2**31))
+    return CHIPS.get(self.chip_name, Chip(None, None, (self.chip_name,), 2**31))
 
   @property
   def is_tpu(self) -> bool:
@@ -77,7 +82,7 @@ def parse(text: str) -> Topology:
   Raises:
     TopologyError: there is none of that name.
   """
-  found = re.fullmatch(r'(v5e|v6e)-(\d+)|(\d+)x(h100|a100)|(cpu):(\d+)', text)
+  found = re.fullmatch(r'(v5e|v6e)-(\d+)|(\d+)x(h100|h200|a100)|(cpu):(\d+)', text)
   if not found:
     raise TopologyError(f'--topology={text}: must be {CHOICES}')
   tpu, chips, gpus, gpu, cpu, cpus = found.groups()
@@ -90,9 +95,24 @@ def parse(text: str) -> Topology:
 
 def here() -> Topology:
   """The devices that JAX sees now."""
-  kind = jax.devices()[0].device_kind
-  name = next((name for name, chip in CHIPS.items() if kind.startswith(chip.kind) or kind.endswith(chip.kind)), kind)
-  return Topology(name, jax.device_count())
+  return Topology(chip_name(jax.devices()[0].device_kind), jax.device_count())
+
+
+def chip_name(kind: str) -> str:
+  """The name in CHIPS of what JAX calls `kind`, or `kind` itself where it is not there."""
+  kind = kind.removeprefix('NVIDIA ')
+  return next((name for name, chip in CHIPS.items() if kind in chip.kinds), kind)
+
+
+def utilisation(images_per_second: float, image_flops: float, topology: Topology) -> float:
+  """MFU: the share of the chips' published bfloat16 peak, in whatever precision they work.
+
+  Args:
+    images_per_second: of all chips together.
+    image_flops: FLOPs that an image takes, without those that are done again to save memory.
+    topology: chips whose peak is known.
+  """
+  return images_per_second * image_flops / (topology.chip.peak * topology.count)
 
 
 def compile_devices(topology: Topology) -> list:

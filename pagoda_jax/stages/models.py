@@ -50,14 +50,17 @@ class Networks:
     """The raw U-Net of a parameter tree."""
     return self.unet.apply({'params': params}, x, c_noise, cond, **kwargs)
 
+  @jax.named_scope('denoiser')
   def denoise(self, params, x, sigma, cond, **kwargs) -> jax.Array:
     """The preconditioned denoiser D(x; sigma)."""
     return diffusion.precondition(self.apply, self.sigma_data)(params, x, sigma, cond, **kwargs)
 
+  @jax.named_scope('generator')
   def generate(self, params, noise, cond) -> jax.Array:
     """One-step images [B, S, S, C] from noise [B, R, R, C] of standard deviation near sigma_max."""
     return diffusion.one_step(self.apply, params, noise, cond, self.sigma_max, self.sigma_data)
 
+  @jax.named_scope('discriminator')
   def judge(self, variables, maps, cond) -> tuple[jax.Array, dict]:
     """(logits [B, n], updated collections) of the discriminator in train mode, from what `features` returns."""
     collections = [name for name in variables if name != 'params']
@@ -78,8 +81,9 @@ def build(config, phase_name: str) -> Networks:
   resolution = configs.phase_resolution(config, phase_name)
   discriminator, view = _discriminator(phase.discriminator, config.data.num_classes, resolution, unet.dtype)
   distance = _distance(phase.reconstruction, resolution, unet.dtype)
-  return Networks(**shared, discriminator=discriminator, feature_draws=view[0], features=view[1],
-                  distance_draws=distance[0], distance=distance[1])
+  return Networks(**shared, discriminator=discriminator, feature_draws=view[0],
+                  features=jax.named_scope('features')(view[1]), distance_draws=distance[0],
+                  distance=jax.named_scope('distance')(distance[1]))
 
 
 def _discriminator(config, num_classes: int, resolution: int, dtype):

@@ -35,11 +35,7 @@ class Sampler:
     self.networks = models.build(config, name)
     self.mesh = mesh
     self.batch_size = -(-batch_size // mesh.size) * mesh.size
-    phase = config.phases[name]
-    levels = diffusion.sigmas(phase.sample_levels, **schedule(config)) if phase.stage == 'teacher' else None
-    draw = models.at_matmul_precision(
-      config.evaluation.matmul_precision, functools.partial(_draw, self.networks, levels))
-    self._draw = jax.jit(draw, out_shardings=sharding.replicated(mesh))
+    self._draw = jax.jit(make_draw(config, name), out_shardings=sharding.replicated(mesh))
 
   def __call__(self, params, noise, labels) -> np.ndarray:
     """uint8 [N, S, S, C] of noise [N, R, R, C] (standard deviation near sigma_max) and labels [N]."""
@@ -57,6 +53,14 @@ class Sampler:
     """uint8 [N, S, S, C] of the prior; image i depends on seed, i and its label alone."""
     shape = self.networks.noise_shape(1)[1:]
     return self(params, noise_of(seed, np.arange(len(labels)), shape, self.networks.sigma_max), labels)
+
+
+def make_draw(config, name: str):
+  """draw(params, noise, labels) -> images [N, S, S, C] near [-1, 1] of a phase of stage teacher, distill or grow."""
+  phase = config.phases[name]
+  levels = diffusion.sigmas(phase.sample_levels, **schedule(config)) if phase.stage == 'teacher' else None
+  draw = functools.partial(_draw, models.build(config, name), levels)
+  return models.at_matmul_precision(config.evaluation.matmul_precision, draw)
 
 
 def _draw(networks, levels, params, noise, labels):

@@ -61,7 +61,9 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
   accepted = inspect.signature(make).parameters
   moments = {key: config[key] for key in ('b1', 'b2') if key in accepted}
   transform = make(schedule, **moments)
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), transform) if config.clip_norm else transform
+  if config.clip_norm:
+    transform = optax.chain(optax.clip_by_global_norm(config.clip_norm), transform)
+  return optax.GradientTransformation(transform.init, jax.named_scope('update')(transform.update))
 
 
 def init_teacher(params: Tree, config) -> TeacherState:
@@ -94,6 +96,7 @@ def copy(tree: Tree) -> Tree:
   return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
+@jax.named_scope('update')
 def mix(ema: Tree, params: Tree, decay: float) -> Tree:
   """Exponential moving average: decay * ema + (1 - decay) * params."""
   return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p.astype(e.dtype), ema, params)
@@ -104,6 +107,7 @@ def finite_leaves(tree: Tree) -> Tree:
   return jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), tree)
 
 
+@jax.named_scope('update')
 def guarded(measured: Tree, new, old):
   """`new`, or where a number in `measured` is not finite `old`, with its step counted and the skip recorded.
 

@@ -109,13 +109,15 @@ def init_generator(config, folder, name: str, networks, frozen, key) -> tuple[st
   return begun, '\n'.join(filter(None, (f'starts from {where}', embedding)))
 
 
-def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> None:
+def run_phase(config, folder, name: str, stop, max_steps: int | None = None, image_flops=lambda: 0.0) -> None:
   """Trains a phase to its end, from its newest checkpoint if it has one.
 
   Args:
     config, folder, name: experiment, work directory, phase.
     stop: the interrupts.StopRequest of the run.
     max_steps: caps the phase's steps, for smoke runs.
+    image_flops: image_flops() -> FLOPs that an image takes, for MFU, or 0 where none is to be told; asked after the
+      first step.
 
   Raises:
     Interrupted: it was asked to stop, and has saved.
@@ -126,7 +128,7 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
   with jax.set_mesh(mesh):
     loop = _Loop(config, epath.Path(folder), name, workdir.target(config, name, max_steps), mesh)
     try:
-      loop.run(stop)
+      loop.run(stop, image_flops)
     except checkpoints.CheckpointError:
       raise
     except Exception:
@@ -197,7 +199,7 @@ class _Loop:
     kept = 'There is no checkpoint yet' if latest is None else f'The last checkpoint, of step {latest}, is good'
     return f'{kept}; the same command goes on from step {latest or 0} with the same data and random numbers.'
 
-  def run(self, stop):
+  def run(self, stop, image_flops):
     train_state, step = self.restored_or_fresh()
     self.check_start(train_state, step)
     shardings = sharding.tree_shardings(train_state, self.mesh)
@@ -224,6 +226,7 @@ class _Loop:
       step += 1
       if step == first:
         jax.block_until_ready(metrics)
+        progress.image_flops = image_flops()
         progress.restart_clock(step)
       elif pending is not None:
         self.report(step - 1, pending, log, progress)
@@ -271,7 +274,7 @@ class _Loop:
     if self.config.checkpoint.best:
       self.since_save.append(float(metrics[self.config.checkpoint.best]))
     if due:
-      log.write(step, values | {'images_per_second': round(progress.images_per_second(), 2)})
+      log.write(step, values | progress.rates())
 
   def mean_since_save(self) -> float:
     """Mean of config.checkpoint.best over the steps since the last save; nan without any that was finite."""

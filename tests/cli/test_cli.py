@@ -9,11 +9,13 @@ import time
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from runs import CONFIG, ORDER, digest, pagoda, start
 
 from pagoda_jax import main
-from pagoda_jax.runtime import files, sharding, trees
+from pagoda_jax.planning import plan
+from pagoda_jax.runtime import files, sharding, topologies, trees
 from pagoda_jax.training import checkpoints, starts
 
 
@@ -38,13 +40,18 @@ def test_finished_phases_are_skipped(finished, capsys):
 
 
 @pytest.mark.parametrize('phase', ['teacher', 'distill', 'grow_16'])
-def test_a_run_that_went_on_is_bit_identical_to_one_that_never_stopped(finished, copied, phase):
+def test_a_run_that_went_on_is_bit_identical_to_one_that_never_stopped(finished, copied, phase, monkeypatch, capfd):
   shutil.rmtree(copied / phase / 'checkpoints' / '4')
   assert checkpoints.finished_steps(copied / phase) == [2]
+  # As if this chip's peak were known: telling MFU changes nothing else.
+  monkeypatch.setitem(topologies.CHIPS, 'cpu', topologies.Chip(1e12, None, ('cpu',), 8))
   assert pagoda('train', CONFIG, f'--workdir={copied}', f'--phase={phase}') == 0
   assert digest(copied, phase) == digest(finished, phase)
-  lines = (copied / phase / 'metrics.jsonl').read_text().splitlines()
-  assert [json.loads(line)['step'] for line in lines] == [1, 2, 3, 4]
+  lines = [json.loads(line) for line in (copied / phase / 'metrics.jsonl').read_text().splitlines()]
+  assert [(line['step'], 'mfu' in line) for line in lines] == [(1, False), (2, False), (3, True), (4, True)]
+  image_flops = plan.image_flops(tiny.get_config(), phase)
+  assert lines[3]['mfu'] == pytest.approx(lines[3]['images_per_second_per_chip'] * image_flops / 1e12, abs=1e-4)
+  assert re.search(r'step 4/4 .* images/s/chip  MFU [\d.]+%', capfd.readouterr().err)
 
 
 @pytest.mark.parametrize('phase, fsdp', [('teacher', 8), ('distill', 2), ('grow_16', 4)])

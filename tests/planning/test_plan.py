@@ -198,14 +198,14 @@ def test_compiling_for_real_devices_and_pictures_that_are_not_here(capsys):
   flags = ['--config.data.source=folder', '--config.data.path=nowhere', '--config.data.num_classes=-1']
   assert pagoda_plan('--topology=cpu:8', '--aot', '--phases=invert', '--num_images=1000', *flags) == 0
   out = capsys.readouterr().out
-  assert 'nowhere: no such folder' in out and 'Planned without classes' in out
+  assert 'nowhere: no such folder' in out and 'Taken without classes' in out
   assert '1,000 pairs' in out and 'noise store 256 kB' in out
   compiled_part = out[out.index('compiled '):]
   assert 'for 8 x cpu' in compiled_part and re.search(r'memory +[\d.]+ MB per device: arguments', compiled_part)
 
 
 REFUSED = [
-  (['--topology=v4-8'], 'v5e-N or v6e-N (N chips), Nxh100 or Nxa100, cpu:N'),
+  (['--topology=v4-8'], 'v5e-N or v6e-N (N chips), Nxh100, Nxh200 or Nxa100, cpu:N'),
   (['--topology=v5e-12'], 'v5e comes with 1, 4, 8, 16'),
   (['--topology=v5e-256'], 'config.phases.teacher.batch_size = 8: must be a multiple of 256'),
   (['--topology=8xh100', '--aot'], '--aot compiles for TPUs'),

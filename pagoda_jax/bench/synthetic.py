@@ -1,0 +1,48 @@
+"""Random numbers in place of pictures, noise and weights: what a program is measured with where no run has left any."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pagoda_jax.planning import costs, programs
+
+
+def weights(shapes, seed: int = 0):
+  """A tree of NumPy arrays of the shapes of parameters: sizes at which activations neither vanish nor overflow.
+
+  Matrices and kernels are normal with variance 1 / fan-in, vectors (biases, scales, variances) one.
+  """
+  rng = np.random.default_rng(seed)
+
+  def leaf(shape):
+    if len(shape.shape) < 2 or not jnp.issubdtype(shape.dtype, jnp.floating):
+      return np.ones(shape.shape, shape.dtype)
+    fan_in = np.prod(shape.shape[:-1])
+    return (rng.standard_normal(shape.shape, np.float32) / np.sqrt(fan_in)).astype(shape.dtype)
+
+  return jax.tree.map(leaf, shapes)
+
+
+def batch(config, program: programs.Program, seed: int = 0) -> dict[str, np.ndarray]:
+  """A batch of a program: random pictures and classes, noise of the prior."""
+  rng, classes = np.random.default_rng(seed), config.data.num_classes
+
+  def values(name, shape):
+    if name.endswith('image'):
+      return rng.integers(0, 256, shape, np.uint8)
+    if name.endswith('label'):
+      return rng.integers(0, classes, shape, np.int32) if classes else np.full(shape, -1, np.int32)
+    if name == 'key':
+      return np.arange(shape[0], dtype=np.int32)
+    return config.diffusion.sigma_max * rng.standard_normal(shape, np.float32)  # 'noise'
+
+  return {name: values(name, leaf.shape) for name, leaf in program.batch.items()}
+
+
+def state(config, name: str, program: programs.Program):
+  """The state that a program of phase `name` begins with, as host arrays."""
+  if not program.trains:
+    return weights(program.state)
+  discriminator = weights(getattr(program.state, 'discriminator', None), seed=1)
+  with costs.on_cpu():  # what is made here shall not count as memory of the step
+    return jax.device_get(programs.begun(config, name, weights(programs.params_shapes(config, name)), discriminator))
