@@ -83,6 +83,8 @@ def test_flops_are_counted_by_the_cpu_backend_without_what_saves_memory(monkeypa
   assert pipeline.image_flops_for_mfu(config, 'teacher') == 0
   jax.local_devices.assert_called_once_with(backend='cpu')
   assert 'teacher: MFU is not told' in caplog.text and 'JAX_PLATFORMS=cpu,cpu, or leave' in caplog.text
+  monkeypatch.setattr(plan, 'image_flops', mock.Mock(side_effect=NotImplementedError('a kernel without CPU')))
+  assert pipeline.image_flops_for_mfu(config, 'teacher') == 0 and 'a kernel without CPU' in caplog.text
 
 
 def test_parts_of_an_operation_by_its_name():
