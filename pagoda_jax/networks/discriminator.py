@@ -151,7 +151,8 @@ class SpectralConv(nn.Module):
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
     if self.use_bias:
-      y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
+      bias = self.param('bias', nn.initializers.zeros, (self.features,))
+      y = (y + bias).astype(self.dtype)  # float32, as the bias's gradient is a sum over all places
     return y
 
   def _largest_singular_value(self, matrix, train):

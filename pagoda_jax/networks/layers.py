@@ -7,21 +7,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 
 # Uniform in +-1/sqrt(fan_in), as the published networks begin.
 kernel_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 zeros_init = nn.initializers.zeros_init()
 
 
+def _promoted_but_bias(inputs, kernel, bias, *, dtype):
+  return *promote_dtype(inputs, kernel, dtype=dtype), bias
+
+
+class Conv(nn.Conv):
+  """`nn.Conv` of a given `dtype` that adds its bias in float32 and rounds the sum.
+
+  The bias's gradient, a sum over all places, is float32 then: in bfloat16 a sum of ones ends at 256. The kernel's needs
+  no such care, as products sum in float32 whatever their type.
+  """
+
+  promote_dtype: Any = _promoted_but_bias
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return super().__call__(x).astype(self.dtype)
+
+
+class Dense(nn.Dense):
+  """`nn.Dense` of a given `dtype`, its bias as `Conv`'s."""
+
+  promote_dtype: Any = _promoted_but_bias
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return super().__call__(x).astype(self.dtype)
+
+
 def group_norm(channels: int, min_group_channels: int, eps: float, dtype, name: str) -> nn.GroupNorm:
   """GroupNorm of min(32, channels // min_group_channels) groups; statistics are taken in float32.
 
   Where the published networks cannot exist, because the channels do not split into that many
-  groups, the next smaller number that divides them is taken.
+  groups, the next smaller number that divides them is taken. In bfloat16 the variance is taken in one
+  pass, E[x^2] - E[x]^2: where the mean is large, that loses less than bfloat16 has lost already.
   """
   most = max(1, min(32, channels // min_group_channels))
   groups = max(n for n in range(1, most + 1) if channels % n == 0)
-  return nn.GroupNorm(groups, epsilon=eps, use_fast_variance=False, dtype=dtype, name=name)
+  return nn.GroupNorm(groups, epsilon=eps, use_fast_variance=dtype == jnp.bfloat16, dtype=dtype, name=name)
 
 
 def sinusoid(x: jax.Array, channels: int, sine_first: bool = False, endpoint: bool = False) -> jax.Array:
@@ -74,6 +102,7 @@ class LabelEmbedding(nn.Module):
 
 def upsampled(x: jax.Array) -> jax.Array:
   """[B, H, W, C] -> [B, 2H, 2W, C], nearest."""
+  # Its gradient sums two by two in x's type: each sum is rounded once, as one of float32 would be.
   return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
@@ -97,12 +126,12 @@ class Attention(nn.Module):
     if c % self.heads:
       raise ValueError(f'{self.name}: {c} channels do not split into {self.heads} attention heads')
     x = group_norm(c, self.min_group_channels, self.norm_eps, self.dtype, 'norm')(x).reshape(b, h * w, c)
-    qkv = nn.Dense(3 * c, kernel_init=kernel_init, dtype=self.dtype, name='qkv')(x)
+    qkv = Dense(3 * c, kernel_init=kernel_init, dtype=self.dtype, name='qkv')(x)
     q, k, v = jnp.moveaxis(qkv.reshape(b, h * w, 3, self.heads, c // self.heads), 2, 0)
     logits = jnp.einsum('bqhc,bkhc->bhqk', q, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits / math.sqrt(c // self.heads)).astype(self.dtype)
     x = jnp.einsum('bhqk,bkhc->bqhc', weights, v).reshape(b, h, w, c)
-    return nn.Dense(c, kernel_init=zeros_init, dtype=self.dtype, name='out')(x)
+    return Dense(c, kernel_init=zeros_init, dtype=self.dtype, name='out')(x)
 
 
 class ResBlock(nn.Module):
@@ -131,7 +160,7 @@ class ResBlock(nn.Module):
       return group_norm(y.shape[-1], self.min_group_channels, self.norm_eps, self.dtype, name)(y)
 
     def conv(y, name, size=3, init=kernel_init):
-      return nn.Conv(self.channels, (size, size), kernel_init=init, dtype=self.dtype, name=name)(y)
+      return Conv(self.channels, (size, size), kernel_init=init, dtype=self.dtype, name=name)(y)
 
     resampled = {'': lambda y: y, 'up': upsampled, 'down': downsampled}[self.resample]
     skip = resampled(x)
@@ -140,12 +169,13 @@ class ResBlock(nn.Module):
 
     y = conv(resampled(nn.silu(norm(x, 'norm_0'))), 'conv_0')
     width = self.channels * (2 if self.scale_shift else 1)
-    condition = nn.Dense(width, kernel_init=kernel_init, name='embed')(embedding)[:, None, None, :].astype(self.dtype)
+    # Float32, whatever it meets: its gradient is a sum over all places.
+    condition = nn.Dense(width, kernel_init=kernel_init, name='embed')(embedding)[:, None, None, :]
     if self.scale_shift:
       scale, shift = jnp.split(condition, 2, axis=-1)
       y = nn.silu(norm(y, 'norm_1') * (1 + scale) + shift)
     else:
-      y = nn.silu(norm(y + condition, 'norm_1'))
+      y = nn.silu(norm((y + condition).astype(self.dtype), 'norm_1'))
     if self.dropout and dropout_keys is not None:
       y = dropped(y, self.dropout, dropout_keys)
     x = (skip + conv(y, 'conv_1', init=zeros_init)) * self.skip_scale

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from pagoda_jax.networks import layers
+
 
 def pixel_pyramid(images: jax.Array, scales: int) -> list[jax.Array]:
   """[B, H, W, C] -> `scales` maps, each the 2x2 average of the one before, finest first."""
@@ -30,7 +32,7 @@ class ScaleDiscriminator(nn.Module):
     """[B, H, W, C] -> logits [B, 16]; `train` renews the spectral norm's vectors ('batch_stats')."""
 
     def convolve(x, channels, kernel, stride, name):
-      conv = nn.Conv(channels, (kernel, kernel), (stride, stride), dtype=self.dtype, name=name)
+      conv = layers.Conv(channels, (kernel, kernel), (stride, stride), dtype=self.dtype, name=name)
       return nn.SpectralNorm(conv, name=f'{name}_norm')(x, update_stats=train) if self.spectral_norm else conv(x)
 
     channels, level = self.channels, 0
@@ -40,8 +42,8 @@ class ScaleDiscriminator(nn.Module):
     x = nn.leaky_relu(convolve(x, channels, 3, 1, 'mix'), 0.2)
     logits = convolve(x, 1, 1, 1, 'logit')[..., 0]
     if self.num_classes:  # projection of the features on the class (Miyato & Koyama 2018)
-      embedded = nn.Embed(self.num_classes, x.shape[-1], dtype=self.dtype, name='label_embed')(cond['label'])
-      logits += jnp.einsum('bhwc,bc->bhw', x, embedded)
+      embedded = nn.Embed(self.num_classes, x.shape[-1], name='label_embed')(cond['label'])
+      logits += jnp.einsum('bhwc,bc->bhw', x, embedded.astype(self.dtype))
     return logits.reshape(len(x), -1).astype(jnp.float32)
 
 

@@ -153,7 +153,7 @@ class UNet(nn.Module):
       return self._module(block)(x, embedding, keys)
 
     encoder, middle, decoder = self.blocks()
-    stem = nn.Conv(self.stem_width, (3, 3), kernel_init=layers.kernel_init, dtype=self.dtype, name='in_conv')
+    stem = layers.Conv(self.stem_width, (3, 3), kernel_init=layers.kernel_init, dtype=self.dtype, name='in_conv')
     x = stem(x)
     skips = [x]
     for block in encoder:

@@ -17,16 +17,6 @@ from pagoda_jax.stages import distill, models, state
 from pagoda_jax.weights import frozen_weights, locate
 
 LITE, DEIT = configs.BACKBONES
-TINY_BACKBONES = {
-  LITE: {
-    'architecture': 'efficientnet_lite', 'stem': 4, 'repeats': (1,) * 7, 'widths': (4, 4, 6, 6, 8, 8, 8),
-    'expansions': (1, *(2,) * 6), 'kernels': (3,) * 7,
-  },
-  DEIT: {
-    'architecture': 'deit', 'width': 16, 'depth': 4, 'head_channels': 8, 'mlp_width': 16, 'patch': 16, 'grid': 8,
-    'distilled': True,
-  },
-}  # fmt: skip
 RNG = jax.random.key(0)
 
 
@@ -40,7 +30,7 @@ def experiment(distance='projected', **discriminator):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
   """Where tiny networks stand in for the published files: images enter them with 128 px, not 224."""
-  monkeypatch.setattr(perception, 'BACKBONES', TINY_BACKBONES)
+  monkeypatch.setattr(perception, 'BACKBONES', step_tools.TINY_BACKBONES)
   monkeypatch.setattr(perception, 'RESIZED', 128)
   monkeypatch.setattr(perception, 'PROJECTED_WIDTH', 4)
   monkeypatch.setenv(locate.ENVIRONMENT, str(tmp_path))
@@ -159,7 +149,7 @@ def test_a_missing_file_is_asked_for_before_anything_runs(distance, missing, fol
 
 
 def test_a_backbone_of_another_size_is_refused_leaf_by_leaf(folder, monkeypatch):
-  wider = TINY_BACKBONES | {LITE: TINY_BACKBONES[LITE] | {'stem': 8}}
+  wider = step_tools.TINY_BACKBONES | {LITE: step_tools.TINY_BACKBONES[LITE] | {'stem': 8}}
   monkeypatch.setattr(perception, 'BACKBONES', wider)
   with pytest.raises(ValueError, match=r'other shape +params/stem/kernel +\(3, 3, 3, 4\) +\(3, 3, 3, 8\)'):
     frozen_weights.load(experiment(backbones=(LITE,)), 'distill')
