@@ -2,14 +2,14 @@
 
   bash launch/local.sh --config=experiments/mnist.py --workdir=runs/mnist
 
-Two cores of an AMD EPYC: 12 min 28 s beside other jobs; 9 min 41 s with compilation and little else running, measured
-with another adversarial weight in `distill`. At 32 px 94.2 % of the samples are recognised as
-their class (real held-out digits: 96.6 %) and the Frechet distance is 2.4 times that of the held-out digits; 90.1 %
-at 8 px (teacher 87.6 %, real 94.0 %). `mnist.py:long` takes six times the steps, about an hour by arithmetic.
+Two cores of an AMD EPYC: WALL. At 32 px 94.5 % of the samples
+are recognised as their class (real held-out digits: 96.6 %) and the Frechet distance is 1.9 times that of the held-out
+digits; 93.1 % at 8 px (teacher 87.1 %, real 94.0 %).
 
 `pagoda plan --config=experiments/mnist.py --topology=v5e-8 --aot`: XLA's compiler for TPU v5e, float32, per phase the
 FLOPs per image as written (compiled), HBM per chip in all (state as stored on the chip, temporary, program), what a
-chip sends in a step, and the seconds of the compilation on two shared cores:
+chip sends in a step, and the seconds of the compilation on two shared cores (taken with a batch of 32 in distill, and
+before inversion asked for float32 products):
 
   teacher    86.9 M (89.7 M)   63.9 MB (21.8, 31.1, 11.0)    5.4 MB of all-reduce    53 s
   invert      521 M  (522 M)   15.8 MB ( 5.5,  5.6,  4.7)   57.3 kB of all-gather    29 s
@@ -17,7 +17,7 @@ chip sends in a step, and the seconds of the compilation on two shared cores:
   grow_16     368 M  (454 M)   75.0 MB (18.2, 31.3, 25.4)    6.7 MB of all-reduce    67 s
   grow_32     604 M  (772 M)   89.7 MB (17.0, 29.2, 43.5)    5.0 MB of all-reduce   153 s
 
-24.6 TFLOP in all; teacher at 8 px: 19.3x fewer FLOPs per image than at 32 px (18.9x without its attention).
+27.5 TFLOP in all; teacher at 8 px: 19.3x fewer FLOPs per image than at 32 px (18.9x without its attention).
 """
 
 from pagoda_jax import config as c

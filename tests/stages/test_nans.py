@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import optax
 import pytest
 import tiny
 from etils import epath
@@ -11,6 +12,7 @@ from runs import CONFIG
 
 from pagoda_jax import main
 from pagoda_jax.data import noise_store, shards
+from pagoda_jax.stages import state, teacher
 from pagoda_jax.training import checkpoints, loop
 
 COUNTERS = ('step', 'skipped', 'skipped_total')
@@ -75,11 +77,13 @@ def test_a_run_without_a_finite_step_stops_after_three(copied, keys, capsys):
   assert checkpoints.finished_steps(copied / 'distill') == []
 
 
-def test_an_update_that_overflows_is_never_saved(tmp_path, capsys):
-  """Loss and gradients of the first step are finite; at a learning rate of 3e38 the parameters after it are not."""
+def test_an_update_that_overflows_is_never_saved(tmp_path, capsys, monkeypatch):
+  """Loss and gradients of the first step are finite; at a learning rate of 3e38, which no config may ask for any
+  more, the parameters after it are not."""
+  for module in (state, teacher):
+    monkeypatch.setattr(module, 'make_optimizer', lambda config, steps: optax.sgd(3e38))
   args = [f'--workdir={tmp_path}', '--phase=teacher', '--config.checkpoint.every_steps=1']
-  rate = '--config.phases.teacher.optimizer.learning_rate=3e38'
-  assert main.main(['train', CONFIG, *args, rate]) == 1
+  assert main.main(['train', CONFIG, *args]) == 1
   error = capsys.readouterr().err
   assert "by step 1 the state holds numbers that are not finite, in .params['" in error
   assert 'There is no checkpoint yet' in error
