@@ -283,11 +283,13 @@ def experiment():
     'phases': ({}, Range('a group of phases', lambda value: isinstance(value, ConfigDict))),
     'precision': ('float32', one_of('float32', 'bfloat16')),
     'mesh': {'data': (-1, DEVICES), 'fsdp': (1, DEVICES)},  # -1: all remaining devices
-    # Three keys that change memory and time, not results; a run can go on with others.
+    # Four keys that change memory and time, not results; a run can go on with others.
     # most images that a device trains on at once; 0: its whole share of batch_size
     'microbatch': (0, integer('[0, 1_000_000]')),
     # resolutions of U-Net blocks whose activations are computed again in the backward pass
     'remat': ((), each(SIDE)),
+    # how attention is computed, in U-Nets and feature networks: networks/attention.py
+    'attention': ('auto', one_of('auto', 'xla', 'cudnn', 'flash')),
     'shard_frozen': (False, flag),  # feature networks: split by the mesh's fsdp axis, not whole on every device
     # seconds that any host waits for another before it ends with a message naming it
     'barrier_timeout': (1800, integer('[1, 1_000_000]')),

@@ -104,6 +104,8 @@ def _validate_shared(config):
   sides = [lowest << doublings for doublings in range((data.resolution // lowest).bit_length())]
   _check(set(config.remat) <= set(sides), 'config.remat', config.remat,
          f'must be a tuple of some of {", ".join(map(str, sides))}, the resolutions of the U-Nets')
+  _check(config.attention != 'cudnn' or config.precision == 'bfloat16', 'config.attention', config.attention,
+         f'computes in bfloat16 alone, and config.precision is {config.precision!r}')
   d, measured = config.diffusion, config.evaluation.samples
   _check(d.sigma_min < d.sigma_max, 'config.diffusion.sigma_min', d.sigma_min,
          f'must be below config.diffusion.sigma_max = {d.sigma_max}')

@@ -84,6 +84,7 @@ BAD = [
   ('microbatch', -1, ['config.microbatch = -1', '[0, 1_000_000]']),
   ('remat', (16, 4), ['config.remat = (16, 4)', 'some of 8, 16,']),
   ('remat', 16, ['config.remat = 16', 'tuple']),
+  ('attention', 'cudnn', ["config.attention = 'cudnn'", "bfloat16 alone, and config.precision is 'float32'"]),
   ('diffusion.sigma_min', 90.0, ['config.diffusion.sigma_min = 90.0', 'sigma_max = 80.0']),
   # Single keys out of their range.
   ('phases.teacher.optimizer.clip_norm', -1.0, ['clip_norm = -1.0', '[0, 1e9]']),

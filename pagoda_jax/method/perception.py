@@ -47,12 +47,14 @@ BACKBONES = {
 LPIPS_NAME = 'lpips'  # VGG16 and the linear weights, in frozen['features']
 
 
-def projected_networks(names: Sequence[str], resolution: int, dtype) -> dict[str, ProjectedFeatures]:
+def projected_networks(
+  names: Sequence[str], resolution: int, dtype, attention_form: str = 'auto'
+) -> dict[str, ProjectedFeatures]:
   """The feature networks with their random projections, for images of a resolution."""
   size = RESIZED if resolution < NATIVE_FROM else None
   return {
     name: projections.projected(
-      projections.options_of_backbone(BACKBONES[name], PROJECTED_WIDTH), input_size=size, dtype=dtype
+      projections.options_of_backbone(BACKBONES[name], PROJECTED_WIDTH), attention_form, input_size=size, dtype=dtype
     )
     for name in names
   }

@@ -9,6 +9,8 @@ import numpy as np
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
+from pagoda_jax.networks import attention
+
 # Uniform in +-1/sqrt(fan_in), as the published networks begin.
 kernel_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 zeros_init = nn.initializers.zeros_init()
@@ -112,13 +114,35 @@ def downsampled(x: jax.Array) -> jax.Array:
   return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
+class QKV(nn.Module):
+  """Queries, keys and values of tokens [B, N, C]: [B, N, heads, C / heads] each, in one layer's parameters.
+
+  Channels of the parameters: (qkv, head, channel). Three products of a third of the kernel each, as the parts of one
+  product would be copied into the layout that attention takes them in. Biases as `Conv`'s.
+  """
+
+  heads: int
+  kernel_init: Any = nn.initializers.lecun_normal()
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> list[jax.Array]:
+    batch, tokens, width = x.shape
+    kernel = self.param('kernel', self.kernel_init, (width, 3 * width)).astype(self.dtype)
+    bias = self.param('bias', zeros_init, (3 * width,))
+    parts = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3))
+    rows = [(x @ kernel + bias).astype(self.dtype) for kernel, bias in parts]
+    return [row.reshape(batch, tokens, self.heads, width // self.heads) for row in rows]
+
+
 class Attention(nn.Module):
-  """Self-attention over all positions, without the residual sum. Channels of qkv: (qkv, head, channel)."""
+  """Self-attention over all positions, without the residual sum, in a form of `attention.FORMS`."""
 
   heads: int
   min_group_channels: int = 4
   norm_eps: float = 1e-5
   dtype: Any = jnp.float32
+  form: str = 'auto'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -126,11 +150,8 @@ class Attention(nn.Module):
     if c % self.heads:
       raise ValueError(f'{self.name}: {c} channels do not split into {self.heads} attention heads')
     x = group_norm(c, self.min_group_channels, self.norm_eps, self.dtype, 'norm')(x).reshape(b, h * w, c)
-    qkv = Dense(3 * c, kernel_init=kernel_init, dtype=self.dtype, name='qkv')(x)
-    q, k, v = jnp.moveaxis(qkv.reshape(b, h * w, 3, self.heads, c // self.heads), 2, 0)
-    logits = jnp.einsum('bqhc,bkhc->bhqk', q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits / math.sqrt(c // self.heads)).astype(self.dtype)
-    x = jnp.einsum('bhqk,bkhc->bqhc', weights, v).reshape(b, h, w, c)
+    q, k, v = QKV(self.heads, kernel_init=kernel_init, dtype=self.dtype, name='qkv')(x)
+    x = attention.attend(q, k, v, self.form).reshape(b, h, w, c)
     return Dense(c, kernel_init=zeros_init, dtype=self.dtype, name='out')(x)
 
 
@@ -152,6 +173,7 @@ class ResBlock(nn.Module):
   min_group_channels: int = 4
   norm_eps: float = 1e-5
   dtype: Any = jnp.float32
+  attention_form: str = 'auto'
 
   @nn.compact
   def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
@@ -180,6 +202,7 @@ class ResBlock(nn.Module):
       y = dropped(y, self.dropout, dropout_keys)
     x = (skip + conv(y, 'conv_1', init=zeros_init)) * self.skip_scale
     if self.heads:
-      attention = Attention(self.heads, self.min_group_channels, self.norm_eps, self.dtype, name='attention')
-      x = (x + attention(x)) * self.skip_scale
+      attend = Attention(self.heads, self.min_group_channels, self.norm_eps, self.dtype, self.attention_form,
+                         name='attention')
+      x = (x + attend(x)) * self.skip_scale
     return x

@@ -104,6 +104,7 @@ class UNet(nn.Module):
   attend_last: bool = False
   ddpmpp_embedding: bool = False
   remat: Sequence[int] = ()  # resolutions whose activations are computed again in the backward pass
+  attention_form: str = 'auto'  # one of attention.FORMS: speed and memory
   dtype: Any = jnp.float32  # of convolutions and attention; parameters, embeddings and output are float32
 
   def __post_init__(self):
@@ -257,6 +258,7 @@ class UNet(nn.Module):
         min_group_channels=self.min_group_channels,
         norm_eps=self.norm_eps,
         dtype=self.dtype,
+        attention_form=self.attention_form,
         name=block.name,
     )
 

@@ -31,7 +31,7 @@ class PhaseCosts:
     state_bytes: of the whole state, as a checkpoint holds it; of `invert`, the teacher.
     arrays, split: arrays of the state; those of them that are split over 'fsdp'.
     state, frozen, gradients: what devices hold of them.
-    activations: estimate.
+    activations: estimate; with attention's logits, which no kernel keeps.
     images: of a step: of all devices together, or for `invert` of those of one host.
     flops: of such a step.
     further_flops: those of them in loops, beyond the first turn.
@@ -93,7 +93,8 @@ def phase_costs(config, name: str, topology) -> PhaseCosts:
   """Everything about a phase that its shapes and its traced step tell."""
   sizes = phase_mesh(config, name, topology)
   mesh = AbstractMesh(sizes, ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
-  program = phase_program(config, name, topology)
+  # Of attention's forms the one whose FLOPs are counted, and which no chip is needed for.
+  program = phase_program(_with_keys(config, attention='xla'), name, topology)
   traced = program.trace()
   state, frozen = program.state, program.frozen
   if program.trains:
@@ -162,11 +163,16 @@ def teacher_flops(config, side: int, attention: bool = True) -> float:
 
 def image_flops(config, name: str) -> float:
   """FLOPs per image of a phase's step, without those that are done again to save memory."""
-  plain = config.copy_and_resolve_references()
-  with plain.unlocked(), plain.ignore_type():
-    plain.update({'microbatch': 0, 'remat': ()})
+  plain = _with_keys(config, microbatch=0, remat=(), attention='xla')  # a kernel's FLOPs are not counted
   program = programs.make(plain, name)
   return costs.flops(program.trace()) / program.images
+
+
+def _with_keys(config, **values):
+  changed = config.copy_and_resolve_references()
+  with changed.unlocked(), changed.ignore_type():
+    changed.update(values)
+  return changed
 
 
 def images_of(config, name: str, pairs: int | None) -> int | None:

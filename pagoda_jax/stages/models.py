@@ -79,30 +79,30 @@ def build(config, phase_name: str) -> Networks:
   if phase.stage not in configs.GENERATOR_STAGES:
     return Networks(**shared)
   resolution = configs.phase_resolution(config, phase_name)
-  discriminator, view = _discriminator(phase.discriminator, config.data.num_classes, resolution, unet.dtype)
-  distance = _distance(phase.reconstruction, resolution, unet.dtype)
+  discriminator, view = _discriminator(phase.discriminator, config.data.num_classes, resolution, unet)
+  distance = _distance(phase.reconstruction, resolution, unet)
   return Networks(**shared, discriminator=discriminator, feature_draws=view[0],
                   features=jax.named_scope('features')(view[1]), distance_draws=distance[0],
                   distance=jax.named_scope('distance')(distance[1]))
 
 
-def _discriminator(config, num_classes: int, resolution: int, dtype):
-  """(module, (draw, features): what it sees)."""
+def _discriminator(config, num_classes: int, resolution: int, unet):
+  """(module, (draw, features): what it sees), in the type and form of attention of the U-Net."""
   classes = num_classes if config.conditional else 0
   if config.features == 'projected':
-    networks = perception.projected_networks(config.backbones, resolution, dtype)
-    return DiscriminatorEnsemble(classes, dtype), perception.projected_view(networks, resolution, config.augment)
-  pixels = PyramidDiscriminator(config.channels, classes, config.spectral_norm, dtype)
+    networks = perception.projected_networks(config.backbones, resolution, unet.dtype, unet.attention_form)
+    return DiscriminatorEnsemble(classes, unet.dtype), perception.projected_view(networks, resolution, config.augment)
+  pixels = PyramidDiscriminator(config.channels, classes, config.spectral_norm, unet.dtype)
   return pixels, perception.pixel_view(config.scales, resolution, config.augment)
 
 
-def _distance(config, resolution: int, dtype):
-  """(draw, distance): L_rec's distance."""
+def _distance(config, resolution: int, unet):
+  """(draw, distance): L_rec's distance, in the type and form of attention of the U-Net."""
   if config.distance == 'projected':
-    networks = perception.projected_networks(config.backbones, resolution, dtype)
+    networks = perception.projected_networks(config.backbones, resolution, unet.dtype, unet.attention_form)
     return perception.projected_distance(networks, resolution, config.augment)
   if config.distance == 'lpips':
-    return perception.lpips_distance(dtype)
+    return perception.lpips_distance(unet.dtype)
   return perception.pixel_distance(config.scale_weights)
 
 
@@ -121,6 +121,7 @@ def make_unet(config, phase_name: str) -> UNet:
     num_classes=config.data.num_classes,
     grown=tuple(grown),
     remat=config.remat,
+    attention_form=config.get('attention', 'auto'),  # config.json of an earlier version has none
     dtype=jnp.dtype(config.precision),
     **architectures.fields_of(config.network),
   )

@@ -76,7 +76,7 @@ def test_flops_are_counted_by_the_cpu_backend_without_what_saves_memory(monkeypa
   config = tiny.get_config()
   config.phases.teacher.batch_size = 2
   plain = programs.make(config, 'teacher')
-  config.remat, config.microbatch = (8,), 1
+  config.remat, config.microbatch, config.attention = (8,), 1, 'flash'
   assert plan.image_flops(config, 'teacher') == costs.flops(plain.trace()) / 2
   monkeypatch.setitem(topologies.CHIPS, 'cpu', topologies.Chip(1e12, None, ('cpu',), 8))
   monkeypatch.setattr(jax, 'local_devices', mock.Mock(side_effect=RuntimeError('Unknown backend cpu')))

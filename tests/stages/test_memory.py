@@ -21,6 +21,7 @@ from pagoda_jax.networks.frozen.projections import ProjectedFeatures
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import distill, grow, models, state, teacher
 from pagoda_jax.training import workdir
+from pagoda_jax.weights import frozen_weights
 
 COUNT = 16  # images in a batch: two for each of eight devices
 
@@ -203,9 +204,19 @@ def test_maps_and_distance_of_an_image_do_not_depend_on_the_batch(projected):
 
 
 def test_a_run_can_go_on_with_other_switches():
-  config, other = experiment(), experiment(microbatch=2, remat=(8,), shard_frozen=True)
+  config, other = experiment(), experiment(microbatch=2, remat=(8,), shard_frozen=True, attention='xla')
   other.mesh.fsdp = 2
   assert workdir.identity(config, 'grow_16') == workdir.identity(other, 'grow_16')
   unets = [models.make_unet(c, 'grow_16') for c in (config, other)]
   plain, remat = (jax.eval_shape(functools.partial(models.fresh_params, unet), RNG) for unet in unets)
   assert unets[1].remat == (8,) and plain == remat
+
+
+def test_the_configs_form_of_attention_reaches_every_network():
+  config = experiment(attention='flash')
+  config.phases.distill.discriminator.features = 'projected'
+  networks = models.build(config, 'distill')
+  assert networks.unet.attention_form == 'flash'
+  maps = lambda frozen, images: networks.features(frozen, images, networks.feature_draws(RNG, 1))
+  with pytest.raises(ValueError, match="attention 'flash' is a kernel of TPUs, and this program is for cpu"):
+    jax.eval_shape(maps, frozen_weights.shapes(config, 'distill'), jax.ShapeDtypeStruct((1, 8, 8, 3), 'float32'))

@@ -31,7 +31,7 @@ def written(path, unet, seed=0, format='edm'):
   """A folder as `pagoda convert` writes it, of random parameters."""
   rng = np.random.default_rng(seed)
   params = random_params(unet, rng)
-  fields = ('parent', 'name', 'dtype', 'remat', 'dropout')
+  fields = ('parent', 'name', 'dtype', 'remat', 'attention_form', 'dropout')
   options = {f: getattr(unet, f) for f in unet.__dataclass_fields__ if f not in fields}
   folders.write_converted(path, formats.Converted({'params': params}, options, format), {'sha256': str(seed)})
   return params

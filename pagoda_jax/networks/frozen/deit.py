@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pagoda_jax.data import resize
+from pagoda_jax.networks import attention, layers
 
 
 class DeiT(nn.Module):
@@ -24,6 +25,7 @@ class DeiT(nn.Module):
   grid: int = 14  # side of the position grid, in patches
   distilled: bool = True  # a second extra token
   dtype: Any = jnp.float32
+  attention_form: str = 'auto'  # one of attention.FORMS: speed and memory
 
   @nn.compact
   def __call__(self, x: jax.Array) -> list[jax.Array]:
@@ -42,7 +44,9 @@ class DeiT(nn.Module):
     tokens = jnp.concatenate([extra, tokens.reshape(batch, height * width, self.width)], axis=1).astype(self.dtype)
     maps = []
     for index in range(self.depth):
-      block = TransformerBlock(self.head_channels, self.mlp_width, self.dtype, name=f'block{index}')
+      block = TransformerBlock(
+        self.head_channels, self.mlp_width, self.dtype, self.attention_form, name=f'block{index}'
+      )
       tokens = block(tokens)
       if 4 * (index + 1) % self.depth == 0:
         maps.append(tokens[:, extra.shape[1] :].reshape(batch, height, width, self.width))
@@ -64,14 +68,14 @@ class TransformerBlock(nn.Module):
   head_channels: int
   mlp_width: int
   dtype: Any = jnp.float32
+  attention_form: str = 'auto'
 
   @nn.compact
   def __call__(self, x):
     width = x.shape[-1]
     h = self._norm('attention_norm')(x)
-    qkv = nn.Dense(3 * width, dtype=self.dtype, name='qkv')(h)
-    qkv = qkv.reshape(*x.shape[:2], 3, width // self.head_channels, self.head_channels)
-    h = attended(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+    q, k, v = layers.QKV(width // self.head_channels, dtype=self.dtype, name='qkv')(h)
+    h = attention.attend(q, k, v, self.attention_form)
     x = x + nn.Dense(width, dtype=self.dtype, name='attention_out')(h.reshape(x.shape))
     h = self._norm('mlp_norm')(x)
     h = nn.gelu(nn.Dense(self.mlp_width, dtype=self.dtype, name='mlp_in')(h), approximate=False)
@@ -79,10 +83,3 @@ class TransformerBlock(nn.Module):
 
   def _norm(self, name):
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=self.dtype, name=name)
-
-
-def attended(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """Scaled dot-product attention; [B, tokens, heads, channels] each. Softmax in float32."""
-  scores = jnp.einsum('bqhc,bkhc->bhqk', q, k) * q.shape[-1] ** -0.5
-  weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype)
-  return jnp.einsum('bhqk,bkhc->bqhc', weights, v)

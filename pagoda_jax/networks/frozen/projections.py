@@ -130,11 +130,12 @@ def backbone(options: dict, **fields) -> EfficientNetLite | DeiT:
   return kind(**{name: value for name, value in options.items() if name != 'architecture'}, **fields)
 
 
-def projected(options: dict, **fields) -> ProjectedFeatures:
+def projected(options: dict, attention_form: str = 'auto', **fields) -> ProjectedFeatures:
   """The module of `options`, with the backbone's published normalisation; `fields`: input_size, dtype."""
   mean, deviation = NORMALIZATION[options['backbone']['architecture']]
   dtype = {'dtype': fields['dtype']} if 'dtype' in fields else {}
-  module = backbone(options['backbone'], **dtype)
+  form = {'attention_form': attention_form} if options['backbone']['architecture'] == 'deit' else {}
+  module = backbone(options['backbone'], **dtype, **form)
   return ProjectedFeatures(**(options | {'backbone': module}), mean=mean, deviation=deviation, **fields)
 
 
