@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 from flax import traverse_util
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 
 def random_variables(module, *args, seed=0, gain=1.0, **kwargs):
@@ -31,3 +32,15 @@ def relative_error(actual, reference):
       lambda a, b: float(np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)), actual, reference
   )
   return max(jax.tree.leaves(errors))
+
+
+# Kind and platform of devices that are not here.
+V5E, H100, CPU = ('TPU v5 lite', 'tpu'), ('NVIDIA H100 80GB HBM3', 'gpu'), ('cpu', 'cpu')
+
+
+def on(device, count=1):
+  """Programs traced within are for so many devices, which are not here."""
+  kind, platform = device
+  mesh = AbstractMesh((count, 1), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2,
+                      abstract_device=AbstractDevice(kind, 1, platform))
+  return jax.sharding.use_abstract_mesh(mesh)

@@ -14,6 +14,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec
 
+from pagoda_jax.networks import chips
+
 # 'xla': plain operations, anywhere; the logits [B, heads, N, N] go through memory and are kept for the backward pass.
 # 'cudnn': NVIDIA's kernel, in bfloat16 and float16; 'flash': JAX's Pallas kernel for TPUs. They keep no logits.
 # 'auto': one of them, by the chip, the number of tokens and the type; README.md says by which figures.
@@ -38,7 +40,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, form: str = 'auto') -> jax.
   Raises:
     ValueError: the form does not exist on the chip that the program is traced for, or for these heads.
   """
-  chosen = chosen_form(form, chip(), q)
+  chosen = chosen_form(form, chips.chip(), q)
   if chosen == 'cudnn':
     return jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
   if chosen == 'flash':
@@ -46,13 +48,6 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, form: str = 'auto') -> jax.
   logits = jnp.einsum('bqhc,bkhc->bhqk', q, k, preferred_element_type=jnp.float32)
   weights = jax.nn.softmax(logits / math.sqrt(q.shape[-1])).astype(v.dtype)
   return jnp.einsum('bhqk,bkhc->bqhc', weights, v)
-
-
-def chip() -> str:
-  """'tpu', 'nvidia' or another platform: of the mesh that is set where a program is traced, whose devices need not be
-  here; where none is, of JAX's first device."""
-  device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-  return 'nvidia' if 'NVIDIA' in device.device_kind else device.platform
 
 
 def chosen_form(form: str, chip: str, q) -> str:

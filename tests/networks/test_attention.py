@@ -8,22 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from network_tools import CPU, H100, V5E, on
 
-from pagoda_jax.networks import attention
+from pagoda_jax.networks import attention, chips
 from pagoda_jax.networks.frozen.deit import TransformerBlock
 from pagoda_jax.networks.layers import QKV
+from pagoda_jax.runtime import sharding
 
-V5E, H100, CPU = ('TPU v5 lite', 'tpu'), ('NVIDIA H100 80GB HBM3', 'gpu'), ('cpu', 'cpu')
 PLAIN = functools.partial(attention.attend, form='xla')
-
-
-def on(device, count=1):
-  """Programs traced within are for so many devices, which are not here."""
-  kind, platform = device
-  mesh = AbstractMesh((count, 1), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2,
-                      abstract_device=AbstractDevice(kind, 1, platform))
-  return jax.sharding.use_abstract_mesh(mesh)
 
 
 def with_gradients(attend):
@@ -63,7 +55,7 @@ def test_the_tpu_kernel_agrees_with_plain_operations(tokens, dtype, tolerance):
 ])
 def test_auto_chooses_by_chip_tokens_and_type(device, tokens, dtype, width, form):
   with on(device):
-    chip = attention.chip()
+    chip = chips.chip()
   assert attention.chosen_form('auto', chip, jax.ShapeDtypeStruct((2, tokens, 2, width), dtype)) == form
 
 
@@ -132,3 +124,18 @@ def test_the_feature_network_takes_the_same_forms():
       str(jax.make_jaxpr(block.clone(attention_form=form).apply)(variables, x)) for form in ('xla', 'auto'))
   assert 'pallas_call' in kernel and '1026,1026' not in kernel
   assert 'pallas_call' not in plain and '1026,1026' in plain
+
+
+def test_each_device_works_on_its_own_images():
+  """With gradients, over a mesh of virtual devices; a batch that does not divide is everybody's."""
+  mesh = sharding.make_mesh(fsdp=2)
+  kernel = functools.partial(attention.flash, interpret=True)
+  with jax.set_mesh(mesh):
+    for count in (mesh.size, 1):
+      arrays = jax.random.normal(jax.random.key(0), (3, count, 130, 1, 8))
+      where = sharding.batch_sharding(mesh) if count > 1 else sharding.replicated(mesh)
+      placed = [jax.device_put(x, where) for x in arrays]
+      divided = jax.jit(with_gradients(attention.over_devices(kernel)))(*placed)
+      for ours, plain in zip(divided, jax.jit(with_gradients(PLAIN))(*arrays)):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
+    assert divided[0].sharding.is_fully_replicated and mesh.size > 1
