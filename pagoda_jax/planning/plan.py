@@ -216,7 +216,7 @@ class Compiled:
     seconds: that it took.
     devices: how many, and of which kind.
     images: of a step.
-    flops: of such a step.
+    flops: of such a step; those of a kernel of its own (attention.py) are not among them.
     memory: bytes by what they are for.
     sent: bytes that a device sends in a step, by the kind of collective.
     misfit: why it cannot be compiled: it takes too much memory; '' where it can, else all others are 0.
