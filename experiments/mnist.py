@@ -24,9 +24,11 @@ from pagoda_jax import config as c
 
 
 def get_config(variant: str = ''):
-  """There are no variants."""
+  """variant: 'guided' for classifier-free guidance, otherwise ''."""
+  if variant not in ('', 'guided'):
+    raise ValueError(f"experiments/mnist.py:{variant}: must be experiments/mnist.py or experiments/mnist.py:guided")
   if variant:
-    raise ValueError(f'experiments/mnist.py:{variant}: there are no variants; write experiments/mnist.py')
+    return guided()
   config = c.experiment(base_resolution=8)
   config.data.update({
     'source': 'mnist', 'resolution': 32, 'channels': 1, 'num_classes': 10, 'mirror': False, 'holdout': 500,
@@ -68,5 +70,40 @@ def get_config(variant: str = ''):
     start='grow_16', resolution=32, channels=32, num_blocks=0, steps=450,
     reconstruction=c.reconstruction(scale_weights=(0.02, 0.1, 1.0, 1.0)),
     **(players | {'discriminator': c.discriminator(channels=32, spectral_norm=False, augment=())}),
+  ))
+  return config
+
+
+def guided():
+  """Digits of 8 px: a teacher with guidance, and the one-step generator that takes its strength as an input."""
+  config = c.experiment(base_resolution=8)
+  config.data.update({
+    'source': 'mnist', 'resolution': 8, 'channels': 1, 'num_classes': 10, 'mirror': False, 'holdout': 500,
+  })
+  config.network = c.network(channels=32, channel_mult=(1, 2), num_blocks=1, attention_resolutions=())
+  config.diffusion.sigma_min = 0.02
+  config.guidance.update({'law': 'uniform', 'low': 1.0, 'high': 4.0})
+  config.log.update({'every_steps': 20, 'samples_every': 200, 'samples': 100})
+  config.checkpoint.every_steps = 200
+  config.evaluation.update({'samples': 2000, 'guidance': (1.0, 2.0, 4.0)})
+
+  c.add_phase(config, 'teacher', c.teacher(
+    steps=800,
+    batch_size=64,
+    optimizer=c.optimizer(name='adam', learning_rate=2e-3, warmup_steps=20, schedule='cosine'),
+    ema=0.99,
+    label_dropout=0.1,
+  ))
+  c.add_phase(config, 'invert', c.invert(num_levels=10, add_noise=True, batch_size=256, shard_size=1024))
+  c.add_phase(config, 'guide', c.guide(
+    steps=300, batch_size=64, sample_levels=6, ema=0.98,
+    optimizer=c.optimizer(name='adam', learning_rate=1e-3, warmup_steps=20, schedule='cosine'),
+  ))
+  c.add_phase(config, 'distill', c.distill(
+    guide='guide', steps=700, batch_size=48, ema=0.99,
+    optimizer=c.optimizer(name='adam', learning_rate=1e-3, b1=0.5, schedule='cosine'),
+    discriminator_optimizer=c.optimizer(name='adam', learning_rate=1e-3, b1=0.5),
+    discriminator=c.discriminator(channels=64, spectral_norm=False, augment=()),
+    adversarial=c.adversarial(weight=0.3, adaptive=False),
   ))
   return config
