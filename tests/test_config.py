@@ -49,7 +49,7 @@ BAD = [
   ('phases.grow_16.resolution', 24, ['config.phases.grow_16.resolution = 24', '8', 'times 2, 4, 8']),
   ('phases.grow_16.resolution', 32, ['config.phases.grow_16.resolution = 32', 'config.data.resolution = 16']),
   ('phases.distill.noise', 'nowhere', ["config.phases.distill.noise = 'nowhere'", 'invert']),
-  ('phases.distill.stage', 'shrink', ["'shrink'", 'teacher, invert, distill, grow']),
+  ('phases.distill.stage', 'shrink', ["'shrink'", 'teacher, invert, guide, distill, grow']),
   ('phases.distill.reconstruction.distance', 'l3', ["'l3'", 'pixels']),
   ('phases.distill.discriminator.augment', ('sepia',), ["'sepia'", 'brightness']),
   ('phases.distill.optimizer.name', 'adan2', ["'adan2'", 'one of', 'radam']),
@@ -198,9 +198,9 @@ HOSTILE = [
   (-math.inf, ''),
   (-1, 'num_classes workers mesh.data p_mean'),
   (0, 'seed holdout workers max_unreadable stem_channels embed_channels num_heads augment_dim dropout warmup_steps b1 '
-      'b2 clip_norm ema label_dropout p_mean p_std weight low grow_16.num_blocks microbatch keep_every '
+      'b2 clip_norm ema p_mean p_std weight mean low grow_16.num_blocks microbatch keep_every '
       'evaluation.samples'),
-  (1.5, 'learning_rate clip_norm p_mean p_std weight low high sigma_min sigma_max sigma_data rho'),
+  (1.5, 'learning_rate clip_norm p_mean p_std weight mean std low high sigma_min sigma_max sigma_data rho'),
   (1e30, ''),
   (10**9, 'seed steps warmup_steps clip_norm every_steps samples_every keep_every'),
   (10**400, ''),
@@ -235,7 +235,6 @@ def all_keys(group, path='config'):
 
 def test_every_key_of_every_stage_refuses_what_it_cannot_be():
   config = tiny.get_config('guided')
-  config.evaluation.samples = 10  # with which evaluation.guidance may hold strengths
   validation.validate(config, 8)
   wrong = []
   with config.unlocked():
