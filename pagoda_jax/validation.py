@@ -140,7 +140,7 @@ def _validate_guidance(config):
   _check(config.data.num_classes != 0, 'config.guidance.law', law.law,
          "must be 'none' without labels to guide to: config.data.num_classes is 0")
   _check(not measured or config.evaluation.samples, 'config.evaluation.guidance', measured,
-         'needs config.evaluation.samples, how many to draw at each')
+         'must be () without config.evaluation.samples, how many to draw at each')
   if law.law != 'constant':
     _check(law.low < law.high, 'config.guidance.low', law.low, f'must be below config.guidance.high = {law.high}')
   if law.law == 'truncated_normal':

@@ -59,7 +59,7 @@ def test_the_guided_denoiser_is_that_of_the_sharpened_density(sigma):
 
 
 def test_guided_inversion_is_scipys_solution_on_a_fine_grid():
-  """Of second order: 40 levels come within 1 %, four times as many within 0.1 %."""
+  """Of second order: four times the levels, a sixteenth of the error."""
   x = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3, 1, 1)
   labels, omegas = LABELS.repeat(3), OMEGAS.repeat(3)
 
@@ -72,11 +72,11 @@ def test_guided_inversion_is_scipys_solution_on_a_fine_grid():
 
   exact = integrate.solve_ivp(flow, (0.002, 80.0), x.ravel(), rtol=1e-9, atol=1e-9).y[:, -1].reshape(x.shape)
   errors = []
-  for count in (40, 160):
+  for count in (80, 320):
     found = diffusion.invert(guidance.guided(optimal_denoise, OMEGAS), x, diffusion.sigmas(count), {'label': LABELS},
                              clip=False)
     errors.append(np.abs(found - exact).max() / np.sqrt(np.mean(exact**2)))
-  assert errors[0] < 1e-2 and errors[1] < 1e-3, errors
+  assert errors[1] < 3e-3 and errors[0] / errors[1] > 12, errors
   assert np.abs(exact[3] - exact[2]).max() > 1  # another strength, another noise
 
 
@@ -121,7 +121,7 @@ def test_the_estimators_optimum_is_the_posteriors_mean(parts):
     law=law, sigma_max=1.0, draw=draw,
     estimate=lambda params, images, labels: params['a'] + params['b'] * images.mean((1, 2, 3)) / scale,
   )
-  phase = c.guide(steps=150, batch_size=4096, ema=0.97, optimizer=c.optimizer(name='sgd', learning_rate=0.2))
+  phase = c.guide(steps=150, batch_size=4096, ema=0.95, optimizer=c.optimizer(name='sgd', learning_rate=0.2))
   step = jax.jit(guide.make_train_step(networks, phase, parts))
   train_state = state.init_teacher({'a': jnp.zeros(()), 'b': jnp.zeros(())}, phase)
   batch = {'image': np.zeros((4096, 2, 2, 1), np.uint8), 'label': np.zeros(4096, np.int32)}
