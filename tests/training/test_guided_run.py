@@ -16,6 +16,7 @@ from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.evaluation import small_data
 from pagoda_jax.runtime import randomness
+from pagoda_jax.runtime.files import read_sealed, write_sealed
 from pagoda_jax.runtime.interrupts import StopRequest
 from pagoda_jax.stages import models
 from pagoda_jax.training import checkpoints, inverting, loop, workdir
@@ -158,6 +159,19 @@ def test_a_run_goes_on_with_no_other_law_and_from_before_guidance(mine, finished
   assert not [key for key in identity if '.guidance.' in key]
   before = {key: value for key, value in identity.items() if not key.endswith('.guide')}
   assert len(before) == len(identity) - 2 and workdir._differences(before, identity) == []
+
+
+def test_a_run_from_before_guidance_is_drawn_from_as_ever(copied, tmp_path):
+  out = tmp_path / 'x.npz'
+  expected = {phase: drawn(copied, out, f'--phase={phase}')['arr_0'] for phase in ('teacher', 'grow_16')}
+  for path in copied.glob('*/config.json'):
+    values = read_sealed(path)
+    del values['config']['guidance'], values['config']['evaluation']['guidance']
+    for phase in values['config']['phases'].values():
+      phase.pop('guide', None)
+    write_sealed(path, values)
+  for phase, images in expected.items():
+    np.testing.assert_array_equal(drawn(copied, out, f'--phase={phase}')['arr_0'], images)
 
 
 def test_spread_is_the_mean_distance_to_the_mean_of_the_class():
