@@ -1,7 +1,7 @@
 """Experiment configs: the default and the range of every key, and what follows from them.
 
 An experiment file calls `experiment()`, sets what differs and adds phases built by `teacher()`,
-`invert()`, `distill()` and `grow()`. Keys that are not listed here do not exist: the dicts are
+`invert()`, `guide()`, `distill()` and `grow()`. Keys that are not listed here do not exist: the dicts are
 locked, and validation.py compares a config with these tables once more.
 
 Each function returns a table {key: (default, range)}; `@_keys` makes of it what an experiment file calls:
@@ -15,14 +15,17 @@ from ml_collections import ConfigDict
 
 from pagoda_jax.ranges import Range, each, flag, integer, number, one_of, row, some_of, text
 
-STAGES = ('teacher', 'invert', 'distill', 'grow')
+STAGES = ('teacher', 'invert', 'guide', 'distill', 'grow')
 GENERATOR_STAGES = ('distill', 'grow')
-TRAINED_STAGES = ('teacher', 'distill', 'grow')
+IMAGE_STAGES = ('teacher', 'distill', 'grow')  # whose networks draw images
+TRAINED_STAGES = ('teacher', 'guide', 'distill', 'grow')
 AUGMENTATIONS = ('brightness', 'saturation', 'contrast', 'translation', 'cutout')
 # What the train steps measure and a checkpoint can be the best by.
 GENERATOR_METRICS = ('loss', 'adversarial', 'weight', 'discriminator', 'logit_real', 'logit_fake', 'grad_norm',
                      'discriminator_grad_norm')
-METRICS = {'teacher': ('loss', 'grad_norm'), 'distill': GENERATOR_METRICS, 'grow': GENERATOR_METRICS}
+METRICS = {'teacher': ('loss', 'grad_norm'), 'guide': ('loss', 'grad_norm', 'omega_real', 'omega_real_std'),
+           'distill': GENERATOR_METRICS, 'grow': GENERATOR_METRICS}
+LAWS = ('constant', 'uniform', 'truncated_normal')  # of the strength of guidance
 BACKBONES = ('tf_efficientnet_lite0', 'deit_base_distilled_patch16_224')
 # Those of optax that take a learning rate and are told nothing but gradients and parameters: not lbfgs, which wants
 # the loss, and no parts of optimisers, such as clip or chain.
@@ -37,6 +40,7 @@ SIDE = integer('[1, 8192]')  # pixels
 WIDTH = integer('[1, 16_384]')  # channels
 BLOCKS = integer('[0, 64]')
 WEIGHT = number('[0, 1e6]')  # of a loss
+OMEGA = number('[0, 100]')  # strength of guidance
 DEVICES = integer('[1, 1_000_000]', also=-1)
 # Of float32 products: 'default' is the chip's (bfloat16 factors on TPU, TF32 on GPU), 'highest' is float32.
 MATMUL_PRECISION = one_of('default', 'high', 'highest')
@@ -159,6 +163,26 @@ def invert():
 
 
 @_keys
+def guide():
+  """The estimator omega_phi(x, c): which strength of guidance a picture of a class looks like.
+
+  A U-Net encoder with one output, which begins as the teacher's, trained on the teacher's own guided samples of known
+  omega. With it the discriminator is given real pictures beside a strength.
+  """
+  return {
+    'stage': ('guide', one_of('guide')),
+    'teacher': ('teacher', text),  # a phase; or '' with init_from
+    'init_from': ('', text),  # as in invert()
+    'steps': (10_000, STEPS),
+    'batch_size': (256, BATCH),
+    'optimizer': _group(optimizer, name='adam'),
+    'ema': (0.999, number('[0, 1)')),
+    'matmul_precision': ('default', MATMUL_PRECISION),
+    'sample_levels': (12, integer('[2, 10_000]')),  # sigma levels of the Heun sampler that draws what it learns from
+  }
+
+
+@_keys
 def reconstruction():
   """L_rec: the distance between a real image and the generator's answer to its inverted noise."""
   return {
@@ -201,6 +225,7 @@ def _generator_phase(stage: str) -> dict:
   return {
     'stage': (stage, one_of(stage)),
     'noise': ('invert', text),
+    'guide': ('', text),  # phase of the estimator of omega; '': without guidance, or with a constant one
     'steps': (90_000, STEPS),
     'batch_size': (256, BATCH),  # for each loss
     'optimizer': _group(optimizer, learning_rate=8e-6),
@@ -245,7 +270,7 @@ def grow():
   }
 
 
-PHASES = {'teacher': teacher, 'invert': invert, 'distill': distill, 'grow': grow}
+PHASES = {'teacher': teacher, 'invert': invert, 'guide': guide, 'distill': distill, 'grow': grow}
 
 
 @_keys
@@ -280,6 +305,15 @@ def experiment():
       'sigma_data': (0.5, number('(0, 100]')),
       'rho': (7.0, number('[0.1, 100]')),
     },
+    # The strength omega of classifier-free guidance that pictures are inverted with, and that generators take as an
+    # input: drawn for each picture. 1 is none; without a law ('none') networks know nothing of it.
+    'guidance': {
+      'law': ('none', one_of('none', *LAWS)),
+      'mean': (1.0, OMEGA),  # of 'constant', and of 'truncated_normal' before it is cut
+      'std': (1.0, number('(0, 100]')),  # of 'truncated_normal' before it is cut
+      'low': (1.0, OMEGA),  # of 'uniform' and 'truncated_normal'
+      'high': (4.0, OMEGA),
+    },
     'phases': ({}, Range('a group of phases', lambda value: isinstance(value, ConfigDict))),
     'precision': ('float32', one_of('float32', 'bfloat16')),
     'mesh': {'data': (-1, DEVICES), 'fsdp': (1, DEVICES)},  # -1: all remaining devices
@@ -310,6 +344,7 @@ def experiment():
     'evaluation': {
       'samples': (0, integer('[2, 1_000_000]', also=0)),
       'components': (32, integer('[1, 4096]')),
+      'guidance': ((), each(OMEGA, 0, 10)),  # strengths to measure teacher and generators at besides
       # of all images drawn, in sample grids and by `pagoda sample` too
       'matmul_precision': ('highest', MATMUL_PRECISION),
     },
@@ -321,6 +356,11 @@ def add_phase(config: ConfigDict, name: str, phase: ConfigDict) -> None:
   with config.unlocked():
     config.phases[name] = phase
   config.order = (*config.order, name)
+
+
+def has_guidance(config: ConfigDict) -> bool:
+  """Whether an experiment's generators take the strength of guidance as an input."""
+  return config.get('guidance', {}).get('law', 'none') != 'none'  # configs from before guidance have no such group
 
 
 def phase_resolution(config: ConfigDict, name: str) -> int:

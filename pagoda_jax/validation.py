@@ -74,6 +74,7 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
   _check(len(set(config.order)) == len(config.order), 'config.order', config.order, 'names a phase twice')
   _validate_shared(config)
   _validate_network(config)
+  _validate_guidance(config)
   shards = _batch_shards(config, num_devices)
   for place, name in enumerate(config.order):
     _validate_phase(config, name, config.order[:place], shards)
@@ -87,7 +88,8 @@ def _check_phase_keys(name, phase):
   path = f'config.phases.{name}'
   _check(PHASE_NAME.fullmatch(str(name)), 'config.phases', name,
          'a phase is named by letters, digits, _ and -: its folder has that name')
-  _check(isinstance(phase, ConfigDict), path, phase, 'must be a phase, as teacher(), invert(), distill(), grow() make')
+  _check(isinstance(phase, ConfigDict), path, phase,
+         'must be a phase, as teacher(), invert(), guide(), distill(), grow() make')
   _choose(f'{path}.stage', phase.get('stage'), configs.STAGES)
   _check_keys(phase, configs.PHASES[phase.stage].table(), path)
 
@@ -132,6 +134,22 @@ def _validate_network(config):
              f'the {int(width)} channels at {side} px must split into {int(heads)} attention heads of equal size')
 
 
+def _validate_guidance(config):
+  law, measured = config.guidance, config.evaluation.guidance
+  if not configs.has_guidance(config):
+    _check(not measured, 'config.evaluation.guidance', measured, "must be () while config.guidance.law = 'none'")
+    return
+  _check(config.data.num_classes != 0, 'config.guidance.law', law.law,
+         "must be 'none' without labels to guide to: config.data.num_classes is 0")
+  _check(not measured or config.evaluation.samples, 'config.evaluation.guidance', measured,
+         'must be () without config.evaluation.samples, how many to draw at each')
+  if law.law != 'constant':
+    _check(law.low < law.high, 'config.guidance.low', law.low, f'must be below config.guidance.high = {law.high}')
+  if law.law == 'truncated_normal':
+    _check(law.low <= law.mean <= law.high, 'config.guidance.mean', law.mean,
+           f'must lie between config.guidance.low = {law.low} and high = {law.high}')
+
+
 def _batch_shards(config, num_devices):
   """How many ways a batch is split: over the data and the fsdp axis together; None where it is not known."""
   sizes = dict(config.mesh)
@@ -159,8 +177,17 @@ def _validate_phase(config, name, earlier, shards):
            f"must be '' or a metric of every phase; {name} ({phase.stage}) has {', '.join(choices)}")
     if shards:
       _validate_microbatch(config, phase.batch_size // shards, f'{path}.batch_size = {phase.batch_size}')
-  if phase.stage in ('invert', 'distill'):
+  if phase.stage in ('invert', 'guide', 'distill'):
     _check_start(config, path, 'teacher', phase, earlier, ('teacher',))
+  if phase.stage == 'guide':
+    law = config.guidance.law
+    _check(law not in ('none', 'constant'), f'{path}.stage', phase.stage,
+           f'estimates a strength of guidance that varies, and config.guidance.law is {law!r}')
+  if phase.stage in ('invert', 'guide') and configs.has_guidance(config) and phase.teacher:
+    dropout = config.phases[phase.teacher].label_dropout
+    _check(dropout > 0, f'config.phases.{phase.teacher}.label_dropout', dropout,
+           f'must be above 0, 0.1 say: guidance (config.guidance.law = {config.guidance.law!r}) asks {phase.teacher} '
+           'without label too')
   if phase.stage == 'invert':
     _check(phase.store or phase.dtype == 'float32', f'{path}.dtype', phase.dtype,
            f'is the type of what is stored, and {path}.store is False; it must be float32')
@@ -171,7 +198,17 @@ def _validate_phase(config, name, earlier, shards):
     _check(config.phases[phase.noise].store or not phase.standardize_noise, f'{path}.standardize_noise',
            phase.standardize_noise,
            f'needs the mean and deviation of a store, and config.phases.{phase.noise}.store is False')
+    _validate_guide(config, path, phase, earlier)
     _validate_losses(config, name)
+
+
+def _validate_guide(config, path, phase, earlier):
+  """Real pictures need an estimate of their omega where it varies, and none elsewhere."""
+  if config.guidance.law in ('none', 'constant'):
+    _check(not phase.guide, f'{path}.guide', phase.guide,
+           f"must be '' while config.guidance.law = {config.guidance.law!r}: there is nothing to estimate")
+  else:
+    _check_reference(config, path, 'guide', phase.guide, earlier, ('guide',))
 
 
 def _validate_growth(config, name, earlier):

@@ -10,11 +10,14 @@ import tiny
 from pagoda_jax import config as configs
 from pagoda_jax.networks import growth
 from pagoda_jax.runtime import sharding
-from pagoda_jax.stages import distill, grow, models, state, teacher
+from pagoda_jax.stages import models, state
+from pagoda_jax.training import loop
 
-PHASES = ('teacher', 'distill', 'grow_16')
+PLAIN = ('teacher', 'distill', 'grow_16')
+PHASES = (*PLAIN, 'guided:guide', 'guided:distill')  # 'guided:' of the experiment's variant
 RNG = jax.random.key(0)
 CONFIG = tiny.get_config()
+GUIDED = tiny.get_config('guided')
 QUICK = {'xla_backend_optimization_level': 0}  # halves the time of tests that do little but compile
 # In the place of the published feature networks (perception.BACKBONES).
 TINY_BACKBONES = {
@@ -35,29 +38,41 @@ def jitted(step, placed, mesh, **options):
   return jax.jit(step, donate_argnums=0, out_shardings=shardings, compiler_options=QUICK | options)
 
 
+def of(name):
+  """(config, name there) of one of PHASES."""
+  return (GUIDED, name.removeprefix('guided:')) if name.startswith('guided:') else (CONFIG, name)
+
+
 def batch_of(config, name, count=8, seed=0):
-  """A batch of one of the tiny experiment's PHASES, NumPy."""
+  """A batch of a phase of the tiny experiment, NumPy."""
   resolution, base = configs.phase_resolution(config, name), config.base_resolution
   rng = np.random.default_rng(seed)
   images = rng.integers(0, 256, (2, count, resolution, resolution, 1), dtype=np.uint8)
   labels = rng.integers(0, 10, (2, count)).astype(np.int32)
-  if name == 'teacher':
+  if config.phases[name].stage not in configs.GENERATOR_STAGES:
     return {'image': images[0], 'label': labels[0]}
+  omega = {'omega': rng.uniform(1, 4, count).astype(np.float32)} if configs.has_guidance(config) else {}
   noise = (80 * rng.standard_normal((count, base, base, 1))).astype(np.float32)
-  return {'image': images[0], 'label': labels[0], 'noise': noise, 'real_image': images[1], 'real_label': labels[1]}
+  pair = {'image': images[0], 'label': labels[0], 'noise': noise}
+  return pair | {'real_image': images[1], 'real_label': labels[1]} | omega
 
 
 def start_of(config, name, frozen=None):
-  """(networks, state at step 0 as host arrays) of one of PHASES."""
+  """(networks, state at step 0 as host arrays) of a phase of the tiny experiment."""
   phase, networks = config.phases[name], models.build(config, name)
-  params = jax.tree.map(_spread, models.init_unet(networks.unet, RNG))
-  if name == 'teacher':
+  params = params_of(networks.unet)
+  if phase.stage not in configs.GENERATOR_STAGES:
     return networks, jax.device_get(state.init_teacher(params, phase))
   fixed = {}
   if name == 'grow_16':
     params, fixed = growth.split_trainable(params, (8, 16))
   opponent = models.init_discriminator(networks, frozen or {}, configs.phase_resolution(config, name), RNG)
   return networks, jax.device_get(state.init_generator(params, fixed, opponent, phase))
+
+
+def params_of(unet):
+  """Parameters of a U-Net, none of which is zero."""
+  return jax.tree.map(_spread, models.init_unet(unet, RNG))
 
 
 def _spread(leaf):
@@ -68,10 +83,20 @@ def _spread(leaf):
 
 @functools.cache
 def setup(name):
-  """(train step, state at step 0 as host arrays) of a phase of the tiny experiment."""
-  networks, start = start_of(CONFIG, name)
-  make = {'teacher': teacher, 'distill': distill, 'grow_16': grow}[name].make_train_step
-  return make(networks, CONFIG.phases[name]), start
+  """(train step, state at step 0 as host arrays) of one of PHASES."""
+  config, phase = of(name)
+  return loop.make_step(config, phase)[1], start_of(config, phase)[1]
+
+
+@functools.cache
+def frozen_of(name):
+  """The networks that one of PHASES is given: host arrays."""
+  config, phase = of(name)
+  if config.phases[phase].stage == 'guide':
+    return jax.device_get({'teacher': params_of(models.make_teacher(config, phase))})
+  if config.phases[phase].get('guide'):
+    return jax.device_get({'guide': params_of(models.make_unet(config, config.phases[phase].guide))})
+  return {}
 
 
 def run_step(name, devices, fsdp=1, batch=None):
@@ -80,8 +105,8 @@ def run_step(name, devices, fsdp=1, batch=None):
   mesh = sharding.make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
   with jax.set_mesh(mesh):
     placed = sharding.place(start, mesh)
-    batch = batch or batch_of(CONFIG, name)
+    batch = batch or batch_of(*of(name))
     rows = sharding.local_rows(len(batch['image']), mesh)
     batch = sharding.place_batch({key: value[rows] for key, value in batch.items()}, mesh)
-    out, metrics = jitted(step, placed, mesh)(placed, batch, {}, jax.device_get(RNG))
+    out, metrics = jitted(step, placed, mesh)(placed, batch, sharding.place(frozen_of(name), mesh), jax.device_get(RNG))
     return jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))((out, metrics)))

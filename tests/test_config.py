@@ -15,7 +15,8 @@ from pagoda_jax import validation
 from pagoda_jax.stages import state
 
 EXPERIMENTS = sorted((pathlib.Path(__file__).parent.parent / 'experiments').glob('*.py'))
-VARIANTS = {'folder': ('base=4,target=8', 'base=64,target=512,labels=no'), 'imagenet64': ('lpips',)}
+VARIANTS = {'folder': ('base=4,target=8', 'base=64,target=512,labels=no'), 'imagenet64': ('lpips',),
+            'mnist': ('guided',)}
 
 
 @pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda path: path.stem)
@@ -48,7 +49,7 @@ BAD = [
   ('phases.grow_16.resolution', 24, ['config.phases.grow_16.resolution = 24', '8', 'times 2, 4, 8']),
   ('phases.grow_16.resolution', 32, ['config.phases.grow_16.resolution = 32', 'config.data.resolution = 16']),
   ('phases.distill.noise', 'nowhere', ["config.phases.distill.noise = 'nowhere'", 'invert']),
-  ('phases.distill.stage', 'shrink', ["'shrink'", 'teacher, invert, distill, grow']),
+  ('phases.distill.stage', 'shrink', ["'shrink'", 'teacher, invert, guide, distill, grow']),
   ('phases.distill.reconstruction.distance', 'l3', ["'l3'", 'pixels']),
   ('phases.distill.discriminator.augment', ('sepia',), ["'sepia'", 'brightness']),
   ('phases.distill.optimizer.name', 'adan2', ["'adan2'", 'one of', 'radam']),
@@ -135,10 +136,62 @@ def test_refuses(key, value, expected):
     assert text in str(error.value)
 
 
+GUIDED_BAD = [
+  ('guidance.law', 'gauss', ["config.guidance.law = 'gauss'", 'none, constant, uniform, truncated_normal']),
+  ('guidance.low', 4.0, ['config.guidance.low = 4.0', 'below config.guidance.high = 4.0']),
+  ('guidance.low', 5.0, ['config.guidance.low = 5.0', 'below config.guidance.high = 4.0']),
+  ('guidance.high', math.nan, ['config.guidance.high = nan', '[0, 100]']),
+  ('guidance.mean', -1.0, ['config.guidance.mean = -1.0', '[0, 100]']),
+  ('guidance.std', -0.5, ['config.guidance.std = -0.5', '(0, 100]']),
+  ('guidance.std', 0.0, ['config.guidance.std = 0.0', '(0, 100]']),
+  ('guidance.law', 'none', ["config.phases.guide.stage = 'guide'", "config.guidance.law is 'none'"]),
+  ('guidance.law', 'constant', ["config.phases.guide.stage = 'guide'", 'that varies']),
+  ('phases.teacher.label_dropout', 0.0, ['config.phases.teacher.label_dropout = 0.0', 'must be above 0']),
+  ('phases.distill.guide', '', ["config.phases.distill.guide = ''", 'stage guide (guide)']),
+  ('phases.distill.guide', 'teacher', ["config.phases.distill.guide = 'teacher'", 'stage guide (guide)']),
+  ('phases.guide.teacher', '', ['config.phases.guide.teacher', 'or config.phases.guide.init_from a folder']),
+  ('order', ('teacher', 'invert', 'distill', 'guide', 'grow_16'),
+   ["config.phases.distill.guide = 'guide'", 'none; add one of stage guide']),
+  ('evaluation.guidance', (1.0,), ['config.evaluation.guidance = (1.0,)', 'config.evaluation.samples']),
+  ('evaluation.guidance', (math.nan,), ['config.evaluation.guidance = (nan,)', 'each a number in [0, 100]']),
+  ('data.num_classes', 0, ["config.guidance.law = 'uniform'", 'without labels']),
+]
+
+
+@pytest.mark.parametrize('key, value, expected', GUIDED_BAD, ids=[f'{k}={v!s:.20}' for k, v, _ in GUIDED_BAD])
+def test_refuses_of_guidance(key, value, expected):
+  config = tiny.get_config('guided')
+  validation.validate(config, 8)
+  set_key(key, value)(config)
+  with pytest.raises(configs.ConfigError) as error:
+    validation.validate(config, 8)
+  for text in expected:
+    assert text in str(error.value)
+
+
+def test_a_constant_strength_needs_no_estimator_and_no_guidance_no_strengths():
+  config = tiny.get_config('guided')
+  config.order = tuple(name for name in config.order if name != 'guide')
+  with config.unlocked():
+    del config.phases['guide']
+  config.guidance.update({'law': 'constant', 'mean': 3.0})
+  with pytest.raises(configs.ConfigError, match="distill.guide = 'guide': must be '' while .*law = 'constant'"):
+    validation.validate(config, 8)
+  config.phases.distill.guide = config.phases.grow_16.guide = ''
+  validation.validate(config, 8)
+  config.guidance.update({'law': 'truncated_normal', 'mean': 5.0})
+  with pytest.raises(configs.ConfigError, match=r'guidance.mean = 5.0: must lie between .*low = 1.0 and high = 4.0'):
+    validation.validate(config, 8)
+  config = tiny.get_config()
+  config.evaluation.update({'samples': 10, 'guidance': (1.0,)})
+  with pytest.raises(configs.ConfigError, match="evaluation.guidance = .* config.guidance.law = 'none'"):
+    validation.validate(config, 8)
+
+
 FLAGS = ('mirror verify mid_attention clip_denoised add_noise store spectral_norm conditional adaptive scale_shift '
          'shard_frozen batches')
 TEXTS = 'data.path data.name split weights_dir teacher.init_from'
-TUPLES = 'remat augment init_levels attention_resolutions decoder_channel_mult'
+TUPLES = 'remat augment init_levels attention_resolutions decoder_channel_mult evaluation.guidance'
 # What most keys cannot be, and the ends of the names of those that can.
 HOSTILE = [
   (math.nan, ''),
@@ -146,9 +199,9 @@ HOSTILE = [
   (-math.inf, ''),
   (-1, 'num_classes workers mesh.data p_mean'),
   (0, 'seed holdout workers max_unreadable stem_channels embed_channels num_heads augment_dim dropout warmup_steps b1 '
-      'b2 clip_norm ema label_dropout p_mean p_std weight low grow_16.num_blocks microbatch keep_every '
+      'b2 clip_norm ema p_mean p_std weight mean low grow_16.num_blocks microbatch keep_every '
       'evaluation.samples'),
-  (1.5, 'learning_rate clip_norm p_mean p_std weight low high sigma_min sigma_max sigma_data rho'),
+  (1.5, 'learning_rate clip_norm p_mean p_std weight mean std low high sigma_min sigma_max sigma_data rho'),
   (1e30, ''),
   (10**9, 'seed steps warmup_steps clip_norm every_steps samples_every keep_every'),
   (10**400, ''),
@@ -182,7 +235,7 @@ def all_keys(group, path='config'):
 
 
 def test_every_key_of_every_stage_refuses_what_it_cannot_be():
-  config = tiny.get_config()
+  config = tiny.get_config('guided')
   validation.validate(config, 8)
   wrong = []
   with config.unlocked():

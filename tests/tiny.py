@@ -4,7 +4,7 @@ from pagoda_jax import config as c
 
 
 def get_config(variant: str = ''):
-  del variant
+  """variant: 'guided', or ''."""
   config = c.experiment(base_resolution=8)
   config.data.update({'source': 'mnist', 'resolution': 16, 'channels': 1, 'num_classes': 10, 'mirror': False,
                       'holdout': 500})
@@ -18,6 +18,12 @@ def get_config(variant: str = ''):
     'steps': 4,
   }
   c.add_phase(config, 'teacher', c.teacher(steps=4, batch_size=8, optimizer=c.optimizer(learning_rate=1e-3)))
+  if variant == 'guided':
+    config.guidance.update({'law': 'uniform', 'low': 1.0, 'high': 4.0})
+    config.phases.teacher.label_dropout = 0.1
+    c.add_phase(config, 'guide', c.guide(
+      steps=4, batch_size=8, sample_levels=2, optimizer=c.optimizer(learning_rate=1e-3)))
+    players['guide'] = 'guide'
   c.add_phase(config, 'invert', c.invert(num_levels=3, batch_size=512, shard_size=1024))
   c.add_phase(config, 'distill', c.distill(**players))
   c.add_phase(config, 'grow_16', c.grow(resolution=16, channels=8, num_blocks=1, **players))

@@ -7,7 +7,7 @@ import jax
 from etils import epath
 
 # Names of scopes (jax.named_scope in stages/) that an operation is counted under: the first that its name begins with.
-PARTS = ('denoiser', 'generator', 'features', 'distance', 'discriminator', 'update')
+PARTS = ('denoiser', 'estimator', 'generator', 'features', 'distance', 'discriminator', 'update')
 OTHER = 'other'
 
 

@@ -135,16 +135,18 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 
 class _AnyNoise:
-  """Stands where a store of noise would, of any number of pairs: the same array for each."""
+  """Stands where a store of noise would, of any number of pairs: the same for each."""
 
-  def __init__(self, count: int, shape: tuple[int, ...]):
-    self._count, self._noise = count, np.zeros(shape, np.float32)
+  def __init__(self, count: int, shape: tuple[int, ...], guided: bool):
+    self._count = count
+    self._pair = {'noise': np.zeros(shape, np.float32)} | ({'omega': np.float32(1)} if guided else {})
 
   def __len__(self) -> int:
     return self._count
 
-  def __getitem__(self, key: int) -> np.ndarray:
-    return self._noise
+  def pair(self, key: int) -> dict[str, np.ndarray]:
+    del key
+    return self._pair
 
 
 def input_seconds(config, name: str, mesh, repeats: int) -> float | None:
@@ -153,15 +155,17 @@ def input_seconds(config, name: str, mesh, repeats: int) -> float | None:
   A store's noise is not read: an array in memory stands in its place.
   """
   phase, base = config.phases[name], config.base_resolution
-  side, noise = configs.phase_resolution(config, name), None
+  side, noise, real_base = configs.phase_resolution(config, name), None, 0
   try:
     count = len(streams.source_keys(config.data)[1])
   except (SourceError, ImportError):
     return None
   if phase.stage in configs.GENERATOR_STAGES:
     stored = config.phases[phase.noise].store
-    noise = _AnyNoise(count, (base, base, config.data.channels)) if stored else streams.ToInvert(count, base)
-  batches = streams.Stream(config.data, side, config.seed, noise).batches(
+    shape, guided = (base, base, config.data.channels), configs.has_guidance(config)
+    noise = _AnyNoise(count, shape, guided) if stored else streams.ToInvert(count, base)
+    real_base = base if phase.guide and side > base else 0
+  batches = streams.Stream(config.data, side, config.seed, noise, real_base=real_base).batches(
     phase.batch_size, sharding.local_rows(phase.batch_size, mesh))
   seconds, begun = [], time.perf_counter()
   while len(seconds) <= repeats and (len(seconds) < 3 or time.perf_counter() - begun < INPUT_SECONDS):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pagoda_jax.planning import costs, programs
+from pagoda_jax.stages import models
 
 
 def weights(shapes, seed: int = 0):
@@ -34,6 +35,8 @@ def batch(config, program: programs.Program, seed: int = 0) -> dict[str, np.ndar
       return rng.integers(0, classes, shape, np.int32) if classes else np.full(shape, -1, np.int32)
     if name == 'key':
       return np.arange(shape[0], dtype=np.int32)
+    if name == 'omega':
+      return np.full(shape, models.law_of(config).nearest(1.0), np.float32)
     return config.diffusion.sigma_max * rng.standard_normal(shape, np.float32)  # 'noise'
 
   return {name: values(name, leaf.shape) for name, leaf in program.batch.items()}

@@ -68,7 +68,7 @@ def _measured(fv, what: str) -> dict:
   if config is None:
     raise configs.ConfigError(f'pagoda bench {what} needs --config=FILE')
   validation.validate(config, jax.device_count())
-  stages = ('invert',) if what == 'invert' else configs.TRAINED_STAGES
+  stages = {'invert': ('invert',), 'sample': configs.IMAGE_STAGES, 'step': configs.TRAINED_STAGES}[what]
   choices = [name for name in config.order if config.phases[name].stage in stages]
   if not choices:
     raise configs.ConfigError(f'pagoda bench {what}: the experiment has no phase of stage {" or ".join(stages)}')

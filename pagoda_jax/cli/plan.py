@@ -7,6 +7,7 @@ from absl import flags
 from pagoda_jax import config as configs
 from pagoda_jax import validation
 from pagoda_jax.cli import common
+from pagoda_jax.data import noise_store
 from pagoda_jax.planning import plan
 from pagoda_jax.planning.plan import PhaseCosts
 from pagoda_jax.runtime import topologies
@@ -76,6 +77,7 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
     steps = f'{-(-pairs // (found.images * topology.hosts)):,} steps of ' if pairs else 'steps of '
     work = f'{steps}{found.images} images{each}' + (f', {pairs:,} pairs' if pairs else ', pairs not known')
     record = side**2 * config.data.channels * jnp.dtype(phase.dtype).itemsize
+    record += noise_store.OMEGA_TYPE.itemsize if configs.has_guidance(config) else 0
     left = _row('noise store', _bytes(record * pairs) if pairs else f'{_bytes(record)} a pair')
     if not phase.store:
       work, left = 'held-out pictures only', _row('noise store', 'none: the phases that read it invert in their steps')

@@ -14,8 +14,11 @@ def define_flags(fv) -> None:
   common.define_folder(fv, 'workdir', 'Work directory of a run.')
   flags.DEFINE_string('phase', '', 'Phase to draw from; default: the last that has a checkpoint.', flag_values=fv)
   flags.DEFINE_string('step', '', "Step of the checkpoint, or 'best'; default: the newest.", flag_values=fv)
-  flags.DEFINE_integer('num_images', 64, 'Number of images.', lower_bound=1, flag_values=fv)
+  flags.DEFINE_integer('num_images', 64, 'Number of images, at each strength of guidance.', lower_bound=1,
+                       flag_values=fv)
   flags.DEFINE_string('labels', 'cycle', "Classes: 'cycle', 'random', or a list such as 3,5,7.", flag_values=fv)
+  flags.DEFINE_string('guidance', '', 'Strength of guidance, such as 3 (1: none); of several, such as 1,2,4,8, each '
+                      'row of the grid shows one noise and label at all of them.', flag_values=fv)
   flags.DEFINE_integer('seed', 0, 'Seed: the same seed gives the same images.', lower_bound=0,
                        upper_bound=LARGEST_SEED, flag_values=fv)
   flags.DEFINE_integer('batch_size', sampler.CHUNK, 'Images a call.', lower_bound=1, flag_values=fv)
@@ -26,8 +29,10 @@ def run(fv, args) -> int:
   del args
   if epath.Path(fv.out).suffix not in sample.FORMATS:
     raise ValueError(f'--out={fv.out}: must end in {" or ".join(sample.FORMATS)}')
+  omegas = sample.parse_guidance(fv.guidance)
   images, labels, phase, step = sample.draw(
-    fv.workdir, fv.phase, fv.step, fv.num_images, fv.labels, fv.seed, fv.batch_size)
-  sample.write(fv.out, images, labels)
-  print(f'{fv.out}: {len(images)} images of {images.shape[1]} px, phase {phase}, step {step}')
+    fv.workdir, fv.phase, fv.step, fv.num_images, fv.labels, fv.seed, fv.batch_size, omegas)
+  sample.write(fv.out, images, labels, omegas)
+  strength = f', guidance {fv.guidance}' if omegas else ''
+  print(f'{fv.out}: {len(images)} images of {images.shape[1]} px, phase {phase}, step {step}{strength}')
   return 0

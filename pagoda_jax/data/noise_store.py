@@ -1,5 +1,6 @@
 """The store of (image key, flip) -> noise that the `invert` phase leaves and the generators read.
 
+Where pictures were inverted with guidance, its strength omega follows the noise in each record, as a float32.
 A folder of shards (shards.py), each a fixed range of keys whatever the number of hosts; `manifest.json`
 closes the store once every shard is there. `holdout.npz` beside them: a few held-out pictures with their noise.
 """
@@ -16,7 +17,8 @@ from pagoda_jax.runtime.files import read_sealed, write_sealed
 
 FORMAT_VERSION = 1
 MANIFEST = 'manifest.json'
-HOLDOUT_FILE = 'holdout.npz'  # image, label, noise: for the sample grids
+HOLDOUT_FILE = 'holdout.npz'  # image, label, noise, with guidance omega: for the sample grids
+OMEGA_TYPE = np.dtype('<f4')
 
 
 class NoiseStoreError(ValueError):
@@ -28,14 +30,19 @@ def make_layout(count: int, shard_size: int) -> shards.Layout:
   return shards.Layout('noise', count, shard_size)
 
 
-def write_shard(folder: epath.Path, layout: shards.Layout, shard: int, noise: np.ndarray, origin: dict) -> None:
+def write_shard(folder: epath.Path, layout: shards.Layout, shard: int, noise: np.ndarray, origin: dict,
+                omegas: np.ndarray | None = None) -> None:
   """Writes one shard, [len(keys), H, W, C] in the store's dtype; a kill at any moment leaves it whole or absent.
 
-  `origin` says where the noise comes from, as in the manifest.
+  `origin` says where the noise comes from, as in the manifest; `omegas` [len(keys)] go with a 'guidance' in it.
   """
+  if (omegas is not None) != ('guidance' in origin):
+    raise ValueError(f'{layout.name(shard)}: strengths of guidance and an origin that says how they were drawn go '
+                     f'together, and origin has {", ".join(origin)}')
   writer = shards.ShardWriter(folder, layout.name(shard))
-  for record in noise:
-    writer.add(np.ascontiguousarray(record).tobytes())
+  for place, record in enumerate(noise):
+    omega = b'' if omegas is None else np.asarray(omegas[place], OMEGA_TYPE).tobytes()
+    writer.add(np.ascontiguousarray(record).tobytes() + omega)
   writer.close(first_key=layout.keys(shard)[0], origin=origin_mark(origin), **moments(noise))
 
 
@@ -115,9 +122,9 @@ def check_origin(manifest: dict, expected: dict, folder) -> None:
   """
   found = manifest['origin']
   rows = [
-    f'  {key}: the store has {found.get(key)!r}, this run needs {value!r}'
-    for key, value in expected.items()
-    if found.get(key) != value
+    f'  {key}: the store has {found.get(key)!r}, this run needs {expected.get(key)!r}'
+    for key in {**expected, **found}
+    if found.get(key) != expected.get(key)
   ]
   if rows:
     raise NoiseStoreError(f'{folder}: this noise was made for something else:\n' + '\n'.join(rows))
@@ -133,12 +140,17 @@ class NoiseStore:
   dtype: str
   scale: float = 1.0  # multiplies what is read; for standardised noise
   shift: float = 0.0  # subtracted first
+  guided: bool = False  # whether records hold an omega
 
   def __len__(self) -> int:
     return self.layout.count
 
   def __getitem__(self, key: int) -> np.ndarray:
-    """[H, W, C] float32.
+    """The noise [H, W, C] float32 of a key; raises as `pair`."""
+    return self.pair(key)['noise']
+
+  def pair(self, key: int) -> dict[str, np.ndarray]:
+    """What a picture's key brings to a batch: 'noise' [H, W, C] float32, and with guidance 'omega', a float32.
 
     Raises:
       NoiseStoreError: names the shard that is damaged or missing.
@@ -150,7 +162,12 @@ class NoiseStore:
     except shards.ShardError as error:
       raise NoiseStoreError(f'{error}; delete {name}.* there and start the same `pagoda run` again: the invert phase '
                             'makes that shard anew, and no other') from None
-    return self.standardized(np.frombuffer(record, self.dtype).reshape(self.shape).astype(np.float32))
+    values, end = {}, len(record)
+    if self.guided:
+      end -= OMEGA_TYPE.itemsize
+      values['omega'] = np.float32(np.frombuffer(record[end:], OMEGA_TYPE)[0])
+    noise = np.frombuffer(record[:end], self.dtype).reshape(self.shape).astype(np.float32)
+    return {'noise': self.standardized(noise)} | values
 
   def standardized(self, noise: np.ndarray) -> np.ndarray:
     """(noise - shift) * scale."""
@@ -165,14 +182,16 @@ def open_store(folder, sigma_max: float, standardize: bool) -> NoiseStore:
   """
   manifest = read_manifest(folder)
   layout = make_layout(manifest['count'], manifest['shard_size'])
-  store = NoiseStore(str(folder), layout, tuple(manifest['shape']), manifest['dtype'])
+  guided = 'guidance' in manifest['origin']
+  store = NoiseStore(str(folder), layout, tuple(manifest['shape']), manifest['dtype'], guided=guided)
   if not standardize:
     return store
   return dataclasses.replace(store, scale=sigma_max / manifest['std'], shift=manifest['mean'])
 
 
 def read_holdout(folder) -> dict[str, np.ndarray]:
-  """'image', 'label' and 'noise' (not standardised) of the held-out pictures; 'origin', the mark of where it is from.
+  """'image', 'label' and 'noise' (not standardised) of the held-out pictures, and with guidance their 'omega';
+  'origin', the mark of where it is from.
 
   Raises:
     NoiseStoreError: the file is missing or damaged.
@@ -180,7 +199,7 @@ def read_holdout(folder) -> dict[str, np.ndarray]:
   path = epath.Path(folder) / HOLDOUT_FILE
   try:
     with path.open('rb') as file, np.load(file) as arrays:
-      held = {key: arrays[key] for key in ('image', 'label', 'noise')}
+      held = {key: arrays[key] for key in ('image', 'label', 'noise', 'omega') if key in arrays or key != 'omega'}
       return held | {'origin': arrays['origin'] if 'origin' in arrays else None}  # older versions wrote none
   except Exception as error:  # what damaged bytes lead NumPy's and zipfile's readers to; the file has a checksum
     raise NoiseStoreError(f'{path}: missing or damaged ({error}); delete it and start the same `pagoda run` again: the '

@@ -101,7 +101,8 @@ class ToInvert:
 class LoadPicture:
   """Map from a key to the record {image, label, key} at one resolution.
 
-  With a store as `noise` the record has the key's `noise` too, with ToInvert the same picture as `base_image`.
+  With a store as `noise` the record has the key's `noise` too (and the `omega` that it was inverted with), with
+  ToInvert the same picture as `base_image`; so it has where `base` says at which resolution.
   """
 
   source: Source
@@ -109,6 +110,7 @@ class LoadPicture:
   resolution: int
   channels: int
   noise: Any = None
+  base: int = 0
 
   def __call__(self, key: int) -> dict[str, np.ndarray]:
     index, flip = self.keys[int(key)]
@@ -118,10 +120,11 @@ class LoadPicture:
       'label': np.int32(stored['label']),
       'key': np.int32(key),
     }
-    if isinstance(self.noise, ToInvert):
-      record['base_image'] = picture_of(stored, self.noise.resolution, self.channels, flip)
-    elif self.noise is not None:
-      record['noise'] = self.noise[int(key)]
+    base = self.noise.resolution if isinstance(self.noise, ToInvert) else self.base
+    if base:
+      record['base_image'] = picture_of(stored, base, self.channels, flip)
+    if self.noise is not None and not isinstance(self.noise, ToInvert):
+      record |= self.noise.pair(int(key))
     return record
 
 
@@ -133,7 +136,7 @@ def source_keys(data) -> tuple[Source, Keys]:
 
 def pair_and_real(pair: dict, real: dict) -> dict:
   """One element of a generator's batch: a pair for L_rec, an independent real image for L_adv."""
-  return pair | {'real_image': real['image'], 'real_label': real['label']}
+  return pair | {f'real_{part}': real[part] for part in ('image', 'label', 'base_image') if part in real}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +151,7 @@ class Stream:
       {image, label, key, noise} beside an independent {real_image, real_label}. With ToInvert in its place
       each has base_image instead of noise.
     pairs_fraction: share of the keys that serve as pairs.
+    real_base: resolution at which the elements have their real_image once more, as real_base_image; 0: not.
   """
 
   data: Any
@@ -155,11 +159,12 @@ class Stream:
   seed: int
   noise: Any = None
   pairs_fraction: float = 1.0
+  real_base: int = 0
 
   def dataset(self) -> grain.MapDataset:
     source, keys = source_keys(self.data)
     real = self._shuffled(np.arange(len(keys)), self.seed).map(
-      LoadPicture(source, keys, self.resolution, self.data.channels)
+      LoadPicture(source, keys, self.resolution, self.data.channels, base=self.real_base)
     )
     if self.noise is None:
       return real

@@ -3,7 +3,7 @@
 Class accuracy: an RBF support vector machine trained on the real training images says how many samples
 show the class that was asked for. Frechet distance: between Gaussians fitted to the images' first
 principal components (Heusel et al. 2017 with another feature space). Full FID and its relatives work on
-Inception features (metrics/).
+Inception features (metrics/). With guidance also spread and recall, at several strengths of it.
 """
 
 import dataclasses
@@ -52,12 +52,26 @@ class Reference:
 
   def frechet(self, images, components: int) -> float:
     """Frechet distance to the training images in their first principal components."""
+    return frechet_distance(self.projected(self.images, components), self.projected(images, components))
+
+  def recall(self, images, components: int) -> float:
+    """Share of the training images within the samples' manifold, in the same components (metrics/)."""
+    from pagoda_jax.evaluation.metrics import precision_recall
+
+    return precision_recall.precision_recall(
+      self.projected(self.images, components), self.projected(images, components))[1]
+
+  def projected(self, images, components: int) -> np.ndarray:
+    """[N, components] of images."""
     mean, directions = self.components
+    return (_flat(images) - mean) @ directions[:, :components]
 
-    def project(x):
-      return (_flat(x) - mean) @ directions[:, :components]
 
-    return frechet_distance(project(self.images), project(images))
+def spread(images: np.ndarray, labels: np.ndarray) -> float:
+  """Mean Euclidean distance of uint8 images to the mean of their class, with white at 1."""
+  flat = _flat(images)
+  means = {label: flat[labels == label].mean(0) for label in set(labels.tolist())}
+  return float(np.mean([np.linalg.norm(x - means[label]) for x, label in zip(flat, labels.tolist())]))
 
 
 def _flat(images):
@@ -100,7 +114,10 @@ def evaluate(config, folder, name: str) -> dict[str, float]:
     return known
   mesh = sharding.make_mesh(**config.mesh)
   labels = sampling.parse_labels('cycle', config.evaluation.samples, config.data.num_classes, SEED)
-  images = sampling.Sampler(config, name, mesh).draw(sharding.place(params, mesh), SEED, labels)
+  draw = sampling.Sampler(config, name, mesh).draw
+  images = draw(sharding.place(params, mesh), SEED, labels)
+  # The same noise and labels at each strength.
+  guided = {omega: draw(sharding.place(params, mesh), SEED, labels, omega) for omega in config.evaluation.guidance}
 
   def measure():
     real, components = reference(config, name), config.evaluation.components
@@ -112,6 +129,11 @@ def evaluate(config, folder, name: str) -> dict[str, float]:
       'frechet': real.frechet(images, components),
       'frechet_real': real.frechet(real.held_images, components),
     }
+    if guided:
+      of = lambda images, labels: {'accuracy': real.accuracy(images, labels), 'spread': spread(images, labels),
+                                   'recall': real.recall(images, components)}
+      figures['guided'] = {f'{omega:g}': of(drawn, labels) for omega, drawn in guided.items()}
+      figures['guided']['held out'] = of(real.held_images, real.held_labels)
     write_sealed(path, figures)
     return figures
 
@@ -134,12 +156,24 @@ def summary(config, folder) -> str:
   rows = ['phase        px   samples in the asked-for class   (real, held out)   Frechet, first '
           f'{config.evaluation.components} components   (real, held out)   ratio']
   for name in config.order:
-    if config.phases[name].stage == 'invert' or not workdir.progress(folder, config, name):
+    if config.phases[name].stage not in configs.IMAGE_STAGES or not workdir.progress(folder, config, name):
       continue
     f = evaluate(config, folder, name)
     rows.append(f'{name:<12} {f["resolution"]:>3}  {f["accuracy"]:>30.1%}   {f["accuracy_real"]:>16.1%}   '
                 f'{f["frechet"]:>30.3f}   {f["frechet_real"]:>16.3f}   {f["frechet"] / f["frechet_real"]:>5.2f}')
-  return '\n'.join(rows)
+  return '\n'.join(rows + guidance_rows(config, folder))
+
+
+def guidance_rows(config, folder) -> list[str]:
+  """The table of what guidance does to teacher and generators; [] where config.evaluation.guidance asks for none."""
+  rows = []
+  for name in config.order if config.evaluation.guidance else ():
+    if config.phases[name].stage not in configs.IMAGE_STAGES or not workdir.progress(folder, config, name):
+      continue
+    found = evaluate(config, folder, name)
+    rows += [f'{name:<12} {found["resolution"]:>3}  {omega:>8}  {f["accuracy"]:>30.1%}   {f["spread"]:>6.3f}   '
+             f'{f["recall"]:>6.3f}' for omega, f in found['guided'].items()]
+  return ['', 'phase        px     omega   samples in the asked-for class   spread   recall', *rows] if rows else []
 
 
 def write_ladder(config, folder, path) -> None:

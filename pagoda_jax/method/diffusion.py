@@ -107,20 +107,6 @@ def one_step(network_apply, params, z, cond, sigma_max: float = 80.0, sigma_data
   return network_apply(params, z / math.hypot(sigma_max, sigma_data), c_noise, cond, **kwargs)
 
 
-def guided(denoise: Callable, omega) -> Callable:
-  """Classifier-free guidance: D_uncond + omega * (D_cond - D_uncond); omega = 1 is no guidance.
-
-  Args:
-    denoise: denoise(x, sigma, cond) of a teacher trained with label dropout.
-    omega: a scalar or [B].
-  """
-  def denoise_guided(x, sigma, cond):
-    unconditional = denoise(x, sigma, {**cond, 'label': jnp.full(x.shape[:1], -1)})
-    return unconditional + broadcast(omega, x) * (denoise(x, sigma, cond) - unconditional)
-
-  return denoise_guided
-
-
 def heun(denoise: Callable, x: jax.Array, levels: np.ndarray, cond: Cond, *, clip=False, jumps=0.0, jump_noise=None):
   """Solves the probability-flow ODE dx/dsigma = (x - D)/sigma through `levels`, up or down.
 

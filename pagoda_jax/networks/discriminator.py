@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pagoda_jax.networks import layers
+
 # Channels by resolution, as in the published heads (from MiDaS).
 WIDTHS = {4: 512, 8: 512, 16: 256, 32: 128, 64: 64, 128: 64, 256: 32, 512: 16, 1024: 8}
 
@@ -37,6 +39,7 @@ class Discriminator(nn.Module):
     embedding_width: channels of the class embedding (320: EfficientNet-lite0's ImageNet embedding).
     projection_width: channels in which features and class embedding are compared.
     logits_kernel: side of the last convolution.
+    omega_embedding: conditioned on the strength of guidance, which joins the class before the projection.
     dtype: of the convolutions; norms' statistics, spectral norm and logits are float32.
   """
 
@@ -45,6 +48,7 @@ class Discriminator(nn.Module):
   embedding_width: int = 320
   projection_width: int = 64
   logits_kernel: int = 4
+  omega_embedding: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -53,7 +57,8 @@ class Discriminator(nn.Module):
 
     Args:
       features: maps [B, H, W, C], as many as `widths`.
-      cond: 'label' int32 [B], needed when num_classes is not 0; other entries are ignored.
+      cond: 'label' int32 [B], needed when num_classes is not 0; 'omega' [B], needed if omega_embedding; other
+        entries are ignored.
       train: batch statistics and one power iteration, both stored; else the stored values.
 
     Returns:
@@ -66,29 +71,33 @@ class Discriminator(nn.Module):
       raise ValueError(f'{len(features)} feature maps for {len(self.widths)} discriminator heads')
     if self.num_classes and 'label' not in cond:
       raise ValueError(f"a discriminator of {self.num_classes} classes needs cond['label']; got {sorted(cond)}")
-    logits = []
+    logits, conditional = [], self.num_classes or self.omega_embedding
     for index, (x, widths) in enumerate(zip(features, self.widths)):
       for level, width in enumerate(widths):
         x = DownBlock(width, self.dtype, name=f'head{index}_block{level}')(x, train)
-      features_out = self.projection_width if self.num_classes else 1
+      features_out = self.projection_width if conditional else 1
       kernel = (self.logits_kernel, self.logits_kernel)
       x = SpectralConv(features_out, kernel, use_bias=False, dtype=self.dtype, name=f'head{index}_logits')(x, train)
       x = x.astype(jnp.float32)
-      if self.num_classes:
-        embedded = self._embedded(cond['label'], f'head{index}')[:, None, None]
+      if conditional:
+        embedded = self._embedded(cond, f'head{index}')[:, None, None]
         x = jnp.sum(x * embedded, axis=-1) / math.sqrt(self.projection_width)
       logits.append(x.reshape(len(x), -1))
     return jnp.concatenate(logits, axis=1)
 
-  def _embedded(self, label, name):
-    """The class's direction in the projected space, float32 [B, projection_width]."""
-    init = nn.initializers.normal(1.0)
-    embedding = nn.Embed(self.num_classes, self.embedding_width, embedding_init=init, name=f'{name}_embedding')
+  def _embedded(self, cond, name):
+    """The direction of class and guidance in the projected space, float32 [B, projection_width]."""
+    init, embedding = nn.initializers.normal(1.0), 0.0
+    if self.num_classes:
+      embed = nn.Embed(self.num_classes, self.embedding_width, embedding_init=init, name=f'{name}_embedding')
+      embedding = embed(cond['label'])
+    if self.omega_embedding:
+      embedding += layers.OmegaEmbedding(self.embedding_width, name=f'{name}_omega')(cond['omega'])
     # StyleGAN2's equalised learning rate: unit weights, scaled at run time; activation gain sqrt 2.
     shape = (self.embedding_width, self.projection_width)
     kernel = self.param(f'{name}_projection_kernel', init, shape)
     bias = self.param(f'{name}_projection_bias', nn.initializers.zeros, (self.projection_width,))
-    projected = _product(embedding(label), kernel / math.sqrt(self.embedding_width)) + bias
+    projected = _product(embedding, kernel / math.sqrt(self.embedding_width)) + bias
     return nn.leaky_relu(projected, 0.2) * math.sqrt(2)
 
 
@@ -96,6 +105,7 @@ class DiscriminatorEnsemble(nn.Module):
   """One `Discriminator` of the published sizes for each feature network, under its name."""
 
   num_classes: int = 0
+  omega_embedding: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -104,7 +114,9 @@ class DiscriminatorEnsemble(nn.Module):
   ) -> jax.Array:
     """{feature network: its maps} -> float32 [B, n], the logits of all, side by side."""
     logits = [
-        Discriminator(num_classes=self.num_classes, dtype=self.dtype, name=name)(maps, cond, train=train)
+        Discriminator(
+            num_classes=self.num_classes, omega_embedding=self.omega_embedding, dtype=self.dtype, name=name
+        )(maps, cond, train=train)
         for name, maps in features.items()
     ]
     return jnp.concatenate(logits, axis=1)

@@ -19,9 +19,13 @@ class GrowthReport(NamedTuple):
   left_out: tuple[str, ...]  # only in the old network
 
   def __str__(self) -> str:
-    counts = ', '.join(f'{len(paths)} {what.replace("_", " ")}' for what, paths in self._asdict().items())
     odd = [f'{what.replace("_", " ")}: {path}' for what in ('other_shape', 'left_out') for path in getattr(self, what)]
-    return '\n'.join([counts, *odd])
+    return '\n'.join([self.counts, *odd])
+
+  @property
+  def counts(self) -> str:
+    """How many leaves each fate had."""
+    return ', '.join(f'{len(paths)} {what.replace("_", " ")}' for what, paths in self._asdict().items())
 
 
 def grow_params(new_params: Mapping, old_params: Mapping) -> tuple[dict, GrowthReport]:

@@ -89,6 +89,24 @@ def dropped(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
   return jnp.where(kept, x / (1 - rate), 0)
 
 
+class OmegaEmbedding(nn.Module):
+  """Features of the strength of guidance: 100 omega, embedded as a noise level is (PaGoDA).
+
+  `zero`: begins as zeros, so that a network that it is added to begins as it was without.
+  """
+
+  features: int
+  channels: int = 64  # sines and cosines
+  zero: bool = False
+
+  @nn.compact
+  def __call__(self, omega: jax.Array) -> jax.Array:
+    """omega [B] -> float32 [B, features]."""
+    y = nn.silu(embedding_dense(self.features, 'hidden')(sinusoid(100.0 * omega, self.channels)))
+    last = zeros_init if self.zero else kernel_init
+    return nn.Dense(self.features, kernel_init=last, precision=jax.lax.Precision.HIGHEST, name='out')(y)
+
+
 class LabelEmbedding(nn.Module):
   """A learned vector for each label in 0..num_classes-1; zeros for -1 (no label); NaN from num_classes on."""
 

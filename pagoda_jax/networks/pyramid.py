@@ -25,6 +25,7 @@ class ScaleDiscriminator(nn.Module):
   channels: int
   num_classes: int = 0
   spectral_norm: bool = True
+  omega_embedding: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -39,10 +40,16 @@ class ScaleDiscriminator(nn.Module):
     while x.shape[1] > 4:
       x = nn.leaky_relu(convolve(x, channels, 4, 2, f'down_{level}'), 0.2)
       channels, level = 2 * channels, level + 1
+    if self.omega_embedding:  # before the last features, so that they, and through them the class, depend on it
+      x = (x + layers.OmegaEmbedding(x.shape[-1], name='omega_mix')(cond['omega'])[:, None, None]).astype(self.dtype)
     x = nn.leaky_relu(convolve(x, channels, 3, 1, 'mix'), 0.2)
     logits = convolve(x, 1, 1, 1, 'logit')[..., 0]
+    embedded = 0.0
     if self.num_classes:  # projection of the features on the class (Miyato & Koyama 2018)
       embedded = nn.Embed(self.num_classes, x.shape[-1], name='label_embed')(cond['label'])
+    if self.omega_embedding:
+      embedded += layers.OmegaEmbedding(x.shape[-1], name='omega_embed')(cond['omega'])
+    if self.num_classes or self.omega_embedding:
       logits += jnp.einsum('bhwc,bc->bhw', x, embedded.astype(self.dtype))
     return logits.reshape(len(x), -1).astype(jnp.float32)
 
@@ -54,11 +61,13 @@ class PyramidDiscriminator(nn.Module):
     channels: of the finest map's first convolution.
     num_classes: 0 makes it unconditional.
     spectral_norm: bounds how fast the logits can change; short runs learn faster without.
+    omega_embedding: conditioned on the strength of guidance, cond['omega'] [B].
   """
 
   channels: int = 64
   num_classes: int = 0
   spectral_norm: bool = True
+  omega_embedding: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -72,9 +81,9 @@ class PyramidDiscriminator(nn.Module):
       sides = [x.shape[1] for x in features]
       raise ValueError(f'maps of {sides} px: the discriminator needs at least 4; use fewer scales')
     logits = [
-      ScaleDiscriminator(self.channels, self.num_classes, self.spectral_norm, self.dtype, name=f'scale_{i}')(
-        x, cond, train=train
-      )
+      ScaleDiscriminator(
+        self.channels, self.num_classes, self.spectral_norm, self.omega_embedding, self.dtype, name=f'scale_{i}'
+      )(x, cond, train=train)
       for i, x in enumerate(features)
     ]
     return jnp.concatenate(logits, axis=-1)

@@ -93,6 +93,7 @@ class UNet(nn.Module):
   num_classes: int = 0  # 0: no labels
   augment_dim: int = 0
   omega_embedding: bool = False  # conditioned on the guidance strength
+  estimator: bool = False  # encoder and middle alone, and one number in place of an image
   grown: Sequence[Any] = ()  # a GrownLevel (or dict or tuple of its fields) for each added level, lowest first
   dropout: float = 0.0
   time_scale: float = 1.0
@@ -137,7 +138,7 @@ class UNet(nn.Module):
       features_only: return the decoder's features, before the output head.
 
     Returns:
-      [B, S, S, image_channels] float32, S = R * 2**len(grown); or [B, S, S, C] features.
+      [B, S, S, image_channels] float32, S = R * 2**len(grown); or [B, S, S, C] features; or of an estimator [B].
 
     Raises:
       ValueError: an input of another resolution, widths that do not split into heads, sizes that do
@@ -162,6 +163,9 @@ class UNet(nn.Module):
       skips.append(x)
     for block in middle:
       x = run(block, x)
+    if self.estimator:
+      x = jnp.mean(nn.silu(self._norm(x, 'estimate_norm')), axis=(1, 2))
+      return nn.Dense(1, kernel_init=layers.zeros_init, name='estimate')(x)[:, 0]
     for block in decoder:
       if block.takes_skip:
         x = jnp.concatenate([x, skips.pop()], axis=-1)
@@ -169,9 +173,12 @@ class UNet(nn.Module):
     if features_only:
       return x
     # The head stays in float32: a generator's output is the image itself, and bfloat16 would band it.
-    x = nn.silu(layers.group_norm(x.shape[-1], self.min_group_channels, self.norm_eps, jnp.float32, 'out_norm')(x))
+    x = nn.silu(self._norm(x, 'out_norm'))
     return nn.Conv(self.image_channels, (3, 3), kernel_init=layers.zeros_init, precision=jax.lax.Precision.HIGHEST,
                    name='out_conv')(x)
+
+  def _norm(self, x: jax.Array, name: str) -> jax.Array:
+    return layers.group_norm(x.shape[-1], self.min_group_channels, self.norm_eps, jnp.float32, name)(x)
 
   @property
   def stem_width(self) -> int:
@@ -282,6 +289,5 @@ class UNet(nn.Module):
     if self.omega_embedding:
       if 'omega' not in cond:
         raise ValueError("the network is conditioned on the guidance strength: cond needs 'omega', [B]")
-      y = layers.sinusoid(100.0 * cond['omega'], self.channels)
-      x += dense(self.embed_width, 'omega_embed_1')(nn.silu(dense(self.embed_width, 'omega_embed_0')(y)))
+      x += layers.OmegaEmbedding(self.embed_width, self.channels, zero=True, name='omega_embed')(cond['omega'])
     return nn.silu(x)

@@ -17,7 +17,7 @@ from pagoda_jax.training import checkpoints
 
 # How often gradients are summed over the devices. Both of a generator's losses sum theirs apart, as the ratio of
 # their norms may be the adversarial weight; so do the discriminator's two passes.
-_SUMS = {'teacher': {'params': 1}, 'distill': {'params': 2, 'discriminator': 2}}
+_SUMS = {'teacher': {'params': 1}, 'guide': {'params': 1}, 'distill': {'params': 2, 'discriminator': 2}}
 _SUMS['grow'] = _SUMS['distill']
 
 

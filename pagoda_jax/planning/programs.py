@@ -67,14 +67,22 @@ def make(config, name: str, num_devices: int = 1) -> Program:
     return Program(step, params_shapes(config, name), batch | {'key': label}, {}, rng, trains=False)
   networks, step = loop.make_step(config, name, num_devices)
   frozen = frozen_weights.shapes(config, name)
-  if phase.stage != 'teacher':
+  if phase.stage == 'guide':
+    frozen = frozen | {'teacher': _shapes(models.make_teacher(config, name))}
+  if phase.stage in configs.GENERATOR_STAGES:
     batch |= {'real_image': image, 'real_label': label}
     small = (count, base, base, config.data.channels)
     if networks.invert is None:
       batch['noise'] = jax.ShapeDtypeStruct(small, jnp.float32)
+      if networks.law is not None:
+        batch['omega'] = jax.ShapeDtypeStruct((count,), jnp.float32)
     else:
       batch |= {'base_image': jax.ShapeDtypeStruct(small, jnp.uint8), 'key': label}
       frozen = frozen | {'teacher': params_shapes(config, phase.noise)}
+    if phase.guide:
+      frozen = frozen | {'guide': params_shapes(config, phase.guide)}
+      if side > base:
+        batch['real_base_image'] = jax.ShapeDtypeStruct(small, jnp.uint8)
   return Program(step, _begun(config, name, networks, frozen), batch, frozen, rng, True, config.shard_frozen)
 
 
@@ -83,20 +91,25 @@ def sampling(config, name: str, count: int) -> Program:
   draw, networks = sampler.make_draw(config, name), models.build(config, name)
   batch = {'noise': jax.ShapeDtypeStruct(networks.noise_shape(count), jnp.float32),
            'label': jax.ShapeDtypeStruct((count,), jnp.int32)}
-  step = lambda params, batch, frozen, rng: draw(params, batch['noise'], batch['label'])
+  if networks.law is not None:
+    batch['omega'] = jax.ShapeDtypeStruct((count,), jnp.float32)
+  step = lambda params, batch, frozen, rng: draw(params, batch['noise'], batch['label'], batch.get('omega'))
   return Program(step, params_shapes(config, name), batch, {}, jax.eval_shape(lambda: jax.random.key(0)), trains=False)
 
 
 def params_shapes(config, name: str):
   """Shapes of all parameters of a phase's U-Net."""
-  unet = models.make_unet(config, name)
+  return _shapes(models.make_unet(config, name))
+
+
+def _shapes(unet):
   return jax.eval_shape(lambda: models.fresh_params(unet, jax.random.key(0)))
 
 
 def begun(config, name: str, params, discriminator):
   """The state at step 0 of a phase that trains, from all parameters of its U-Net and the discriminator's variables."""
   phase, fixed = config.phases[name], {}
-  if phase.stage == 'teacher':
+  if phase.stage in ('teacher', 'guide'):
     return state.init_teacher(params, phase)
   if phase.stage == 'grow':
     sides = configs.start_resolution(config, name), configs.phase_resolution(config, name)

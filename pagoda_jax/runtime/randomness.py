@@ -9,6 +9,7 @@ import jax
 
 PRIOR = '/prior'  # the noise that images are drawn from
 INVERSION = '/inversion'  # the noise that inversion adds to images
+GUIDANCE = '/guidance'  # the strength of guidance that each picture is inverted with
 
 
 def key_for(seed: int, domain: str) -> jax.Array:

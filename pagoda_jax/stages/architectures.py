@@ -18,6 +18,8 @@ _KEYS = {
   'resolution': 'config.base_resolution',
   'image_channels': 'config.data.channels',
   'num_classes': 'config.data.num_classes',
+  'omega_embedding': 'config.guidance.law',
+  'estimator': 'stage of the phase',
   'grown': 'channels, num_blocks and scale_shift of the growth phases',
 } | dict.fromkeys(_FORM_FIELDS, 'config.network.form')
 _NETWORK_KEYS = ('channels', 'channel_mult', 'decoder_channel_mult', 'stem_channels', 'embed_channels', 'num_blocks',
@@ -28,7 +30,8 @@ _ALWAYS_SAID = ('channels', 'channel_mult', 'num_blocks', 'attention_resolutions
 def effective(unet: UNet) -> dict[str, Any]:
   """The fields that decide what a network computes, with what defaults stand for written out."""
   levels = {unet.resolution >> level for level in range(len(unet.channel_mult))}
-  fields = ('resolution', 'image_channels', 'num_classes', *_NETWORK_KEYS, *_FORM_FIELDS, 'omega_embedding', 'grown')
+  fields = ('resolution', 'image_channels', 'num_classes', *_NETWORK_KEYS, *_FORM_FIELDS, 'omega_embedding',
+            'estimator', 'grown')
   return {field: getattr(unet, field) for field in fields} | {
     'in_channels': unet.in_channels or unet.image_channels,
     'decoder_channel_mult': unet.decoder_channel_mult or unet.channel_mult,

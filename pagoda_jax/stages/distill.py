@@ -2,6 +2,9 @@
 
 L = L_rec + lambda * L_adv. L_rec compares a real image with the generator's answer to its inverted
 noise; L_adv compares other real images with what the generator makes of noise from the prior.
+
+With guidance (config.guidance) both players take its strength omega as an input: a pair's is the one that it was
+inverted with, a fake's is drawn from the law, and a real image's is estimated (stages/guide.py).
 """
 
 import functools
@@ -13,6 +16,7 @@ import optax
 from pagoda_jax.data.images import normalize
 from pagoda_jax.method import losses, microbatch
 from pagoda_jax.networks import growth
+from pagoda_jax.stages import guide
 from pagoda_jax.stages.models import Networks
 from pagoda_jax.stages.state import GeneratorState, guarded, make_optimizer, mix, step_keys
 
@@ -34,9 +38,10 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     step(state: GeneratorState, batch, frozen, rng) -> (state, metrics). batch: 'image' [B, H, W, C] with
     'noise' [B, h, w, C] (standard deviation near sigma_max, h x w the base resolution) and 'label' int32
     [B]; 'real_image' [B, H, W, C] with 'real_label' [B]. Images are uint8 or floats in [-1, 1]. Where
-    networks.invert is given, 'base_image' [B, h, w, C] and 'key' int32 [B] stand in place of 'noise'. frozen:
-    {'features': {name: variables}} of the frozen feature networks (frozen_weights.load), without any, {}; and
-    {'teacher': params} for networks.invert.
+    networks.invert is given, 'base_image' [B, h, w, C] and 'key' int32 [B] stand in place of 'noise'. With
+    guidance: 'omega' [B] of the pairs, beside 'noise'; and where H > h 'real_base_image' [B, h, w, C]. frozen:
+    {'features': {name: variables}} of the frozen feature networks (frozen_weights.load), without any, {};
+    {'teacher': params} for networks.invert; and {'guide': params} for networks.estimate.
     rng: one typed key for the whole run. metrics: float32 scalars. A step with a number that is not
     finite leaves the state as it was, but for its counters.
   """
@@ -48,6 +53,8 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     images, reals = normalize(batch['image']), normalize(batch['real_image'])
     cond, real_cond = {'label': batch['label']}, {'label': batch['real_label']}
     noise = noise_of(networks, batch, frozen)
+    pair_cond, real_cond = cond | omega_of_pairs(networks, batch), real_cond | omega_of_reals(networks, batch, frozen)
+    cond = cond | omega_of_fakes(networks, keys[5], 0, len(images))
 
     def generate(trained, noise, cond):
       return networks.generate(growth.merge(trained, state.fixed), noise, cond)
@@ -73,7 +80,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       return losses.hinge_discriminator(real_logits, fake_logits), (real_logits, fake_logits, after_both)
 
     rec, rec_grads = microbatch.mean_and_grad(distances, parts)(
-      state.params, images, noise, cond, networks.distance_draws(keys[0], len(images))
+      state.params, images, noise, pair_cond, networks.distance_draws(keys[0], len(images))
     )
     draws = networks.feature_draws(keys[2], len(images))
     (adv, fake_maps), adv_grads = jax.value_and_grad(adversarial_loss, has_aux=True)(state.params, draws)
@@ -85,6 +92,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     fake_cond = cond
     if config.fakes == 'fresh':
       fake_cond, draws = real_cond, networks.feature_draws(keys[4], len(reals))
+      fake_cond = fake_cond | omega_of_fakes(networks, keys[5], 1, len(reals))
       fake_maps = microbatch.mapped(functools.partial(maps_of_fakes, params), parts)(prior(keys[3]), fake_cond, draws)
     # The augmentation's draw is the same for real and fake.
     real_maps = microbatch.mapped(functools.partial(networks.features, frozen), parts)(reals, draws)
@@ -126,6 +134,28 @@ def noise_of(networks: Networks, batch, frozen) -> jax.Array:
   if networks.invert is None:
     return batch['noise']
   return jax.lax.stop_gradient(networks.invert(frozen['teacher'], batch | {'image': batch['base_image']}))
+
+
+def omega_of_pairs(networks: Networks, batch) -> dict[str, jax.Array]:
+  """{'omega': [B]} that the batch's pictures were, or are here and now, inverted with; {} without guidance."""
+  if networks.law is None:
+    return {}
+  return {'omega': batch['omega'] if networks.omega_of_keys is None else networks.omega_of_keys(batch['key'])}
+
+
+def omega_of_fakes(networks: Networks, rng, place: int, count: int) -> dict[str, jax.Array]:
+  """{'omega': [count]} drawn from the law; {} without guidance. `place` tells the draws of one step apart."""
+  if networks.law is None:
+    return {}
+  return {'omega': networks.law.draw(jax.random.fold_in(rng, place), (count,))}
+
+
+def omega_of_reals(networks: Networks, batch, frozen) -> dict[str, jax.Array]:
+  """{'omega': [B]} that the batch's other real images look like; {} without guidance."""
+  if networks.law is None:
+    return {}
+  images = normalize(batch.get('real_base_image', batch['real_image']))
+  return {'omega': guide.estimated(networks, frozen, images, batch['real_label'])}
 
 
 def adversarial_weight(config, rec_grads, adv_grads) -> jax.Array:

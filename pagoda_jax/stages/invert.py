@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from pagoda_jax.data.images import normalize
-from pagoda_jax.method import diffusion
+from pagoda_jax.method import diffusion, guidance
 from pagoda_jax.stages.models import Networks
 
 
@@ -24,7 +24,7 @@ def make_invert_step(networks: Networks, levels, clip_denoised: bool = True, add
   Returns:
     step(params, batch, rng) -> noise [B, H, W, C] float32, standard deviation near sigma_max; batch:
     'image' [B, H, W, C] uint8 or floats in [-1, 1], 'label' int32 [B], 'key' int32 [B], from which and
-    rng alone the added noise is drawn.
+    rng alone the added noise is drawn; with guidance 'omega' [B], its strength.
   """
 
   def step(params, batch, rng):
@@ -33,6 +33,8 @@ def make_invert_step(networks: Networks, levels, clip_denoised: bool = True, add
     if add_noise:
       draw = lambda key: jax.random.normal(jax.random.fold_in(rng, key), images.shape[1:])
       images += np.min(levels).astype(np.float32) * jax.vmap(draw)(batch['key'])
+    if 'omega' in batch:
+      denoise = guidance.guided(denoise, batch['omega'])
     return diffusion.invert(denoise, images, levels, {'label': batch['label']}, clip_denoised)
 
   return step

@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from pagoda_jax import config as configs
-from pagoda_jax.method import diffusion, perception
+from pagoda_jax.method import diffusion, guidance, perception
 from pagoda_jax.networks import unet as unets
 from pagoda_jax.networks.discriminator import DiscriminatorEnsemble
 from pagoda_jax.networks.pyramid import PyramidDiscriminator
@@ -24,7 +24,7 @@ class Networks:
   """Everything a train step applies; parameters are always arguments.
 
   Attributes:
-    unet: the teacher or the generator.
+    unet: the teacher, the generator or the estimator of omega.
     discriminator: None for the teacher.
     feature_draws: feature_draws(rng, count) -> random parameters of the augmentation of `count` images.
     features: features(frozen, images, draws) -> maps that the discriminator sees, of the augmented images;
@@ -34,6 +34,10 @@ class Networks:
       frozen feature networks, as frozen_weights.load makes it.
     invert: invert(teacher's params, batch) -> noise [B, R, R, C], where the step inverts its batch itself
       (inverting.make_inverter); None where batches bring their noise.
+    law: of the strength of guidance that the generator takes as an input; None: it takes none.
+    omega_of_keys: omega_of_keys(int32 [B]) -> [B], that pictures are inverted with, where the step inverts them.
+    estimate: estimate(omega_phi's params, images [B, R, R, C], labels) -> omega [B]; None without such a network.
+    draw: draw(teacher's params, noise, cond) -> images, guided, that the estimator learns from; None for others.
   """
 
   unet: UNet
@@ -45,6 +49,10 @@ class Networks:
   distance_draws: Callable[..., Any] | None = None
   distance: Callable[..., jax.Array] | None = None
   invert: Callable[..., jax.Array] | None = None
+  law: guidance.Law | None = None
+  omega_of_keys: Callable[..., jax.Array] | None = None
+  estimate: Callable[..., jax.Array] | None = None
+  draw: Callable[..., jax.Array] | None = None
 
   def apply(self, params, x, c_noise, cond, **kwargs) -> jax.Array:
     """The raw U-Net of a parameter tree."""
@@ -74,25 +82,54 @@ class Networks:
 def build(config, phase_name: str) -> Networks:
   """The networks that a phase trains (or, for `invert`, applies)."""
   phase = config.phases[phase_name]
-  unet = make_unet(config, phase_name)
+  unet, law = make_unet(config, phase_name), law_of(config)
   shared = {'unet': unet, 'sigma_max': config.diffusion.sigma_max, 'sigma_data': config.diffusion.sigma_data}
+  if phase.stage == 'guide':
+    return Networks(**shared, law=law, estimate=_estimator(unet, config.diffusion, law))
   if phase.stage not in configs.GENERATOR_STAGES:
     return Networks(**shared)
+  estimate = _estimator(make_unet(config, phase.guide), config.diffusion, law) if phase.get('guide') else None
   resolution = configs.phase_resolution(config, phase_name)
-  discriminator, view = _discriminator(phase.discriminator, config.data.num_classes, resolution, unet)
+  discriminator, view = _discriminator(phase.discriminator, config.data.num_classes, law is not None, resolution, unet)
   distance = _distance(phase.reconstruction, resolution, unet)
-  return Networks(**shared, discriminator=discriminator, feature_draws=view[0],
+  return Networks(**shared, law=law, estimate=estimate, discriminator=discriminator, feature_draws=view[0],
                   features=jax.named_scope('features')(view[1]), distance_draws=distance[0],
                   distance=jax.named_scope('distance')(distance[1]))
 
 
-def _discriminator(config, num_classes: int, resolution: int, unet):
+def law_of(config) -> guidance.Law | None:
+  """The law of the strength of guidance in an experiment; None without."""
+  if not configs.has_guidance(config):
+    return None
+  law = config.guidance
+  return guidance.Law(law.law, float(law.mean), float(law.std), float(law.low), float(law.high))
+
+
+def _estimator(unet: UNet, levels, law: guidance.Law):
+  """estimate(params, images, labels) -> omega [B]: the law's middle at first, and not clipped to its range.
+
+  Images are shown as the teacher's states at its lowest noise level, which its encoder, that this begins as, knows.
+  """
+  low, high = law.ends
+  _, _, c_in, c_noise = diffusion.coefficients(np.float64(levels.sigma_min), levels.sigma_data)
+
+  @jax.named_scope('estimator')
+  def estimate(params, images, labels):
+    raw = unet.apply({'params': params}, np.float32(c_in) * images, jnp.full(len(images), np.float32(c_noise)),
+                     {'label': labels})
+    return (low + high) / 2 + (high - low) / 2 * raw
+
+  return estimate
+
+
+def _discriminator(config, num_classes: int, guided: bool, resolution: int, unet):
   """(module, (draw, features): what it sees), in the type and form of attention of the U-Net."""
   classes = num_classes if config.conditional else 0
   if config.features == 'projected':
     networks = perception.projected_networks(config.backbones, resolution, unet.dtype, unet.attention_form)
-    return DiscriminatorEnsemble(classes, unet.dtype), perception.projected_view(networks, resolution, config.augment)
-  pixels = PyramidDiscriminator(config.channels, classes, config.spectral_norm, unet.dtype)
+    ensemble = DiscriminatorEnsemble(classes, guided, unet.dtype)
+    return ensemble, perception.projected_view(networks, resolution, config.augment)
+  pixels = PyramidDiscriminator(config.channels, classes, config.spectral_norm, guided, unet.dtype)
   return pixels, perception.pixel_view(config.scales, resolution, config.augment)
 
 
@@ -107,7 +144,11 @@ def _distance(config, resolution: int, unet):
 
 
 def make_unet(config, phase_name: str) -> UNet:
-  """The U-Net of a phase: the configured network, with one more decoder level for each doubling."""
+  """The U-Net of a phase: the configured network, with one more decoder level for each doubling.
+
+  With guidance generators take its strength as an input, and the estimator has no decoder.
+  """
+  stage = config.phases[phase_name].stage
   chain = configs.growth_chain(config, phase_name)
   grown = [unets.grown_level(level) for level in (chain[0].init_levels if chain else ())]
   resolution = config.base_resolution << len(grown)
@@ -120,6 +161,8 @@ def make_unet(config, phase_name: str) -> UNet:
     image_channels=config.data.channels,
     num_classes=config.data.num_classes,
     grown=tuple(grown),
+    omega_embedding=configs.has_guidance(config) and stage in configs.GENERATOR_STAGES,
+    estimator=stage == 'guide',
     remat=config.remat,
     attention_form=config.get('attention', 'auto'),  # config.json of an earlier version has none
     dtype=jnp.dtype(config.precision),
@@ -127,10 +170,20 @@ def make_unet(config, phase_name: str) -> UNet:
   )
 
 
+def make_teacher(config, phase_name: str) -> UNet:
+  """The U-Net of the teacher that a phase of stage invert, guide or distill starts from."""
+  return make_unet(config, phase_name).clone(omega_embedding=False, estimator=False)
+
+
+def any_cond(batch: int) -> dict[str, jax.Array]:
+  """Conditions of so many pictures, to initialise networks with."""
+  return {'label': jnp.zeros(batch, jnp.int32), 'omega': jnp.ones(batch)}
+
+
 def fresh_params(unet: UNet, rng: jax.Array):
   """Fresh parameters of a U-Net; `init_unet` is its compiled form."""
   batch = (1, unet.resolution, unet.resolution, unet.image_channels)
-  return unet.init(rng, jnp.zeros(batch), jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)})['params']
+  return unet.init(rng, jnp.zeros(batch), jnp.zeros(1), any_cond(1))['params']
 
 
 def init_unet(unet: UNet, rng: jax.Array):
@@ -149,7 +202,7 @@ def init_discriminator(networks: Networks, frozen, resolution: int, rng: jax.Arr
 
   def init(rng):
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), maps)
-    return dict(networks.discriminator.init(rng, zeros, {'label': jnp.zeros(1, jnp.int32)}, train=True))
+    return dict(networks.discriminator.init(rng, zeros, any_cond(1), train=True))
 
   return run_once(init, rng)
 

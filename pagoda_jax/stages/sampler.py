@@ -1,5 +1,6 @@
 """Images from a finished phase: one step for generators, the Heun sampler for teachers; `pagoda sample`."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pagoda_jax.data.images import to_uint8
-from pagoda_jax.method import diffusion
+from pagoda_jax.method import diffusion, guidance
 from pagoda_jax.runtime import randomness, sharding
 from pagoda_jax.stages import models
 
@@ -37,38 +38,60 @@ class Sampler:
     self.batch_size = -(-batch_size // mesh.size) * mesh.size
     self._draw = jax.jit(make_draw(config, name), out_shardings=sharding.replicated(mesh))
 
-  def __call__(self, params, noise, labels) -> np.ndarray:
-    """uint8 [N, S, S, C] of noise [N, R, R, C] (standard deviation near sigma_max) and labels [N]."""
+  def __call__(self, params, noise, labels, omegas=None) -> np.ndarray:
+    """uint8 [N, S, S, C] of noise [N, R, R, C] (standard deviation near sigma_max), labels [N] and strengths of
+    guidance [N] (None: none, or the nearest to it that a generator knows)."""
     out = []
+    if omegas is None and self.networks.law is not None:
+      omegas = np.full(len(labels), self.networks.law.nearest(1.0))
     for start in range(0, len(labels), self.batch_size):
       part = slice(start, start + self.batch_size)
       missing = self.batch_size - len(labels[part])
       padded_noise = np.pad(np.asarray(noise[part]), [(0, missing), (0, 0), (0, 0), (0, 0)])
-      batch = sharding.place_global((padded_noise, np.pad(labels[part], (0, missing))), self.mesh)
+      batch = [padded_noise, np.pad(labels[part], (0, missing))]
+      if omegas is not None:
+        batch.append(np.pad(np.asarray(omegas[part], np.float32), (0, missing), constant_values=1))
+      batch = sharding.place_global(batch, self.mesh)
       with jax.set_mesh(self.mesh):  # for kernels that do not divide themselves among devices
         images = np.asarray(self._draw(params, *batch))
       out.append(to_uint8(images[: self.batch_size - missing]))
     return np.concatenate(out)
 
-  def draw(self, params, seed: int, labels: np.ndarray) -> np.ndarray:
-    """uint8 [N, S, S, C] of the prior; image i depends on seed, i and its label alone."""
+  def draw(self, params, seed: int, labels: np.ndarray, omega: float | None = None) -> np.ndarray:
+    """uint8 [N, S, S, C] of the prior; image i depends on seed, i, its label and omega alone."""
     shape = self.networks.noise_shape(1)[1:]
-    return self(params, noise_of(seed, np.arange(len(labels)), shape, self.networks.sigma_max), labels)
+    omegas = None if omega is None else np.full(len(labels), omega)
+    return self(params, noise_of(seed, np.arange(len(labels)), shape, self.networks.sigma_max), labels, omegas)
 
 
 def make_draw(config, name: str):
-  """draw(params, noise, labels) -> images [N, S, S, C] near [-1, 1] of a phase of stage teacher, distill or grow."""
+  """draw(params, noise, labels, omegas=None) -> images [N, S, S, C] near [-1, 1] of a phase of configs.IMAGE_STAGES.
+
+  omegas [N]: strengths of guidance; a teacher takes two evaluations for each of its own with them, and a generator
+  that was trained without guidance takes none.
+  """
   phase = config.phases[name]
   levels = diffusion.sigmas(phase.sample_levels, **schedule(config)) if phase.stage == 'teacher' else None
   draw = functools.partial(_draw, models.build(config, name), levels)
   return models.at_matmul_precision(config.evaluation.matmul_precision, draw)
 
 
-def _draw(networks, levels, params, noise, labels):
-  cond = {'label': labels}
+def make_teachers_draw(config, name: str):
+  """draw(teacher's params, noise, {'label', 'omega'}) -> guided images that phase `name` (guide) learns from."""
+  levels = diffusion.sigmas(config.phases[name].sample_levels, **schedule(config))
+  networks = dataclasses.replace(models.build(config, name), unet=models.make_teacher(config, name))
+  draw = models.at_matmul_precision(config.evaluation.matmul_precision, functools.partial(_draw, networks, levels))
+  return lambda params, noise, cond: draw(params, noise, cond['label'], cond['omega'])
+
+
+def _draw(networks, levels, params, noise, labels, omegas=None):
+  cond = {'label': labels} if omegas is None else {'label': labels, 'omega': omegas}
   if levels is None:
     return networks.generate(params, noise, cond)
-  return diffusion.heun_sample(functools.partial(networks.denoise, params), noise, levels, cond)
+  denoise = functools.partial(networks.denoise, params)
+  if omegas is not None:
+    denoise = guidance.guided(denoise, omegas)
+  return diffusion.heun_sample(denoise, noise, levels, cond)
 
 
 def schedule(config) -> dict:

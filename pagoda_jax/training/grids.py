@@ -3,6 +3,7 @@
 import numpy as np
 from etils import epath
 
+from pagoda_jax import config as configs
 from pagoda_jax.data import noise_store
 from pagoda_jax.data.images import image_grid, write_png
 from pagoda_jax.networks import growth
@@ -18,7 +19,12 @@ def columns(config) -> int:
 
 
 def make(config, folder, name: str, mesh):
-  """draw(path, state) -> None, which writes a phase's grid; every host takes part, the first one writes."""
+  """draw(path, state) -> None, which writes a phase's grid; every host takes part, the first one writes.
+
+  None for a phase that draws no images.
+  """
+  if config.phases[name].stage not in configs.IMAGE_STAGES:
+    return None
   wide = columns(config)
   count = -(-config.log.samples // wide) * wide
   labels = sampling.parse_labels('cycle', count, config.data.num_classes, SEED)
@@ -41,7 +47,7 @@ def make(config, folder, name: str, mesh):
       write_png(path, image)
 
   def reconstructions(params, above):
-    made = sampler(params, pairs['noise'], pairs['label'])
+    made = sampler(params, pairs['noise'], pairs['label'], pairs.get('omega'))
     real = sample_resolution(pairs['image'], made.shape[1])
     rows = [part[i : i + wide] for i in range(0, len(made), wide) for part in (real, made)]
     grid = image_grid(np.concatenate(rows), wide)

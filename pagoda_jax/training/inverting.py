@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from pagoda_jax import config as configs
 from pagoda_jax.data import noise_store, shards
 from pagoda_jax.data import stream as streams
 from pagoda_jax.method import diffusion
@@ -43,7 +44,16 @@ def origin(config, name: str, params) -> dict:
     'matmul_precision': phase.matmul_precision,
     'seed': config.seed,
     'levels': [phase.num_levels, *sampling.schedule(config).values()],
-  }
+  } | _law_in_words(config)
+
+
+def _law_in_words(config) -> dict:
+  """{} without guidance, so that a store from before it stays what it was."""
+  if not configs.has_guidance(config):
+    return {}
+  used = {'constant': ('mean',), 'uniform': ('low', 'high'), 'truncated_normal': ('mean', 'std', 'low', 'high')}
+  law = config.guidance
+  return {'guidance': [law.law, *(float(law[key]) for key in used[law.law]), randomness.GUIDANCE]}
 
 
 def check_store(config, folder, noise_phase: str) -> dict:
@@ -63,8 +73,20 @@ def make_inverter(config, name: str):
   phase = config.phases[name]
   levels = diffusion.sigmas(phase.num_levels, **sampling.schedule(config))
   step = invert.make_invert_step(models.build(config, name), levels, phase.clip_denoised, phase.add_noise)
-  step = models.at_matmul_precision(phase.matmul_precision, step)
-  return lambda params, batch: step(params, batch, randomness.key_for(config.seed, randomness.INVERSION))
+  step, omega_of_keys = models.at_matmul_precision(phase.matmul_precision, step), make_omega_of_keys(config)
+
+  def invert_batch(params, batch):
+    if omega_of_keys and 'omega' not in batch:
+      batch = batch | {'omega': omega_of_keys(batch['key'])}
+    return step(params, batch, randomness.key_for(config.seed, randomness.INVERSION))
+
+  return invert_batch
+
+
+def make_omega_of_keys(config):
+  """omega_of_keys(int32 [B]) -> float32 [B]: the strength that each picture is inverted with; None without guidance."""
+  law = models.law_of(config)
+  return law and (lambda keys: law.of_pictures(randomness.key_for(config.seed, randomness.GUIDANCE), keys))
 
 
 def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> None:
@@ -109,17 +131,20 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
     count, pairs = 0, sum(len(layout.keys(shard)) for shard in mine)
     progress = Progress(name, pairs, unit='pair' if not distributed.several() else 'pair of this host')
     for number, shard in enumerate(mine):
-      noise = []
+      noise, omegas = [], []
       for start in range(0, len(layout.keys(shard)), solve.batch_size):
         _leave_if_asked(stop, name, f'{number} of the {len(mine)} shards written that were left to this process')
         records = [load(key) for key in layout.keys(shard)[start : start + solve.batch_size]]
-        noise.append(solve(*(np.stack([r[part] for r in records]) for part in ('image', 'label', 'key'))))
+        solved = solve(*(np.stack([r[part] for r in records]) for part in ('image', 'label', 'key')))
+        noise.append(solved['noise'])
+        omegas.append(solved.get('omega'))
         count += len(records)
         progress.update(count, len(records), {'std': float(noise[-1].std())}, force=count == pairs)
       values = np.concatenate(noise).astype(phase.dtype)
       _check_finite(values, layout.keys(shard), name)
       lock.confirm()
-      noise_store.write_shard(store, layout, shard, values, made_from)
+      strengths = None if omegas[0] is None else np.concatenate(omegas)
+      noise_store.write_shard(store, layout, shard, values, made_from, strengths)
   if distributed.is_primary():
     _wait_for_shards(config, store, layout, left, name, stop)
     _close(config, store, layout, name, made_from)
@@ -150,9 +175,13 @@ class _Solver:
     self._mesh = mesh
     self._params = sharding.place(params, mesh)
     # Split as the batch is: on a slice, the devices of one host cannot always exchange among themselves.
-    self._step = jax.jit(make_inverter(config, name), out_shardings=sharding.batch_sharding(mesh))
+    split = sharding.batch_sharding(mesh)
+    self._step = jax.jit(make_inverter(config, name), out_shardings=split)
+    omega_of_keys = make_omega_of_keys(config)
+    self._omegas = omega_of_keys and jax.jit(omega_of_keys, out_shardings=split)
 
-  def __call__(self, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
+  def __call__(self, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> dict[str, np.ndarray]:
+    """'noise' [N, R, R, C], and with guidance the 'omega' [N] that it was inverted with."""
     out = []
     for start in range(0, len(images), self.batch_size):
       part = slice(start, start + self.batch_size)
@@ -162,9 +191,13 @@ class _Solver:
         'label': np.pad(labels[part], (0, missing)).astype(np.int32),
         'key': np.pad(keys[part], (0, missing)).astype(np.int32),
       }
-      noise = np.asarray(self._step(self._params, sharding.place_batch(batch, self._mesh)))
-      out.append(noise[: self.batch_size - missing])
-    return np.concatenate(out)
+      batch = sharding.place_batch(batch, self._mesh)
+      found = {}
+      if self._omegas:  # what is stored is what the pictures are inverted with, to the last bit
+        found['omega'] = batch['omega'] = self._omegas(batch['key'])
+      found['noise'] = self._step(self._params, batch)
+      out.append({name: np.asarray(values)[: self.batch_size - missing] for name, values in found.items()})
+    return {name: np.concatenate([part[name] for part in out]) for name in out[0]}
 
 
 def _write_holdout(config, name, store, solve, made_from):
@@ -181,9 +214,9 @@ def _write_holdout(config, name, store, solve, made_from):
   buffer = io.BytesIO()
   # Keys past those of the training pictures, so that no noise is drawn twice.
   keys = len(streams.source_keys(config.data)[1]) + np.arange(len(small))
-  noise = solve(small, labels, keys)
-  _check_finite(noise, keys, name)
-  np.savez(buffer, image=images, label=labels, noise=noise, origin=mark)
+  solved = solve(small, labels, keys)
+  _check_finite(solved['noise'], keys, name)
+  np.savez(buffer, image=images, label=labels, origin=mark, **solved)
   lock.confirm()
   with replacing(path) as file:
     file.write(buffer.getbuffer())

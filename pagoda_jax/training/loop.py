@@ -1,4 +1,4 @@
-"""The one training loop: teacher, distill and grow differ only in state and train step."""
+"""The one training loop: teacher, guide, distill and grow differ only in state and train step."""
 
 import dataclasses
 import functools
@@ -15,10 +15,11 @@ from pagoda_jax import config as configs
 from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.method import microbatch
+from pagoda_jax.networks import growth
 from pagoda_jax.runtime import distributed, randomness, sharding
 from pagoda_jax.runtime.interrupts import Interrupted
 from pagoda_jax.runtime.progress import Progress
-from pagoda_jax.stages import distill, grow, models, state, teacher
+from pagoda_jax.stages import distill, grow, guide, models, sampler, state, teacher
 from pagoda_jax.training import checkpoints, grids, inverting, logs, starts, workdir
 from pagoda_jax.weights import frozen_weights
 
@@ -37,8 +38,8 @@ class Phase:
     step: step(state, batch, frozen, rng) -> (state, metrics).
     init: init() -> (state at step 0, host or device arrays; what it starts from, in words).
     stream: what it trains on.
-    frozen: parameters of frozen feature networks, and of the teacher that inverts inside the step, host arrays;
-      {} without any.
+    frozen: parameters of frozen feature networks, of a teacher that inverts or draws inside the step, and of the
+      estimator of omega, host arrays; {} without any.
   """
 
   networks: models.Networks
@@ -49,17 +50,20 @@ class Phase:
 
 
 def make_step(config, name: str, num_devices: int = 1) -> tuple[models.Networks, Callable[..., Any]]:
-  """(networks, step(state, batch, frozen, rng) -> (state, metrics)) of a phase of stage teacher, distill or grow."""
+  """(networks, step(state, batch, frozen, rng) -> (state, metrics)) of a phase that trains."""
   phase, networks = config.phases[name], models.build(config, name)
   if phase.get('noise') and not config.phases[phase.noise].store:
-    networks = dataclasses.replace(networks, invert=inverting.make_inverter(config, phase.noise))
+    networks = dataclasses.replace(networks, invert=inverting.make_inverter(config, phase.noise),
+                                   omega_of_keys=inverting.make_omega_of_keys(config))
+  if phase.stage == 'guide':
+    networks = dataclasses.replace(networks, draw=sampler.make_teachers_draw(config, name))
   parts = microbatch.count_parts(phase.batch_size, num_devices, config.microbatch)
-  make = {'teacher': teacher, 'distill': distill, 'grow': grow}[phase.stage].make_train_step
+  make = {'teacher': teacher, 'guide': guide, 'distill': distill, 'grow': grow}[phase.stage].make_train_step
   return networks, models.at_matmul_precision(phase.matmul_precision, make(networks, phase, parts))
 
 
 def make_phase(config, folder, name: str, num_devices: int = 1) -> Phase:
-  """Networks, step, initial state and data of a phase of stage teacher, distill or grow."""
+  """Networks, step, initial state and data of a phase that trains."""
   phase = config.phases[name]
   networks, step = make_step(config, name, num_devices)
   seed = int(zlib.crc32(name.encode()) + config.seed) % 2**31
@@ -69,6 +73,10 @@ def make_phase(config, folder, name: str, num_devices: int = 1) -> Phase:
     stream = streams.Stream(config.data, resolution, seed)
     init = functools.partial(init_teacher, config, folder, name, networks, init_key)
     return Phase(networks, step, init, stream)
+  if phase.stage == 'guide':
+    params, where = starts.read_start(config, folder, name)
+    init = functools.partial(init_estimator, networks, phase, params, where, init_key)
+    return Phase(networks, step, init, streams.Stream(config.data, resolution, seed), {'teacher': params})
   teacher_params = inverting.check_store(config, folder, phase.noise)
   frozen = frozen_weights.load(config, name)
   store = epath.Path(folder) / phase.noise
@@ -77,7 +85,10 @@ def make_phase(config, folder, name: str, num_devices: int = 1) -> Phase:
   else:
     noise = streams.ToInvert(noise_store.read_manifest(store)['count'], config.base_resolution)
     frozen = frozen | {'teacher': teacher_params}
-  stream = streams.Stream(config.data, resolution, seed, noise, phase.pairs_fraction)
+  if phase.guide:
+    frozen = frozen | {'guide': checkpoints.read_generator(epath.Path(folder) / phase.guide)[0]}
+  real_base = config.base_resolution if phase.guide and resolution > config.base_resolution else 0
+  stream = streams.Stream(config.data, resolution, seed, noise, phase.pairs_fraction, real_base)
   init = functools.partial(init_generator, config, folder, name, networks, frozen, init_key)
   return Phase(networks, step, init, stream, frozen)
 
@@ -91,6 +102,12 @@ def init_teacher(config, folder, name: str, networks, key) -> tuple[state.Teache
   return state.init_teacher(models.init_unet(networks.unet, key), phase), 'starts afresh'
 
 
+def init_estimator(networks, phase, teacher_params, where: str, key) -> tuple[state.TeacherState, str]:
+  """The estimator's state at step 0: the teacher's encoder with a head of its own; said in words."""
+  params, report = growth.grow_params(models.init_unet(networks.unet, key), teacher_params)
+  return state.init_teacher(state.copy(params), phase), f'starts from the encoder of {where}: {report.counts}'
+
+
 def init_generator(config, folder, name: str, networks, frozen, key) -> tuple[state.GeneratorState, str]:
   """The generator's state at step 0: a copy of the teacher, or the generator before it, grown; said in words."""
   phase = config.phases[name]
@@ -98,6 +115,8 @@ def init_generator(config, folder, name: str, networks, frozen, key) -> tuple[st
   generator_key, discriminator_key = jax.random.split(key)
   params, where = starts.read_start(config, folder, name)
   fixed = {}
+  if phase.stage == 'distill' and networks.law is not None:  # the input for omega is new, and does nothing yet
+    params, _ = growth.grow_params(models.init_unet(networks.unet, generator_key), params)
   if phase.stage == 'grow':
     fresh = models.init_unet(networks.unet, generator_key)
     start = configs.start_resolution(config, name)

@@ -15,7 +15,7 @@ from pagoda_jax.training import checkpoints, claims
 from pagoda_jax.weights.convert import folders
 
 # stage -> the key that names the earlier phase
-REFERENCES = {'invert': 'teacher', 'distill': 'teacher', 'grow': 'start'}
+REFERENCES = {'invert': 'teacher', 'guide': 'teacher', 'distill': 'teacher', 'grow': 'start'}
 _UNET_FORMATS = ('edm', 'pagoda')
 
 
@@ -44,7 +44,7 @@ def read_start(config, folder, name: str) -> tuple[dict, str]:
   params, step = checkpoints.read_generator(source)
   where = f'{source}, step {step}'
   if phase.stage != 'grow':
-    check_same_tree(_shapes(models.make_unet(config, name)), params, where)
+    check_same_tree(_shapes(_expected(config, name)), params, where)
   return params, where
 
 
@@ -109,10 +109,10 @@ def _network_at(path: epath.Path) -> UNet:
 
 
 def _expected(config, name: str) -> UNet:
-  """The network that `init_from` must hold: the phase's own, or the one that a growth phase grows."""
-  unet = models.make_unet(config, name)
+  """The network that a phase starts from: a teacher, or the generator that a growth phase grows."""
   if config.phases[name].stage != 'grow':
-    return unet
+    return models.make_teacher(config, name)
+  unet = models.make_unet(config, name)
   return unet.clone(grown=unet.grown[: len(config.phases[name].init_levels)])
 
 

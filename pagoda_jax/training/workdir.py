@@ -5,6 +5,7 @@ import json
 from etils import epath
 from ml_collections import ConfigDict
 
+from pagoda_jax import config as configs
 from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.runtime import distributed
@@ -16,7 +17,7 @@ from pagoda_jax.training.claims import WorkdirError
 # What lies at init_from is compared itself, by `check_inputs`.
 FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify')
 # Keys that came later: what was computed before, by phases whose config.json lacks them.
-EARLIER = {'matmul_precision': 'default'}
+EARLIER = {'matmul_precision': 'default', 'guide': ''}
 INVERTED_WITH = 'inverted_with'  # in inputs.json: which network made a generator phase's noise
 SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')
 
@@ -24,7 +25,7 @@ SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'pre
 def upstream(config, name: str) -> list[str]:
   """The phases that `name` reads from, directly."""
   phase = config.phases[name]
-  return [phase[key] for key in ('teacher', 'noise', 'start') if phase.get(key)]
+  return [phase[key] for key in ('teacher', 'noise', 'guide', 'start') if phase.get(key)]
 
 
 def identity(config, name: str) -> dict:
@@ -34,6 +35,8 @@ def identity(config, name: str) -> dict:
     names.append(queue.pop())
     queue += upstream(config, names[-1])
   values = {key: config[key] for key in SHARED_GROUPS} | {'phases': {n: config.phases[n] for n in names}}
+  if configs.has_guidance(config) and config.phases[name].stage != 'teacher':  # it knows no strength; others have none
+    values['guidance'] = config.guidance
   values['data_sha256'] = streams.open_source(config.data).digest  # wherever the pictures lie
   return {
     key: value
@@ -149,7 +152,7 @@ def last_finished(folder, config) -> str:
     CheckpointError: as `readable`.
   """
   for name in reversed(config.order):
-    if config.phases[name].stage != 'invert' and readable(folder, config, name):
+    if config.phases[name].stage in configs.IMAGE_STAGES and readable(folder, config, name):
       return name
   raise WorkdirError(f'{folder}: no phase there has a checkpoint yet; start one with `pagoda run`')
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from etils import epath
 
+from pagoda_jax import config as configs
 from pagoda_jax.stages import models
 from pagoda_jax.training import checkpoints, workdir
 from pagoda_jax.weights.convert.formats import Converted
@@ -27,12 +28,14 @@ def read_phase(phase_folder, step: int | None = None, attention_order: str | Non
   """
   phase_folder = epath.Path(phase_folder)
   config = workdir.read_config(phase_folder.parent)
-  if phase_folder.name not in config.phases or config.phases[phase_folder.name].stage == 'invert':
-    raise ConversionError(f'{phase_folder}: neither a converted folder nor a phase with a network')
+  if phase_folder.name not in config.phases or config.phases[phase_folder.name].stage not in configs.IMAGE_STAGES:
+    raise ConversionError(f'{phase_folder}: neither a converted folder nor a phase with a network that draws images')
   unet = models.make_unet(config, phase_folder.name)
   form = config.network.form
   if form not in _FORMATS or (form != 'guided' and unet.grown):
     raise ConversionError(f'no published code computes a {"grown " if unet.grown else ""}network of form {form!r}')
+  if unet.omega_embedding:
+    raise ConversionError('no published code computes a network with the strength of guidance as an input')
   params, step = checkpoints.read_generator(phase_folder, step)
   asked = {'attention_order': attention_order or 'flash'} if form == 'guided' else {}
   said = f', attention in the order {asked["attention_order"]}' if asked else ''

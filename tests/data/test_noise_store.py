@@ -11,10 +11,16 @@ NOISE = (80 * np.random.default_rng(0).standard_normal((10, 4, 4, 3))).astype(np
 ORIGIN = {'teacher_sha256': 'ab', 'resolution': 4}
 
 
-def write(folder, dtype='float32', shards=range(3)):
+GUIDED = ORIGIN | {'guidance': ['uniform', 1.0, 4.0, '/guidance']}
+OMEGAS = np.random.default_rng(1).uniform(1, 4, 10).astype(np.float32)
+
+
+def write(folder, dtype='float32', shards=range(3), origin=ORIGIN):
   folder = epath.Path(folder)
   for shard in shards:
-    noise_store.write_shard(folder, LAYOUT, shard, NOISE[list(LAYOUT.keys(shard))].astype(dtype), ORIGIN)
+    keys = list(LAYOUT.keys(shard))
+    omegas = OMEGAS[keys] if 'guidance' in origin else None
+    noise_store.write_shard(folder, LAYOUT, shard, NOISE[keys].astype(dtype), origin, omegas)
   return folder
 
 
@@ -76,3 +82,42 @@ def test_a_store_made_for_something_else_is_refused_field_by_field(tmp_path):
   noise_store.check_origin(manifest, ORIGIN, folder)
   with pytest.raises(noise_store.NoiseStoreError, match="teacher_sha256: the store has 'ab', this run needs 'cd'"):
     noise_store.check_origin(manifest, {**ORIGIN, 'teacher_sha256': 'cd'}, folder)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_the_strength_of_guidance_is_stored_with_its_noise_and_guarded_as_it_is(tmp_path, dtype):
+  folder = write(tmp_path, dtype, origin=GUIDED)
+  noise_store.write_manifest(folder, LAYOUT, (4, 4, 3), dtype, GUIDED)
+  store = noise_store.open_store(folder, 80.0, standardize=True)
+  for key in (9, 0, 4):
+    pair = store.pair(key)
+    assert pair['omega'] == OMEGAS[key] and pair['omega'].dtype == np.float32  # standardised is the noise alone
+    np.testing.assert_allclose(pair['noise'], (NOISE[key] - store.shift) * store.scale, rtol=1e-2, atol=1)
+  path = folder / (LAYOUT.name(1) + '.array_record')
+  content = path.read_bytes()
+  place = content.index(OMEGAS[5].tobytes())
+  for byte in range(4):
+    changed = bytearray(content)
+    changed[place + byte] ^= 1
+    path.write_bytes(bytes(changed))
+    shards.open_shard.cache_clear()
+    assert noise_store.damaged_shards(folder) == [LAYOUT.name(1)]
+    with pytest.raises(noise_store.NoiseStoreError, match='noise-00001-of-00003.*record 1 is damaged'):
+      store.pair(5)
+
+
+def test_a_store_without_guidance_brings_none_and_no_law_is_taken_for_another(tmp_path):
+  plain, guided = write(tmp_path / 'plain'), write(tmp_path / 'guided', origin=GUIDED)
+  for folder, origin in ((plain, ORIGIN), (guided, GUIDED)):
+    noise_store.write_manifest(folder, LAYOUT, (4, 4, 3), 'float32', origin)
+  assert set(noise_store.open_store(plain, 80.0, False).pair(3)) == {'noise'}
+  other = ORIGIN | {'guidance': ['uniform', 1.0, 8.0, '/guidance']}
+  for folder, there, needed in ((plain, ORIGIN, GUIDED), (guided, GUIDED, ORIGIN), (guided, GUIDED, other)):
+    noise_store.check_origin(noise_store.read_manifest(folder), there, folder)
+    with pytest.raises(noise_store.NoiseStoreError, match=r'guidance: the store has .*, this run needs '):
+      noise_store.check_origin(noise_store.read_manifest(folder), needed, folder)
+    with pytest.raises(noise_store.NoiseStoreError, match='with other settings'):
+      noise_store.finished_shards(folder, LAYOUT, needed)
+  for origin, omegas in ((GUIDED, None), (ORIGIN, OMEGAS[:4])):
+    with pytest.raises(ValueError, match='go together'):
+      noise_store.write_shard(plain, LAYOUT, 0, NOISE[:4], origin, omegas)

@@ -49,8 +49,8 @@ class FakeStore:
   def __len__(self):
     return 4500
 
-  def __getitem__(self, key):
-    return np.full((8, 8, 1), key, np.float32)
+  def pair(self, key):
+    return {'noise': np.full((8, 8, 1), key, np.float32)}
 
 
 HALVES = [np.arange(4), np.arange(4, 8)]

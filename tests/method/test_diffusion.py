@@ -118,17 +118,6 @@ def test_churn_keeps_the_distribution():
     diffusion.heun_sample(optimal_denoise, noise, levels, cond, churn=40.0)
 
 
-def test_guidance_extrapolates_from_the_denoiser_without_label():
-  x, sigma, cond = normal(0), 1.0, {'label': np.asarray([0.0, 1.0, 2.0, 3.0])}
-  conditional = optimal_denoise(x, sigma, cond)
-  unconditional = optimal_denoise(x, sigma, {'label': np.full(4, -1.0)})
-  np.testing.assert_allclose(diffusion.guided(optimal_denoise, 1.0)(x, sigma, cond), conditional, rtol=1e-5, atol=1e-6)
-  omega = np.asarray([0.0, 1.0, 2.5, 4.0])
-  guided = diffusion.guided(optimal_denoise, omega)(x, sigma, cond)
-  np.testing.assert_allclose(
-      guided, unconditional + omega[:, None, None, None] * (conditional - unconditional), rtol=1e-5, atol=1e-5)
-
-
 def test_one_step_is_the_raw_network():
   def network(params, x, c_noise, cond):
     return params * x + c_noise[:, None, None, None]

@@ -6,7 +6,7 @@ import network_tools
 import numpy as np
 import pytest
 
-from pagoda_jax.networks import discriminator
+from pagoda_jax.networks import discriminator, pyramid
 from pagoda_jax.weights.convert import mapping, stylegan_xl
 
 COLLECTIONS = ('batch_stats', 'spectral')
@@ -131,3 +131,21 @@ def test_class_embedding_enters_every_head():
     stylegan_xl.with_class_embedding(variables, table.T)
   with pytest.raises(mapping.ConversionError, match='unconditional'):
     stylegan_xl.with_class_embedding(initialized(small()), table)
+
+
+@pytest.mark.parametrize('classes', [3, 0])
+@pytest.mark.parametrize('kind', ['projected', 'pixels'])
+def test_logits_depend_on_the_strength_of_guidance_and_what_was_there_keeps_its_names(kind, classes):
+  make = small if kind == 'projected' else (lambda **kwargs: pyramid.PyramidDiscriminator(channels=4, **kwargs))
+  plain, guided = make(num_classes=classes), make(num_classes=classes, omega_embedding=True)
+  shapes = {net: jax.eval_shape(lambda net=net: net.init(jax.random.key(0), MAPS, LABEL | {'omega': jnp.ones(3)},
+                                                         train=False)['params']) for net in (plain, guided)}
+  names = {net: {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+           for net, tree in shapes.items()}
+  added = {name for name in names[guided] - names[plain] if 'omega' not in name}
+  assert names[plain] <= names[guided] and (not added or not classes and all('projection' in name for name in added))
+  variables = network_tools.random_variables(guided, MAPS, LABEL | {'omega': jnp.ones(3)}, train=False)
+  weak, strong = (guided.apply(variables, MAPS, LABEL | {'omega': jnp.array([1.0, 1.0, omega])}, train=False)
+                  for omega in (1.0, 3.0))
+  np.testing.assert_array_equal(weak[:2], strong[:2])
+  assert np.abs(weak[2] - strong[2]).max() > 1e-3

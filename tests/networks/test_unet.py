@@ -131,6 +131,35 @@ def test_guidance_strength_is_an_input():
     jax.eval_shape(module.apply, {'params': params}, x, c_noise, cond)
 
 
+def test_a_generator_begins_as_its_teacher_at_every_strength_of_guidance():
+  """And what it learns of omega goes on with it when it grows."""
+  guided = BASE.clone(omega_embedding=True)
+  teacher, (x, c_noise, cond) = random_params(BASE), random_inputs(BASE)
+  inputs = x, c_noise, cond | {'omega': np.ones(2)}
+  begun = jax.jit(lambda: guided.init(jax.random.key(0), *inputs)['params']['omega_embed'])()  # compiles that alone
+  fresh = random_params(guided) | {'omega_embed': begun}
+  params, report = growth.grow_params(fresh, teacher)
+  assert {path.split('/')[0] for path in report.new} == {'omega_embed'} and not report.left_out
+  expected = apply(BASE)(teacher, x, c_noise, cond)
+  for omega in ([1.0, 4.0], [0.0, 100.0]):
+    np.testing.assert_array_equal(apply(guided)(params, x, c_noise, cond | {'omega': np.asarray(omega)}), expected)
+  taught = params | {'omega_embed': random_params(guided)['omega_embed']}
+  grown, _ = growth.grow_params(random_params(GROWN.clone(omega_embedding=True)), taught)
+  jax.tree.map(np.testing.assert_array_equal, grown['omega_embed'], taught['omega_embed'])
+  assert 'omega_embed' in growth.split_trainable(grown, (8, 16, 32))[1]
+
+
+def test_an_estimator_is_the_encoder_with_one_output():
+  module = BASE.clone(estimator=True)
+  inputs = random_inputs(module)
+  fresh = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
+  _, report = growth.grow_params(fresh, shapes(BASE))
+  assert {path.split('/')[0] for path in report.new} == {'estimate', 'estimate_norm'} and not report.other_shape
+  assert {path.split('/')[0].split('_')[0] for path in report.left_out} == {'dec', 'out'}
+  found = apply(module)(random_params(module), *inputs)
+  assert found.shape == (2,) and found[0] != found[1]
+
+
 def test_remat_and_dropout():
   module = BASE.clone(dropout=0.5, channel_mult=(1,), attention_resolutions=(), mid_attention=False)
   params, inputs = random_params(module), random_inputs(module)

@@ -10,6 +10,7 @@ import tiny
 
 from pagoda_jax import config as configs
 from pagoda_jax import main
+from pagoda_jax.bench import synthetic
 from pagoda_jax.cli import plan as command
 from pagoda_jax.planning import costs, plan, programs
 from pagoda_jax.runtime import sharding, topologies
@@ -93,6 +94,30 @@ def test_inversion_costs_two_evaluations_a_level():
     return found.flops / found.images
 
   assert per_pair(21) == pytest.approx(20 * per_pair(2), rel=1e-3)
+
+
+def test_every_phase_with_guidance_is_planned_and_measured_on_batches_as_the_loop_reads_them():
+  config = tiny.get_config('guided')
+  for store in (True, False):
+    config.phases.invert.store = store
+    for name in config.order if store else ('distill', 'grow_16'):
+      program = programs.make(config, name)
+      batch = synthetic.batch(config, program)
+      assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
+        key: (leaf.shape, leaf.dtype) for key, leaf in program.batch.items()}
+      after = jax.eval_shape(program.step, program.state, program.batch, program.frozen, program.rng)
+      if program.trains:
+        assert jax.tree.map(jnp.shape, after[0]) == jax.tree.map(jnp.shape, program.state)
+      if name in ('teacher', 'grow_16') and store:
+        drawing = programs.sampling(config, name, 4)
+        assert ('omega' in drawing.batch) == (name == 'grow_16')
+        side = configs.phase_resolution(config, name)
+        shape = jax.eval_shape(drawing.step, drawing.state, drawing.batch, {}, drawing.rng).shape
+        assert shape == (4, side, side, 1)
+  assert 'real_base_image' in programs.make(config, 'grow_16').batch
+  # A step of the estimator draws its samples: two evaluations for each of 2 * 2 - 1, of the whole teacher.
+  once = plan.image_flops(tiny.get_config(), 'teacher') / 3
+  assert plan.image_flops(config, 'guide') > 2 * 3 * 0.8 * once
 
 
 def test_most_values_at_once():

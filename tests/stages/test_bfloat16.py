@@ -32,7 +32,7 @@ def sums_in_bfloat16(jaxpr) -> list[str]:
   return found
 
 
-@pytest.mark.parametrize('name', step_tools.PHASES)
+@pytest.mark.parametrize('name', step_tools.PLAIN)
 def test_a_step_sums_nothing_in_bfloat16(name, monkeypatch):
   monkeypatch.setattr(perception, 'BACKBONES', step_tools.TINY_BACKBONES)
   config = tiny.get_config()

@@ -12,7 +12,7 @@ import pytest
 import step_tools
 import tiny
 from flax import linen as nn
-from step_tools import PHASES, RNG
+from step_tools import PLAIN, RNG
 
 from pagoda_jax import config as configs
 from pagoda_jax.method import microbatch, perception
@@ -34,7 +34,7 @@ def experiment(**changes):
   config.phases.teacher.label_dropout = 0.5
   config.phases.grow_16.num_blocks = 0
   config.phases.grow_16.discriminator.update({'spectral_norm': False, 'augment': ('translation',)})
-  for name in PHASES:
+  for name in PLAIN:
     phase = config.phases[name]
     phase.batch_size = COUNT
     for key in {'optimizer', 'discriminator_optimizer'} & set(phase):
@@ -108,7 +108,7 @@ SWITCHES = {
   'both on eight devices': {'microbatch': 1, 'remat': (8, 16), 'devices': 8},
 }
 # Growth's step is distillation's: remat alone is tried on one of them.
-CASES = [(name, switch) for name in PHASES for switch in SWITCHES if (name, switch) != ('distill', 'remat')]
+CASES = [(name, switch) for name in PLAIN for switch in SWITCHES if (name, switch) != ('distill', 'remat')]
 
 
 @pytest.mark.parametrize('name, switch', CASES)
@@ -122,7 +122,7 @@ def test_the_compiled_step_needs_less_memory(name, switch):
   assert outcome(name, **SWITCHES[switch]).temporaries < most * outcome(name).temporaries
 
 
-@pytest.mark.parametrize('name', PHASES)
+@pytest.mark.parametrize('name', PLAIN)
 def test_no_image_leaves_its_device(name):
   """Where every device has the whole parameters, nothing but sums is communicated."""
   text = outcome(name, **SWITCHES['both on eight devices']).program.as_text()

@@ -52,10 +52,10 @@ def test_growth_trains_only_new_blocks_the_last_old_level_and_the_head():
     assert set(tree) == set(start.params)
 
 
-@pytest.mark.parametrize('name', PHASES)
+@pytest.mark.parametrize('name', [name for name in PHASES if name != 'guided:guide'])  # it learns from no pictures
 def test_a_step_with_a_nan_is_skipped_and_counted(name):
   _, start = step_tools.setup(name)
-  broken = step_tools.batch_of(step_tools.CONFIG, name)
+  broken = step_tools.batch_of(*step_tools.of(name))
   broken['image'] = broken['image'].astype(np.float32) / 127.5 - 1
   broken['image'][3, 0, 0, 0] = np.nan
   after, metrics = step_tools.run_step(name, 1, batch=broken)
