@@ -5,6 +5,7 @@ import json
 from etils import epath
 from ml_collections import ConfigDict
 
+from pagoda_jax import config as configs
 from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.runtime import distributed
@@ -34,7 +35,8 @@ def identity(config, name: str) -> dict:
     names.append(queue.pop())
     queue += upstream(config, names[-1])
   values = {key: config[key] for key in SHARED_GROUPS} | {'phases': {n: config.phases[n] for n in names}}
-  values['data_sha256'] = streams.open_source(config.data).digest  # wherever the pictures lie
+  sides = {config.base_resolution, *(configs.phase_resolution(config, n) for n in names)}
+  values['data_sha256'] = streams.pictures_digest(config.data, sides)  # wherever the pictures lie
   return {
     key: value
     for key, value in _flat(json.loads(as_json(values)), 'config').items()

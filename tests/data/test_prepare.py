@@ -41,7 +41,7 @@ def files(folder) -> dict[str, bytes]:
 def prepared(photos, output, image_format='png', **overrides):
   """The twelve pictures of a folder in three shards of 64 px."""
   options = {'shard_size': 4, 'workers': 1, 'max_unreadable': 0.01} | overrides
-  prepare.prepare(folders.open_folder(photos, check=False), output, records.Recipe(64, image_format, 95), **options)
+  prepare.prepare(folders.open_folder(photos, check=False), output, records.Recipe((64,), image_format, 95), **options)
   return output
 
 
@@ -241,7 +241,7 @@ class Fatal:
 
 def test_a_worker_that_dies_is_reported(tmp_path):
   with pytest.raises(prepare.PrepareError, match='exit code 7.*start the same command again'):
-    prepare.prepare(Fatal(), tmp_path, records.Recipe(8, 'png', 95), shard_size=2, workers=2, max_unreadable=0)
+    prepare.prepare(Fatal(), tmp_path, records.Recipe((8,), 'png', 95), shard_size=2, workers=2, max_unreadable=0)
 
 
 @pytest.fixture(scope='module')
@@ -252,7 +252,7 @@ def many(tmp_path_factory):
   for i in range(240):
     Image.fromarray(make_data.pixels(i, 64)).save(folder / 'photos' / 'a' / f'{i:03d}.png')
   prepare.prepare(folders.open_folder(folder / 'photos', check=False), folder / 'undisturbed',
-                  records.Recipe(256, 'png', 95), shard_size=12, workers=1, max_unreadable=0)
+                  records.Recipe((256,), 'png', 95), shard_size=12, workers=1, max_unreadable=0)
   return folder
 
 
