@@ -193,7 +193,8 @@ def test_changed_bytes_and_exchanged_resolutions_are_named_where_they_are_read(l
   assert run('--verify', f'--output={output}') == 1
   assert 'damaged or missing: pictures_32px-00000-of-00002.array_record;' in capsys.readouterr().err
   shards.open_shard.cache_clear()
-  shutil.copy(output / 'pictures_64px-00000-of-00002.array_record', output / 'pictures_16px-00000-of-00002.array_record')
+  large, small = (output / f'pictures_{side}px-00000-of-00002.array_record' for side in (64, 16))
+  shutil.copy(large, small)
   with pytest.raises(pictures.SourceError, match='pictures_16px.*of 64 x 64 px, not of 16'):
     source.at(16)[0]
 
@@ -222,7 +223,7 @@ def test_what_is_not_cut_from_the_originals_is_warned_of(ladder, tmp_path, caplo
   assert not caplog.records
   assert run(f'--source=array_record:{ladder / "png"}', f'--output={tmp_path / "out"}', '--workers=1',
              '--resolutions=8,32,64') == 0
-  assert 'cut from pictures prepared at 64 px, not from the originals, which would give other pixels: 8 px' in caplog.text
+  assert 'prepared at 64 px, not from the originals, which would give other pixels: 8 px' in caplog.text
   np.testing.assert_array_equal(*(records.open_records(path).at(32)[5]['image'] for path in (
     ladder / 'png', tmp_path / 'out')))  # not cut anew
   caplog.clear()
