@@ -12,6 +12,7 @@ from pagoda_jax import config as configs
 from pagoda_jax import validation
 from pagoda_jax.stages import state
 
+
 def set_key(key, value):
   def change(config):
     *path, last = key.split('.')

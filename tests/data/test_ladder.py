@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import types
 
 import make_data
 import numpy as np
@@ -12,7 +13,9 @@ from pagoda_jax import config as configs
 from pagoda_jax import main
 from pagoda_jax.data import folders, pictures, prepare, records, shards, sources
 from pagoda_jax.data import stream as streams
+from pagoda_jax.data.images import image_grid
 from pagoda_jax.runtime.files import write_sealed
+from pagoda_jax.training import grids
 
 
 @pytest.fixture
@@ -242,3 +245,32 @@ def test_pictures_that_could_be_read_for_one_resolution_only_are_not_mixed(ladde
   source = folders.open_folder(ladder / 'photos', check=False)
   with pytest.raises(prepare.PrepareError, match=f'{name}, .* do not hold the same pictures'):
     prepare.prepare(source, output, records.Recipe(LADDER, 'png', 95), 5, 1, 0.0)
+
+
+def test_grids_show_the_pictures_that_the_phase_is_trained_on(ladder, tmp_path, monkeypatch):
+  """Beside reconstructions stands the cut of the original at the phase's resolution, not the largest made smaller."""
+  config = configs.experiment(base_resolution=16)
+  config.data.update(data_of('array_record', ladder / 'png', resolution=64))
+  configs.add_phase(config, 'invert', configs.invert())
+  configs.add_phase(config, 'distill', configs.distill())
+  configs.add_phase(config, 'grow_64', configs.grow(resolution=64))
+
+  class Black:
+    def __init__(self, *args):
+      self.side = configs.phase_resolution(config, args[1])
+
+    def __call__(self, params, noise, labels):
+      return np.zeros((8, self.side, self.side, 3), np.uint8)
+
+    def draw(self, params, seed, labels):
+      return self(params, None, labels)
+
+  monkeypatch.setattr(grids.sampling, 'Sampler', Black)
+  monkeypatch.setattr(grids.noise_store, 'read_holdout', lambda _: {'noise': np.zeros(8), 'label': np.zeros(8)})
+  config.log.samples = 8
+  for name, side in (('distill', 16), ('grow_64', 64)):
+    grids.make(config, tmp_path, name, None)(tmp_path / 'grid.png', types.SimpleNamespace(ema={}))
+    shown = np.asarray(Image.open(tmp_path / 'grid.png'))
+    expected, _ = streams.epoch_pictures(config.data, side, 'train', np.arange(8))
+    enlarged = image_grid(expected, 8)
+    np.testing.assert_array_equal(shown[-2 * len(enlarged) : -len(enlarged)], enlarged)
