@@ -29,6 +29,7 @@ without its attention).
 
 from pagoda_jax import config as c
 
+VARIANTS = ('base=4,target=8', 'base=64,target=512,labels=no')  # that tests/test_experiments.py runs too
 DEFAULTS = {'base': '16', 'target': '64', 'labels': 'yes'}
 
 

@@ -44,6 +44,7 @@ in 474 s (nearly all compilation) and 14.5 GiB with projected features, 271 s an
 
 from pagoda_jax import config as c
 
+VARIANTS = ('lpips',)
 TEACHER = 'weights/edm_imagenet64'
 
 

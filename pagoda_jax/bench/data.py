@@ -89,7 +89,8 @@ def data_table(seconds: float, workers: int) -> str:
     measured = [(f'{LARGE} px JPEG -> {LARGE} + {SMALL} px', 1, measure_jpeg(folder / 'jpeg', seconds))]
     source = NaturalSource()
     for image_format in ('png', 'raw'):
-      prepare.prepare(source, folder / image_format, records.Recipe(SMALL, image_format, 95), SMALL_COUNT // 4, 1, 0.0)
+      recipe = records.Recipe((SMALL,), image_format, 95)
+      prepare.prepare(source, folder / image_format, recipe, SMALL_COUNT // 4, 1, 0.0)
       source = records.open_records(str(folder / image_format))  # to make them again would take longer
       for count in sorted({0, workers}):
         found = measure_records(folder / image_format, seconds, count)

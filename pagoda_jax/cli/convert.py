@@ -12,7 +12,6 @@ from pagoda_jax.weights.convert.mapping import ConversionError
 
 _ASKED = ('resolution', 'attention_order', 'num_heads', 'channels_per_head', 'grown_num_blocks')
 _ASKED += ('head_channels', 'groups')
-_UNET_FORMATS = ('edm', 'pagoda')
 
 
 def define_flags(fv: flags.FlagValues) -> None:
@@ -45,7 +44,7 @@ def define_flags(fv: flags.FlagValues) -> None:
   text(
     'attention_order', None, "pagoda: order of attention channels: 'flash' (the released files), 'legacy', 'xformers'."
   )
-  number('resolution', 'pagoda: pixels of the input; default 64.')
+  number('resolution', 'pagoda: pixels of the input; default: those of the published networks of these widths, or 64.')
   number('num_heads', 'pagoda: attention heads; default 0, by --channels_per_head.')
   number('channels_per_head', 'pagoda: default 64.')
   number('grown_num_blocks', 'pagoda: residual blocks of an added level after the up-sampling one; default 2.')
@@ -73,6 +72,7 @@ def _to_jax(fv):
   linear = _located(fv.linear, fv.weights_dir)[0] if fv.linear else ''
   _refuse_existing(fv.output)
   asked = {name: fv[name].value for name in _ASKED}
+  asked['resolution'] = _resolution(path.name, asked['resolution'])
   converted = formats.read_converted(path, fv.format or published_format, fv.key, fv.prefix, linear, **asked)
   source = {'file': path.name, 'sha256': file_digest(path), 'key': fv.key, 'prefix': fv.prefix}
   if linear:
@@ -81,9 +81,10 @@ def _to_jax(fv):
   yield from converted.notes
   count = folders.read_description(fv.output)['parameters']
   yield f'{fv.output}: {count:,} parameters of {path.name}, format {converted.format}'
-  if converted.format in _UNET_FORMATS:
+  if converted.format in formats.UNET_FORMATS:
     yield f'start a phase from it with --config.phases.PHASE.init_from={fv.output}, and in the experiment file'
     yield from (f'  {line}' for line in architectures.config_lines(converted.options))
+    yield f'or draw images: pagoda sample --weights={fv.output}'
 
 
 def _to_torch(fv):
@@ -101,6 +102,17 @@ def _to_torch(fv):
   torch_files.write_safetensors(fv.output, state_dict, {'format': 'pt'})
   yield from converted.notes
   yield f'{fv.output}: {len(state_dict)} tensors under the names of format {converted.format}'
+
+
+def _resolution(file_name: str, asked: int | None) -> int | None:
+  """Of the network's input, where the file is a published one that does not tell it; otherwise what was asked."""
+  entry = published.by_file_name(file_name)
+  if entry is None or not entry.resolution:
+    return asked
+  if asked and asked != entry.resolution:
+    raise ConversionError(f'--resolution={asked}: {entry.name} ({file_name}) has an input of {entry.resolution} px; '
+                          'leave --resolution out')
+  return entry.resolution
 
 
 def _located(given: str, weights_dir) -> tuple[epath.Path, str]:

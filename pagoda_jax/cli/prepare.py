@@ -1,4 +1,4 @@
-"""`pagoda prepare`: pictures from anywhere into ArrayRecord shards of one resolution."""
+"""`pagoda prepare`: pictures from anywhere into ArrayRecord shards of one resolution or several."""
 
 import os
 
@@ -13,6 +13,8 @@ def define_flags(fv) -> None:
                       'array_record:PATH or mnist.', flag_values=fv)
   common.define_folder(fv, 'output', 'Folder to write to: made if need be, gone on with if it is there.')
   flags.DEFINE_integer('resolution', 512, 'Side of the stored pictures in pixels.', lower_bound=1, flag_values=fv)
+  flags.DEFINE_string('resolutions', None, 'Instead: several, such as 64,128,256,512, each cut from the original: '
+                      'those that the phases of an experiment work at.', flag_values=fv)
   flags.DEFINE_integer('workers', 0, 'Processes; 0: one for each core.', lower_bound=0, flag_values=fv)
   flags.DEFINE_integer('shard_size', 2048, 'Pictures a shard, the unit that is made anew after a crash.',
                        lower_bound=1, flag_values=fv)
@@ -31,7 +33,10 @@ def run(fv, args) -> int:
   if fv.verify:
     print(prepare.summary(fv.output, prepare.verify(fv.output)) + ', all whole')
     return 0
-  recipe = records.Recipe(fv.resolution, fv.format, fv.quality)
+  if fv.resolutions is not None and fv['resolution'].present:
+    raise prepare.PrepareError(f'--resolution={fv.resolution}: cannot be given beside --resolutions={fv.resolutions}')
+  sides = (fv.resolution,) if fv.resolutions is None else prepare.parse_resolutions(fv.resolutions)
+  recipe = records.Recipe(sides, fv.format, fv.quality)
   source = prepare.open_input(fv.source, fv.data_dir, fv.split)
   manifest = prepare.prepare(source, fv.output, recipe, fv.shard_size, fv.workers or os.cpu_count(), fv.max_unreadable)
   print(prepare.summary(fv.output, manifest))

@@ -1,4 +1,4 @@
-"""`pagoda sample`: images from a trained phase, to .png or .npz."""
+"""`pagoda sample`: images from a trained phase or from converted weights, to .png or .npz."""
 
 from absl import flags
 from etils import epath
@@ -11,7 +11,13 @@ LARGEST_SEED = 2**32 - 1  # of larger ones, JAX's keys take the last 32 bits
 
 
 def define_flags(fv) -> None:
-  common.define_folder(fv, 'workdir', 'Work directory of a run.')
+  common.define_folder(fv, 'workdir', 'Work directory of a run.', required=False)
+  common.define_folder(fv, 'weights', 'Instead: a folder that `pagoda convert` has made of a teacher or generator.',
+                       required=False)
+  flags.DEFINE_enum('kind', None, ['teacher', 'generator'], 'With --weights: what they are of, where the published '
+                    'file is not known by its name.', flag_values=fv)
+  flags.DEFINE_integer('levels', None, "With --weights: noise levels of a teacher's sampler; default: 18.",
+                       lower_bound=2, upper_bound=10_000, flag_values=fv)
   flags.DEFINE_string('phase', '', 'Phase to draw from; default: the last that has a checkpoint.', flag_values=fv)
   flags.DEFINE_string('step', '', "Step of the checkpoint, or 'best'; default: the newest.", flag_values=fv)
   flags.DEFINE_integer('num_images', 64, 'Number of images, at each strength of guidance.', lower_bound=1,
@@ -29,10 +35,21 @@ def run(fv, args) -> int:
   del args
   if epath.Path(fv.out).suffix not in sample.FORMATS:
     raise ValueError(f'--out={fv.out}: must end in {" or ".join(sample.FORMATS)}')
+  if (fv.workdir is None) == (fv.weights is None):
+    raise ValueError('give --workdir=RUN or --weights=FOLDER' + (', not both' if fv.weights else ''))
+  of_other = ('phase', 'step') if fv.weights else ('kind', 'levels')
+  if given := [name for name in of_other if fv[name].present]:
+    raise ValueError(f'--{given[0]}={fv[given[0]].value}: is of {"--workdir" if fv.weights else "--weights"}, and '
+                     f'{"--weights" if fv.weights else "--workdir"} is given')
   omegas = sample.parse_guidance(fv.guidance)
-  images, labels, phase, step = sample.draw(
-    fv.workdir, fv.phase, fv.step, fv.num_images, fv.labels, fv.seed, fv.batch_size, omegas)
+  how = fv.num_images, fv.labels, fv.seed, fv.batch_size, omegas
+  if fv.weights:
+    images, labels, kind = sample.draw_weights(fv.weights, fv.kind or '', fv.levels, *how)
+    what = f'{kind} of {fv.weights}'
+  else:
+    images, labels, phase, step = sample.draw(fv.workdir, fv.phase, fv.step, *how)
+    what = f'phase {phase}, step {step}'
   sample.write(fv.out, images, labels, omegas)
   strength = f', guidance {fv.guidance}' if omegas else ''
-  print(f'{fv.out}: {len(images)} images of {images.shape[1]} px, phase {phase}, step {step}{strength}')
+  print(f'{fv.out}: {len(images)} images of {images.shape[1]} px, {what}{strength}')
   return 0

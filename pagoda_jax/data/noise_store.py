@@ -2,7 +2,7 @@
 
 Where pictures were inverted with guidance, its strength omega follows the noise in each record, as a float32.
 A folder of shards (shards.py), each a fixed range of keys whatever the number of hosts; `manifest.json`
-closes the store once every shard is there. `holdout.npz` beside them: a few held-out pictures with their noise.
+closes the store once every shard is there. `holdout.npz` beside them: the noise of a few held-out pictures.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from pagoda_jax.runtime.files import read_sealed, write_sealed
 
 FORMAT_VERSION = 1
 MANIFEST = 'manifest.json'
-HOLDOUT_FILE = 'holdout.npz'  # image, label, noise, with guidance omega: for the sample grids
+HOLDOUT_FILE = 'holdout.npz'  # label, noise, with guidance omega: for the sample grids
 OMEGA_TYPE = np.dtype('<f4')
 
 
@@ -190,8 +190,8 @@ def open_store(folder, sigma_max: float, standardize: bool) -> NoiseStore:
 
 
 def read_holdout(folder) -> dict[str, np.ndarray]:
-  """'image', 'label' and 'noise' (not standardised) of the held-out pictures, and with guidance their 'omega';
-  'origin', the mark of where it is from.
+  """'label' and 'noise' (not standardised) of the held-out pictures, and with guidance their 'omega'; 'origin', the
+  mark of where it is from.
 
   Raises:
     NoiseStoreError: the file is missing or damaged.
@@ -199,7 +199,7 @@ def read_holdout(folder) -> dict[str, np.ndarray]:
   path = epath.Path(folder) / HOLDOUT_FILE
   try:
     with path.open('rb') as file, np.load(file) as arrays:
-      held = {key: arrays[key] for key in ('image', 'label', 'noise', 'omega') if key in arrays or key != 'omega'}
+      held = {key: arrays[key] for key in ('label', 'noise', 'omega') if key in arrays or key != 'omega'}
       return held | {'origin': arrays['origin'] if 'origin' in arrays else None}  # older versions wrote none
   except Exception as error:  # what damaged bytes lead NumPy's and zipfile's readers to; the file has a checksum
     raise NoiseStoreError(f'{path}: missing or damaged ({error}); delete it and start the same `pagoda run` again: the '

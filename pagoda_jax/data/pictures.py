@@ -4,6 +4,7 @@ NumPy and Pillow only, so that worker processes start quickly.
 """
 
 import io
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -19,34 +20,52 @@ class SourceError(ValueError):
 
 
 def picture(image: Image.Image, resolution: int, channels: int, flip: bool = False) -> np.ndarray:
-  """A stored picture as [resolution, resolution, channels] uint8.
+  """A stored picture as [resolution, resolution, channels] uint8; `cuts` of one resolution."""
+  return cuts(image, (resolution,), channels, flip)[resolution]
 
-  Halved with BOX while the short side is at least twice the target, then BICUBIC, then centre crop,
-  as guided-diffusion prepares ImageNet. All resolutions of one picture come from the same pixels.
+
+def cuts(image: Image.Image, resolutions: Collection[int], channels: int, flip: bool = False) -> dict[int, np.ndarray]:
+  """A picture at several resolutions, each [resolution, resolution, channels] uint8.
+
+  Halved with BOX while the short side is at least twice the target, then BICUBIC, then centre crop, as
+  guided-diffusion prepares ImageNet: each resolution from `image` and none from another one. Smaller pictures are
+  enlarged, as there.
 
   Raises:
     SourceError: it is so long and thin that scaling it would take more than MAX_PIXELS.
   """
-  if too_long := excess(image.size, resolution):
+  if too_long := excess(image.size, max(resolutions)):
     raise SourceError(too_long)
-  image = image.convert('L' if channels == 1 else 'RGB')
-  while min(image.size) >= 2 * resolution:
-    image = image.resize(tuple(side // 2 for side in image.size), Image.Resampling.BOX)
+  image, found = image.convert('L' if channels == 1 else 'RGB'), {}
+  for resolution in sorted(resolutions, reverse=True):  # a smaller one goes on with the halvings of a larger one
+    while min(image.size) >= 2 * resolution:
+      image = image.resize(tuple(side // 2 for side in image.size), Image.Resampling.BOX)
+    pixels = _centre(image, resolution).reshape(resolution, resolution, channels)
+    found[resolution] = np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
+  return found
+
+
+def _centre(image, resolution):
   if min(image.size) != resolution:
     scale = resolution / min(image.size)
     image = image.resize(tuple(round(side * scale) for side in image.size), Image.Resampling.BICUBIC)
   pixels = np.asarray(image)
   top, left = (pixels.shape[0] - resolution) // 2, (pixels.shape[1] - resolution) // 2
-  pixels = pixels[top : top + resolution, left : left + resolution].reshape(resolution, resolution, channels)
-  return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
+  return pixels[top : top + resolution, left : left + resolution]
+
+
+def cuts_of(record: dict[str, Any], resolutions: Collection[int], channels: int,
+            flip: bool = False) -> dict[int, np.ndarray]:
+  """`cuts` of a source's record, whose name is in the error."""
+  try:
+    return cuts(record['image'], resolutions, channels, flip)
+  except SourceError as error:
+    raise SourceError(f'{record["name"]}: {error}') from None
 
 
 def picture_of(record: dict[str, Any], resolution: int, channels: int, flip: bool = False) -> np.ndarray:
-  """`picture` of a source's record, whose name is in the error."""
-  try:
-    return picture(record['image'], resolution, channels, flip)
-  except SourceError as error:
-    raise SourceError(f'{record["name"]}: {error}') from None
+  """`cuts_of` of one resolution."""
+  return cuts_of(record, (resolution,), channels, flip)[resolution]
 
 
 def excess(size: tuple[int, int], resolution: int) -> str | None:

@@ -1,17 +1,20 @@
 """`pagoda prepare`: pictures from anywhere, cropped and resized once, into ArrayRecord shards and a manifest.
 
   pagoda prepare --source=folder:photos --output=data/photos --resolution=256
-  pagoda prepare --source=tfds:imagenet2012 --data_dir=/data/tfds --output=data/imagenet --resolution=512
+  pagoda prepare --source=tfds:imagenet2012 --data_dir=/data/tfds --output=data/imagenet --resolutions=64,128,256,512
   pagoda prepare --verify --output=data/photos
 
 Then --config.data.source=array_record --config.data.path=data/photos. Shards are fixed ranges of the
 source, so that the same command goes on at the first one that is not there, whenever it was ended.
 """
 
+import itertools
 import multiprocessing
+import re
 from collections import Counter
 from multiprocessing import connection
 
+from absl import logging
 from etils import epath
 
 from pagoda_jax.data import folders, records, shards, sources
@@ -21,6 +24,7 @@ from pagoda_jax.runtime.interrupts import EXIT_INTERRUPTED, Interrupted
 from pagoda_jax.runtime.progress import Progress
 
 PLAN = 'prepare.json'  # what the shards are made of, written first: another plan must not go on with them
+LARGEST_SIDE = 8192  # pixels, as config.data.resolution
 GO_ON = 'start the same command again to go on'
 
 
@@ -45,6 +49,28 @@ def open_input(text: str, data_dir: str = '', split: str = 'train') -> sources.S
     if kind in ('mnist', 'tfds', 'array_record'):
       return sources.open_whole(kind, data_dir if kind == 'tfds' else place, place, split)
   raise PrepareError(f'--source={text}: must be folder:PATH, tfds:NAME, array_record:PATH or mnist')
+
+
+def parse_resolutions(text: str) -> tuple[int, ...]:
+  """Sides in pixels of '64,128,256,512', smallest first.
+
+  They are one of them times 2, 4, 8, ...: those that the phases of one experiment can work at.
+
+  Raises:
+    PrepareError: no such numbers, the same one twice, or numbers of no one ladder.
+  """
+  said = f'--resolutions={text}'
+  parts = text.split(',')
+  if not all(re.fullmatch('[1-9][0-9]{0,3}', part) and int(part) <= LARGEST_SIDE for part in parts):
+    raise PrepareError(f'{said}: must be numbers of pixels from 1 to {LARGEST_SIDE}, such as 64,128,256,512')
+  sides = sorted(map(int, parts))
+  for low, high in itertools.pairwise(sides):
+    if low == high:
+      raise PrepareError(f'{said}: names {high} twice')
+    if high % sides[0] or (high // sides[0]).bit_count() != 1:
+      raise PrepareError(f'{said}: {high} must be {sides[0]}, the smallest, times 2, 4, 8, ...: no experiment works at '
+                         'both')
+  return tuple(sides)
 
 
 def prepare(source: sources.Source, output, recipe: records.Recipe, shard_size: int, workers: int,
@@ -74,16 +100,30 @@ def prepare(source: sources.Source, output, recipe: records.Recipe, shard_size: 
 
 
 def _prepare(source, output, recipe, shard_size, workers, max_unreadable):
-  layout = shards.Layout(records.PREFIX, len(source), shard_size)
-  plan = {'data_sha256': source.digest, 'pictures': len(source), 'shard_size': shard_size, **vars(recipe)}
+  layouts = recipe.layouts(len(source), shard_size)
+  sides = recipe.resolutions
+  plan = {'data_sha256': source.digest, 'pictures': len(source), 'shard_size': shard_size,
+          **({'resolutions': list(sides)} if len(sides) > 1 else {'resolution': sides[0]}),
+          'format': recipe.format, 'quality': recipe.quality}
   _claim(output, plan)
-  finished = set(shards.finished_shards(output, layout))
+  _warn_of_stored(source, sides)
+  layout = layouts[sides[-1]]
+  finished = set(range(layout.num_shards)).intersection(
+    *(shards.finished_shards(output, layout) for layout in layouts.values()))
   numbers = [number for number in range(layout.num_shards) if number not in finished]
   if numbers:
     done = sum(len(layout.keys(number)) for number in finished)
     progress = Progress('prepare', len(source), done, unit='picture')
-    _write(source, output, layout, numbers, recipe, min(workers, len(numbers)), _Counter(progress, done))
-  return _close(source, output, layout, plan, max_unreadable)
+    _write(source, output, layouts, numbers, recipe, min(workers, len(numbers)), _Counter(progress, done))
+  return _close(source, output, layouts, plan, max_unreadable)
+
+
+def _warn_of_stored(source, sides):
+  """Says which resolutions are not cut from the originals."""
+  if isinstance(source, records.ArrayRecordSource) and (
+      others := [side for side in sides if side not in source.resolutions]):
+    logging.warning('%s: cut from pictures prepared at %d px, not from the originals, which would give other pixels: '
+                    '%s px', source.folder, source.resolution, ', '.join(map(str, others)))
 
 
 def _claim(output, plan):
@@ -95,11 +135,16 @@ def _claim(output, plan):
     found = read_json(path)
   except ValueError as error:
     raise PrepareError(f'{path}: damaged ({error}); delete it if the shards beside it are of these settings') from None
-  differing = [key for key, value in plan.items() if found.get(key) != value]
-  rows = [f'  {key}: there {found.get(key)!r}, here {plan[key]!r}' for key in differing]
+  found, wanted = _sides_as_list(found), _sides_as_list(plan)
+  differing = [key for key, value in wanted.items() if found.get(key) != value]
+  rows = [f'  {key}: there {found.get(key)!r}, here {wanted[key]!r}' for key in differing]
   if rows:
     raise PrepareError(f'{output}: was begun with other pictures or settings:\n' + '\n'.join(rows)
                        + '\nUse another --output, or delete it.')
+
+
+def _sides_as_list(plan):
+  return plan if 'resolution' not in plan else plan | {'resolutions': [plan['resolution']]}
 
 
 class _Counter:
@@ -117,16 +162,17 @@ class _Counter:
     self.show(self._shown + 1)
 
 
-def _write(source, output, layout, numbers, recipe, workers, counter):
+def _write(source, output, layouts, numbers, recipe, workers, counter):
   try:
     if workers > 1:
-      _write_in_processes((source, output, layout), numbers, recipe, workers, counter)
+      _write_in_processes((source, output, layouts), numbers, recipe, workers, counter)
     else:
       for number in numbers:
-        records.write_shard(source, output, layout, number, recipe, counter.tick)
+        records.write_shard(source, output, layouts, number, recipe, counter.tick)
   except KeyboardInterrupt:
-    there = len(shards.finished_shards(output, layout))
-    raise Interrupted(f'prepare: stopped with {there} of {layout.num_shards} shards written; {GO_ON}',
+    there = sum(len(shards.finished_shards(output, layout)) for layout in layouts.values())
+    of = sum(layout.num_shards for layout in layouts.values())
+    raise Interrupted(f'prepare: stopped with {there} of {of} shards written; {GO_ON}',
                       EXIT_INTERRUPTED) from None
 
 
@@ -155,28 +201,44 @@ def _write_in_processes(job, numbers, recipe, count, counter):
         worker.join()
 
 
-def _close(source, output, layout, plan, max_unreadable) -> dict:
+def _close(source, output, layouts, plan, max_unreadable) -> dict:
   lock.confirm()
-  sidecars = {name: shards.read_sidecar(output, name) for name in layout.names}
-  unreadable = [row for sidecar in sidecars.values() for row in sidecar['unreadable']]
-  folders.report_unreadable(output, unreadable, layout.count, max_unreadable)
-  counts = Counter(label for sidecar in sidecars.values() for label in sidecar['labels'])
+  sidecars = {side: {name: shards.read_sidecar(output, name) for name in layout.names}
+              for side, layout in layouts.items()}
+  _check_alike(output, sidecars)
+  largest = max(layouts)
+  unreadable = [row for sidecar in sidecars[largest].values() for row in sidecar['unreadable']]
+  folders.report_unreadable(output, unreadable, layouts[largest].count, max_unreadable)
+  counts = Counter(label for sidecar in sidecars[largest].values() for label in sidecar['labels'])
+  several, raw = 'resolutions' in plan, plan['format'] == 'raw'
+  enlarged = {side: sum(sidecar['enlarged'] for sidecar in found.values()) for side, found in sidecars.items()}
+  version = records.SIDES_VERSION if several else records.RAW_VERSION if raw else records.FORMAT_VERSION
   manifest = {
-    'format_version': records.RAW_VERSION if plan['format'] == 'raw' else records.FORMAT_VERSION,
-    'count': sum(sidecar['count'] for sidecar in sidecars.values()),
+    'format_version': version,
+    'count': sum(sidecar['count'] for sidecar in sidecars[largest].values()),
     **plan,
     'classes': list(source.class_names),
     'class_counts': [counts[label] for label in range(len(source.class_names))],
-    'enlarged': sum(sidecar['enlarged'] for sidecar in sidecars.values()),
+    'enlarged': {str(side): number for side, number in enlarged.items()} if several else enlarged[largest],
     'unreadable': unreadable,
     'shards': {
       name: {key: sidecar[key] for key in ('count', 'bytes', 'sha256')}
       | {'sidecar_sha256': file_digest(shards.sidecar_path(output, name))}
-      for name, sidecar in sidecars.items()
+      for found in sidecars.values() for name, sidecar in found.items()
     },
   }
   write_sealed(output / records.MANIFEST, manifest)
   return manifest
+
+
+def _check_alike(output, sidecars):
+  """That a shard holds the same pictures at each resolution: one made anew later may have met a file that was lost."""
+  for alike in zip(*(found.items() for found in sidecars.values())):
+    first = alike[0][1]
+    if any(sidecar[key] != first[key] for _, sidecar in alike for key in ('labels', 'unreadable')):
+      names = ', '.join(name for name, _ in alike)
+      raise PrepareError(f'{output}: {names} do not hold the same pictures: some could be read for one and not for '
+                         'another; delete these shards and start the same command again')
 
 
 def verify(output) -> dict:
@@ -197,6 +259,10 @@ def verify(output) -> dict:
 def summary(output, manifest: dict) -> str:
   """One line about a prepared folder."""
   size = sum(entry['bytes'] for entry in manifest['shards'].values()) / 1e9
-  enlarged = f', {manifest["enlarged"]} of them enlarged to it' if manifest['enlarged'] else ''
+  sides = manifest.get('resolutions') or [manifest['resolution']]
+  enlarged = manifest['enlarged'] if 'resolutions' in manifest else {str(sides[0]): manifest['enlarged']}
+  rows = [f'{number} of them enlarged to ' + ('it' if len(sides) == 1 else f'{side} px')
+          for side, number in enlarged.items() if number]
   return (f'{output}: {manifest["count"]} pictures of {len(manifest["classes"])} classes at '
-          f'{manifest["resolution"]} px{enlarged}, in {len(manifest["shards"])} shards, {size:.2f} GB')
+          f'{", ".join(map(str, sides))} px{"".join(f", {row}" for row in rows)}, in {len(manifest["shards"])} shards, '
+          f'{size:.2f} GB')

@@ -201,6 +201,20 @@ class Part:
     return self.whole[int(self.indices[index])]
 
 
+def prepared(source: Source) -> records.ArrayRecordSource | None:
+  """The prepared folder that a source is, or is a part of; None where its pictures are the originals."""
+  whole = source.whole if isinstance(source, Part) else source
+  return whole if isinstance(whole, records.ArrayRecordSource) else None
+
+
+def at(source: Source, resolution: int) -> Source:
+  """The source whose pictures those of a resolution are to be cut from: the same one, or a prepared folder's own."""
+  whole = prepared(source)
+  if whole is None:
+    return source
+  return whole.at(resolution) if source is whole else dataclasses.replace(source, whole=whole.at(resolution))
+
+
 def balanced_choice(labels: np.ndarray, count: int) -> np.ndarray:
   """Indices, sorted, of `count` pictures drawn with a fixed seed, as equally many of each class as there are.
 

@@ -5,6 +5,8 @@ their position is one integer that does not depend on how many hosts read, so a 
 """
 
 import dataclasses
+import functools
+import hashlib
 import multiprocessing
 import os
 import shutil
@@ -15,8 +17,9 @@ import numpy as np
 from absl import logging
 from grain.experimental import ZipMapDataset
 
-from pagoda_jax.data.pictures import SourceError, picture_of
-from pagoda_jax.data.sources import Source, open_source
+from pagoda_jax import config as configs
+from pagoda_jax.data.pictures import SourceError, cuts_of, picture_of
+from pagoda_jax.data.sources import Source, at, open_source, prepared
 from pagoda_jax.runtime import processes
 
 MOST_WORKERS = 8  # that a run starts by itself
@@ -27,7 +30,7 @@ def settle(config) -> None:
   """Opens the source of an experiment, before any device work, and checks that the config fits it.
 
   config.data.num_classes = -1 becomes the number of classes that the source has; where that is 0,
-  `conditional` of every discriminator becomes False.
+  `conditional` of every discriminator becomes False. Warns of resolutions that are not cut from the originals.
 
   Raises:
     SourceError: the source is missing or damaged; its pictures are stored smaller than config.data.resolution;
@@ -37,9 +40,30 @@ def settle(config) -> None:
   if source.resolution is not None and source.resolution < data.resolution:
     raise SourceError(f'config.data.resolution = {data.resolution}: the pictures of source {data.source} {data.path} '
                       f'are stored at {source.resolution} px')
+  _warn_of_stored(source, config)
   if data.num_classes == -1:
     set_classes(config, len(source.class_names))
   check_labels(source, data.num_classes)
+
+
+def _warn_of_stored(source, config):
+  """Says which resolutions a prepared folder does not hold."""
+  if (whole := prepared(source)) is None:
+    return
+  needed = {config.base_resolution, *(configs.phase_resolution(config, name) for name in config.order)}
+  if lacking := sorted(needed - {*whole.resolutions}):
+    rows = [f'{side} px of those of {whole.at(side).resolution} px' for side in lacking]
+    logging.warning(
+      'config.data.path = %s holds pictures of %s px only. Cut from these, not from the originals, which would give '
+      'other pixels: %s. `pagoda prepare --resolutions=%s` stores each, cut from the originals.',
+      whole.folder, ', '.join(map(str, whole.resolutions)), ', '.join(rows), ','.join(map(str, sorted(needed))))
+
+
+def pictures_digest(data, resolutions) -> str:
+  """SHA-256 that changes when a training picture at one of these resolutions may have changed."""
+  source = open_source(data)
+  digests = list(dict.fromkeys(at(source, side).digest for side in sorted(resolutions)))
+  return digests[0] if len(digests) == 1 else hashlib.sha256(''.join(digests).encode()).hexdigest()
 
 
 def set_classes(config, count: int) -> None:
@@ -114,18 +138,36 @@ class LoadPicture:
 
   def __call__(self, key: int) -> dict[str, np.ndarray]:
     index, flip = self.keys[int(key)]
-    stored = self.source[index]
-    record = {
-      'image': picture_of(stored, self.resolution, self.channels, flip),
-      'label': np.int32(stored['label']),
-      'key': np.int32(key),
-    }
-    base = self.noise.resolution if isinstance(self.noise, ToInvert) else self.base
-    if base:
-      record['base_image'] = picture_of(stored, base, self.channels, flip)
+    cut = self._cuts(index, flip)
+    record = {'image': cut[self.resolution], 'label': np.int32(cut['label']), 'key': np.int32(key)}
+    if self._base:
+      record['base_image'] = cut[self._base]
     if self.noise is not None and not isinstance(self.noise, ToInvert):
       record |= self.noise.pair(int(key))
     return record
+
+  @property
+  def _base(self) -> int:
+    """Side of `base_image`; 0: the record has none."""
+    return self.noise.resolution if isinstance(self.noise, ToInvert) else self.base
+
+  def _cuts(self, index, flip):
+    """{side: pixels, 'label': label}: every picture that is read is opened once, and gives all that is cut of it."""
+    cut = {}
+    for source, sides in self._reads:
+      stored = source[index]
+      cut |= cuts_of(stored, sides, self.channels, flip) | {'label': stored['label']}
+    return cut
+
+  @functools.cached_property
+  def _reads(self) -> list[tuple[Source, list[int]]]:
+    """The sources to read, each with the sides to cut of its pictures."""
+    sides = {self.resolution} | ({self._base} if self._base else set())
+    found = {}
+    for side in sorted(sides):
+      source = at(self.source, side)
+      found.setdefault(source.resolution, (source, []))[1].append(side)
+    return list(found.values())
 
 
 def source_keys(data) -> tuple[Source, Keys]:
@@ -293,7 +335,7 @@ class Batches:
 
 def epoch_pictures(data, resolution: int, split: str, indices=None) -> tuple[np.ndarray, np.ndarray]:
   """(images [N, R, R, C] uint8, labels [N]) of a split in its own order, unmirrored; `indices` picks some."""
-  source = open_source(data, split)
+  source = at(open_source(data, split), resolution)
   records = [source[int(i)] for i in (range(len(source)) if indices is None else indices)]
   images = [picture_of(record, resolution, data.channels) for record in records]
   return np.stack(images), np.array([record['label'] for record in records], np.int32)

@@ -62,12 +62,11 @@ def fields_of(network: Mapping[str, Any]) -> dict[str, Any]:
   return {**FORMS[form], **own}
 
 
-def config_lines(options: Mapping[str, Any]) -> list[str]:
-  """Python lines that make an experiment's network the one of these `UNet` options.
+def network_keys(unet: UNet) -> dict[str, Any]:
+  """Those keys of `config.network` that are not as the others, or defaults, make them.
 
   What no config can say (a form of nobody's, say) is left to `differences` to find.
   """
-  unet = UNet(**options)
   wanted = effective(unet)
   form = next((name for name, fields in FORMS.items() if _is_of(unet, fields)), 'edm')
   network = {'form': form} | {key: wanted[key] for key in _ALWAYS_SAID}
@@ -77,6 +76,13 @@ def config_lines(options: Mapping[str, Any]) -> list[str]:
     said = effective(UNet(resolution=unet.resolution, **fields_of({**plain, **network})))
     if said[key] != wanted[key]:
       network[key] = wanted[key]
+  return network
+
+
+def config_lines(options: Mapping[str, Any]) -> list[str]:
+  """Python lines that make an experiment's network the one of these `UNet` options; as `network_keys`."""
+  unet = UNet(**options)
+  network = network_keys(unet)
   lines = [
     f'config.base_resolution = {unet.resolution}',
     f"config.data.update({{'channels': {unet.image_channels}, 'num_classes': {unet.num_classes}}})",
@@ -85,6 +91,24 @@ def config_lines(options: Mapping[str, Any]) -> list[str]:
   if unet.grown:
     lines.append(f'init_levels={tuple(map(tuple, unet.grown))!r},  # of the grow phase that starts from it')
   return lines
+
+
+def experiment_of(unet: UNet, name: str, phase) -> config.ConfigDict:
+  """An experiment without data of one phase, of stage teacher or grow, which is to draw with a network.
+
+  Args:
+    unet: the network; as `network_keys`.
+    name: of the phase.
+    phase: what config.teacher() or config.grow() has made; of a grow phase, `init_levels` and `resolution` are set.
+  """
+  side = unet.resolution << len(unet.grown)
+  experiment = config.experiment(base_resolution=unet.resolution, network=config.network(**network_keys(unet)))
+  experiment.data.update({'resolution': side, 'num_classes': unet.num_classes})
+  experiment.data.channels = unet.image_channels
+  if phase.stage == 'grow':
+    phase.update({'start': '', 'init_levels': tuple(map(tuple, unet.grown)), 'resolution': side})
+  config.add_phase(experiment, name, phase)
+  return experiment
 
 
 def _is_of(unet: UNet, form: Mapping[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from etils import epath
 
 from pagoda_jax import config as configs
 from pagoda_jax.data import noise_store
+from pagoda_jax.data import stream as streams
 from pagoda_jax.data.images import image_grid, write_png
 from pagoda_jax.networks import growth
 from pagoda_jax.runtime import distributed
@@ -16,6 +17,14 @@ SEED = 0  # the same noise in every grid of a run: how one picture changes is wh
 def columns(config) -> int:
   """Images a row: one of each class where there are few."""
   return config.data.num_classes if 4 <= config.data.num_classes <= 16 else 8
+
+
+def held_out(config) -> tuple[str, np.ndarray]:
+  """(split, indices) of the pictures that grids reconstruct: training ones where nothing is held out."""
+  split = 'holdout' if config.data.holdout else 'train'
+  total = len(streams.open_source(config.data, split))
+  # Spread over the classes of a sorted source.
+  return split, np.linspace(0, total - 1, min(2 * columns(config), total)).astype(int)
 
 
 def make(config, folder, name: str, mesh):
@@ -37,6 +46,7 @@ def make(config, folder, name: str, mesh):
     if phase.standardize_noise:
       opened = noise_store.open_store(store, config.diffusion.sigma_max, standardize=True)
       pairs['noise'] = opened.standardized(pairs['noise'])
+    real, _ = streams.epoch_pictures(config.data, configs.phase_resolution(config, name), *held_out(config))
 
   def draw(path, state):
     params = growth.merge(state.ema, getattr(state, 'fixed', {}))
@@ -48,18 +58,9 @@ def make(config, folder, name: str, mesh):
 
   def reconstructions(params, above):
     made = sampler(params, pairs['noise'], pairs['label'], pairs.get('omega'))
-    real = sample_resolution(pairs['image'], made.shape[1])
     rows = [part[i : i + wide] for i in range(0, len(made), wide) for part in (real, made)]
     grid = image_grid(np.concatenate(rows), wide)
     gap = np.full((4, *above.shape[1:]), 128, np.uint8)
     return np.concatenate([gap, grid])
 
   return draw
-
-
-def sample_resolution(images: np.ndarray, resolution: int) -> np.ndarray:
-  """uint8 [N, R, R, C] averaged down to a resolution that divides R."""
-  count, side, _, channels = images.shape
-  factor = side // resolution
-  blocks = images.reshape(count, resolution, factor, resolution, factor, channels)
-  return np.round(blocks.mean((2, 4))).astype(np.uint8)

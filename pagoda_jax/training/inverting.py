@@ -34,7 +34,7 @@ def origin(config, name: str, params) -> dict:
   return {
     'teacher_sha256': checkpoints.digest(params),
     'source': d.source,
-    'data_sha256': streams.open_source(d).digest,
+    'data_sha256': streams.pictures_digest(d, {config.base_resolution}),
     'holdout': d.holdout,
     'mirror': d.mirror,
     'resolution': config.base_resolution,
@@ -205,18 +205,13 @@ def _write_holdout(config, name, store, solve, made_from):
   path, mark = store / noise_store.HOLDOUT_FILE, noise_store.origin_mark(made_from)
   if path.exists() and noise_store.read_holdout(store)['origin'] == mark:
     return
-  split = 'holdout' if config.data.holdout else 'train'
-  total = len(streams.open_source(config.data, split))
-  wide = grids.columns(config)
-  chosen = np.linspace(0, total - 1, min(2 * wide, total)).astype(int)  # spread over the classes of a sorted source
-  images, labels = streams.epoch_pictures(config.data, config.data.resolution, split, chosen)
-  small, _ = streams.epoch_pictures(config.data, config.base_resolution, split, chosen)
+  small, labels = streams.epoch_pictures(config.data, config.base_resolution, *grids.held_out(config))
   buffer = io.BytesIO()
   # Keys past those of the training pictures, so that no noise is drawn twice.
   keys = len(streams.source_keys(config.data)[1]) + np.arange(len(small))
   solved = solve(small, labels, keys)
   _check_finite(solved['noise'], keys, name)
-  np.savez(buffer, image=images, label=labels, origin=mark, **solved)
+  np.savez(buffer, label=labels, origin=mark, **solved)
   lock.confirm()
   with replacing(path) as file:
     file.write(buffer.getbuffer())

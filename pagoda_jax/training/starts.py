@@ -12,11 +12,10 @@ from pagoda_jax.networks.unet import UNet
 from pagoda_jax.runtime import trees
 from pagoda_jax.stages import architectures, models
 from pagoda_jax.training import checkpoints, claims
-from pagoda_jax.weights.convert import folders
+from pagoda_jax.weights.convert import folders, formats
 
 # stage -> the key that names the earlier phase
 REFERENCES = {'invert': 'teacher', 'guide': 'teacher', 'distill': 'teacher', 'grow': 'start'}
-_UNET_FORMATS = ('edm', 'pagoda')
 
 
 class StartError(ValueError):
@@ -100,9 +99,9 @@ def _network_at(path: epath.Path) -> UNet:
   """The network whose weights a folder holds, without reading them."""
   if folders.is_converted(path):
     description = folders.read_description(path)
-    if description['format'] not in _UNET_FORMATS:
+    if description['format'] not in formats.UNET_FORMATS:
       raise StartError(f'{path}: weights of format {description["format"]}; a phase starts from a U-Net, of '
-                       f'{" or ".join(_UNET_FORMATS)}')
+                       f'{" or ".join(formats.UNET_FORMATS)}')
     return UNet(**description['options'])
   there = claims.read(path)
   return models.make_unet(ConfigDict(there['config']), there['phase'])

@@ -37,7 +37,8 @@ def identity(config, name: str) -> dict:
   values = {key: config[key] for key in SHARED_GROUPS} | {'phases': {n: config.phases[n] for n in names}}
   if configs.has_guidance(config) and config.phases[name].stage != 'teacher':  # it knows no strength; others have none
     values['guidance'] = config.guidance
-  values['data_sha256'] = streams.open_source(config.data).digest  # wherever the pictures lie
+  sides = {config.base_resolution, *(configs.phase_resolution(config, n) for n in names)}
+  values['data_sha256'] = streams.pictures_digest(config.data, sides)  # wherever the pictures lie
   return {
     key: value
     for key, value in _flat(json.loads(as_json(values)), 'config').items()

@@ -1,4 +1,4 @@
-"""Images from a finished phase, and the files that hold them."""
+"""Images from a finished phase or from converted weights, and the files that hold them."""
 
 import io
 
@@ -8,12 +8,20 @@ from etils import epath
 
 from pagoda_jax import config as configs
 from pagoda_jax.data.images import image_grid, write_png
+from pagoda_jax.networks.unet import UNet
 from pagoda_jax.runtime import sharding
 from pagoda_jax.runtime.files import replacing
-from pagoda_jax.stages import models, sampler
-from pagoda_jax.training import checkpoints, workdir
+from pagoda_jax.stages import architectures, models, sampler
+from pagoda_jax.training import checkpoints, claims, workdir
+from pagoda_jax.weights import published
+from pagoda_jax.weights.convert import folders
+from pagoda_jax.weights.convert.formats import UNET_FORMATS
 
 FORMATS = ('.png', '.npz')
+
+
+class WeightsError(ValueError):
+  """Converted weights are of no network that draws images."""
 
 
 def parse_guidance(text: str) -> tuple[float, ...]:
@@ -93,9 +101,70 @@ def draw(folder, phase: str, step: str, count: int, labels: str, seed: int, batc
   params, step = checkpoints.read_generator(phase_folder, chosen)
   mesh = sharding.make_mesh()
   draw_batch = sampler.Sampler(config, name, mesh, min(batch_size, count))
-  placed = sharding.place(params, mesh)
-  images = np.stack([draw_batch.draw(placed, seed, classes, omega) for omega in omegas or (None,)], axis=1)
-  return images.reshape(-1, *images.shape[2:]), classes.repeat(images.shape[1]), name, step
+  return *_at_strengths(draw_batch, sharding.place(params, mesh), seed, classes, omegas), name, step
+
+
+def _at_strengths(draw_batch, params, seed, classes, omegas):
+  """(images, labels): each noise and label at all strengths of guidance, one after the other."""
+  images = np.stack([draw_batch.draw(params, seed, classes, omega) for omega in omegas or (None,)], axis=1)
+  return images.reshape(-1, *images.shape[2:]), classes.repeat(images.shape[1])
+
+
+def draw_weights(folder, kind: str, levels: int | None, count: int, labels: str, seed: int, batch_size: int,
+                 omegas: tuple[float, ...] = ()):
+  """Images of a network in a folder of `pagoda convert`.
+
+  Args:
+    folder: the folder.
+    kind: 'teacher' draws with the Heun sampler, 'generator' in one step; '' where the folder tells which it is.
+    levels: noise levels of a teacher's sampler; None: as many as a teacher phase's default.
+    count, labels, seed, batch_size, omegas: as in `draw`.
+
+  Returns:
+    (uint8 [count, S, S, C], labels [count] int32, the kind).
+
+  Raises:
+    ValueError: there is no such label, or the network is not of the kind, or takes no guidance.
+    WeightsError: what the folder holds draws no images.
+    ConversionError: it is none of `pagoda convert`'s, or damaged.
+  """
+  if (epath.Path(folder) / claims.FILE).exists():
+    raise WeightsError(f'{folder}: a phase of a run, not converted weights; give --workdir and --phase')
+  description = folders.read_description(folder)
+  if description['format'] not in UNET_FORMATS:
+    raise WeightsError(f'{folder}: weights of format {description["format"]} draw no images; a teacher or a generator '
+                       f'is of {" or ".join(UNET_FORMATS)}')
+  unet = UNet(**description['options'])
+  kind = _kind(folder, description, unet, kind)
+  if kind == 'teacher':
+    phase = configs.teacher() if levels is None else configs.teacher(sample_levels=levels)
+  else:
+    if levels is not None:
+      raise ValueError(f'--levels={levels}: {folder} holds a generator, which draws in one step')
+    # Of what it would be trained with nothing is used; this fits every resolution.
+    phase = configs.grow(discriminator=configs.discriminator(scales=1))
+  config = architectures.experiment_of(unet, kind, phase)
+  if rows := architectures.differences(unet, models.make_unet(config, kind)):
+    raise WeightsError(f'{folder}: a network that no config can say:\n  ' + '\n  '.join(rows))
+  check_guidance(config, kind, omegas)
+  classes = sampler.parse_labels(labels, count, unet.num_classes, seed)
+  variables, _ = folders.load_converted(folder)
+  mesh = sharding.make_mesh()
+  draw_batch = sampler.Sampler(config, kind, mesh, min(batch_size, count))
+  return *_at_strengths(draw_batch, sharding.place(variables['params'], mesh), seed, classes, omegas), kind
+
+
+def _kind(folder, description, unet, asked):
+  """'teacher' or 'generator': what was asked for, what has been published under the file's name, or what it must be."""
+  entry = published.by_file_name(description['source'].get('file', ''))
+  known = 'generator' if unet.grown else entry.kind if entry else ''
+  if not (asked or known):
+    raise ValueError(f'{folder}: whether {description["source"].get("file")} is a teacher or a one-step generator is '
+                     'not in the file: give --kind=teacher or --kind=generator')
+  if asked and known and asked != known:
+    raise ValueError(f'--kind={asked}: {folder} holds a {known}'
+                     + (f', with levels above its input of {unet.resolution} px' if unet.grown else f', {entry.name}'))
+  return asked or known
 
 
 def write(path, images: np.ndarray, labels: np.ndarray, omegas: tuple[float, ...] = ()) -> None:

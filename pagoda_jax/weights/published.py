@@ -23,6 +23,8 @@ class Published:
     size: in bytes; 0 where unknown.
     sha256: hex digits, possibly only the leading ones; '' where unknown.
     non_commercial: a warning is due when it is loaded.
+    kind: 'teacher' or 'generator'; '' for what is neither.
+    resolution: side in pixels of its input, where the file does not tell; 0 otherwise.
   """
 
   name: str
@@ -35,6 +37,13 @@ class Published:
   size: int = 0
   sha256: str = ''
   non_commercial: bool = False
+  kind: str = ''
+  resolution: int = 0
+
+
+# (channels, channel_mult) of PaGoDA's networks -> side of their input, which nothing in a file tells. All have
+# attention on every level but the first.
+INPUT_OF_WIDTHS = {(256, (1, 2, 4)): 32, (192, (1, 2, 3, 4)): 64}
 
 
 def _openai_reference(resolution: int, file_name: str, note: str = '') -> Published:
@@ -59,10 +68,12 @@ def _edm(data: str, what: str) -> Published:
     licence='CC BY-NC-SA 4.0',
     format='edm',
     non_commercial=True,
+    kind='teacher',
   )
 
 
 def _pagoda(name: str, what: str) -> Published:
+  kind, resolution = name.split('_')[:2]
   return Published(
     name=f'pagoda_{name}',
     what=what,
@@ -70,6 +81,8 @@ def _pagoda(name: str, what: str) -> Published:
     file_name=f'pagoda_{name}.pt',
     licence='MIT',
     format='pagoda',
+    kind=kind,
+    resolution=int(resolution),
   )
 
 
@@ -83,6 +96,8 @@ REGISTRY: tuple[Published, ...] = (
     licence='MIT; model card: not for commercial deployment',
     format='pagoda',
     non_commercial=True,
+    kind='teacher',
+    resolution=64,
   ),
   _edm('imagenet-64x64-cond-adm', 'EDM, ImageNet 64 px, class-conditional, ADM network'),
   _edm('cifar10-32x32-cond-vp', 'EDM, CIFAR-10 32 px, class-conditional, DDPM++ network'),
@@ -176,3 +191,8 @@ REGISTRY: tuple[Published, ...] = (
   _openai_reference(256, 'VIRTUAL_imagenet256_labeled.npz'),
   _openai_reference(512, 'VIRTUAL_imagenet512.npz', ' (1,000 images only)'),
 )
+
+
+def by_file_name(name: str) -> Published | None:
+  """The published file that is saved under a name."""
+  return next((entry for entry in REGISTRY if entry.file_name == name), None)

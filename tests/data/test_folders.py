@@ -67,7 +67,7 @@ def test_a_run_does_not_go_on_with_pictures_swapped_within_the_folder(tmp_path, 
   folder = tmp_path / 'pictures'
   write_black_and_white(folder)
   workdir.claim(tmp_path / 'work', experiment(folder), 'teacher')
-  plan = {'output': tmp_path / 'out', 'recipe': records.Recipe(8, 'png', 95), 'shard_size': 4, 'workers': 1,
+  plan = {'output': tmp_path / 'out', 'recipe': records.Recipe((8,), 'png', 95), 'shard_size': 4, 'workers': 1,
           'max_unreadable': 0}
   prepare.prepare(folders.open_folder(folder, check=False), **plan)
   swap(folder / 'a.bmp', folder / 'b.bmp')
@@ -324,5 +324,5 @@ def test_a_file_whose_name_is_no_unicode_is_prepared(tmp_path):
   pathlib.Path(os.fsdecode(os.fsencode(tmp_path / 'photos') + b'/\xff.png')).write_bytes(
     make_data.png(make_data.pixels(0)))
   source = folders.open_folder(tmp_path / 'photos')
-  prepare.prepare(source, tmp_path / 'out', records.Recipe(8, 'png', 95), shard_size=4, workers=1, max_unreadable=0)
+  prepare.prepare(source, tmp_path / 'out', records.Recipe((8,), 'png', 95), shard_size=4, workers=1, max_unreadable=0)
   assert records.open_records(tmp_path / 'out')[0]['name'] == source[0]['name'] == '\udcff.png'

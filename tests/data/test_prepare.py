@@ -41,7 +41,7 @@ def files(folder) -> dict[str, bytes]:
 def prepared(photos, output, image_format='png', **overrides):
   """The twelve pictures of a folder in three shards of 64 px."""
   options = {'shard_size': 4, 'workers': 1, 'max_unreadable': 0.01} | overrides
-  prepare.prepare(folders.open_folder(photos, check=False), output, records.Recipe(64, image_format, 95), **options)
+  prepare.prepare(folders.open_folder(photos, check=False), output, records.Recipe((64,), image_format, 95), **options)
   return output
 
 
@@ -241,7 +241,10 @@ class Fatal:
 
 def test_a_worker_that_dies_is_reported(tmp_path):
   with pytest.raises(prepare.PrepareError, match='exit code 7.*start the same command again'):
-    prepare.prepare(Fatal(), tmp_path, records.Recipe(8, 'png', 95), shard_size=2, workers=2, max_unreadable=0)
+    prepare.prepare(Fatal(), tmp_path, records.Recipe((8,), 'png', 95), shard_size=2, workers=2, max_unreadable=0)
+
+
+SIDES = records.Recipe((64, 256), 'png', 95)
 
 
 @pytest.fixture(scope='module')
@@ -252,14 +255,14 @@ def many(tmp_path_factory):
   for i in range(240):
     Image.fromarray(make_data.pixels(i, 64)).save(folder / 'photos' / 'a' / f'{i:03d}.png')
   prepare.prepare(folders.open_folder(folder / 'photos', check=False), folder / 'undisturbed',
-                  records.Recipe(256, 'png', 95), shard_size=12, workers=1, max_unreadable=0)
+                  SIDES, shard_size=12, workers=1, max_unreadable=0)
   return folder
 
 
 def start(folder, output):
   """`pagoda prepare` as a process of its own with two workers."""
   command = [sys.executable, '-m', 'pagoda_jax.main', 'prepare', f'--source=folder:{folder / "photos"}',
-             f'--output={output}', '--resolution=256', '--shard_size=12', '--workers=2']
+             f'--output={output}', '--resolutions=64,256', '--shard_size=12', '--workers=2']
   # A test run started in the background ignores SIGINT, and its children would inherit that.
   heeding = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
   return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -277,8 +280,9 @@ def test_a_stopped_prepare_goes_on_to_the_same_bytes(many, tmp_path, number, cod
   assert process.returncode == code, printed
   if number == signal.SIGINT:
     assert 'start the same command again to go on' in printed
-  finished = [name for name in shards.Layout('pictures', 240, 12).names if shards.is_finished(output, name)]
-  assert 0 < len(finished) < 20
+  names = [name for layout in SIDES.layouts(240, 12).values() for name in layout.names]
+  finished = [name for name in names if shards.is_finished(output, name)]
+  assert 0 < len(finished) < len(names) == 40
   before = {name: (output / (name + shards.SUFFIX)).stat().st_mtime_ns for name in finished}
   process = start(many, output)
   printed = process.communicate(timeout=120)[0]

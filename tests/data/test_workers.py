@@ -122,7 +122,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line_that_names_it(tmp_pa
 def test_a_damaged_picture_is_named_in_one_line_and_ctrl_c_leaves_workers_alone(tmp_path):
   make_data.write_class_folders(tmp_path / 'photos')
   prepare.prepare(folders.open_folder(tmp_path / 'photos', check=False), tmp_path / 'out',
-                  records.Recipe(64, 'png', 95), shard_size=4, workers=1, max_unreadable=0)
+                  records.Recipe((64,), 'png', 95), shard_size=4, workers=1, max_unreadable=0)
   path = tmp_path / 'out' / 'pictures-00002-of-00003.array_record'
   content = bytearray(path.read_bytes())
   content[content.index(b'IDAT') + 20] ^= 1

@@ -45,7 +45,7 @@ class Eight:
 def prepared_pictures(folder, side):
   """As `noise_store`, of pictures."""
   source = Eight(side)
-  prepare.prepare(source, folder, records.Recipe(side, 'png', 95), shard_size=8, workers=1, max_unreadable=0)
+  prepare.prepare(source, folder, records.Recipe((side,), 'png', 95), shard_size=8, workers=1, max_unreadable=0)
   pixels = lambda source, i: np.asarray(source[i]['image'])
   return 'pictures-00000-of-00001', lambda: records.open_records(str(folder)), pixels, source.pixels
 

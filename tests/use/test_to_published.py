@@ -24,7 +24,7 @@ def trained_phase(folder, form, name):
   batch = jnp.zeros((1, unet.resolution, unet.resolution, unet.image_channels))
   shapes = jax.eval_shape(unet.init, jax.random.key(0), batch, jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)})
   rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes['params'])
+  params = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32), shapes['params'])
   # A growth phase keeps what it does not train apart.
   fixed = {block: params[block] for block in params if block.startswith('enc') and name == 'grow_16'}
   ema = {block: params[block] for block in params if block not in fixed}

@@ -335,6 +335,18 @@ def test_published_file_by_its_name(tmp_path, monkeypatch, caplog):
   assert 'CC BY-NC 4.0' in caplog.text and folders.is_converted(tmp_path / 'd')
 
 
+def test_the_input_of_a_published_file_is_known(tmp_path, capsys):
+  """By its name in the registry and by the file's; another resolution is refused."""
+  writers.save_zip(tmp_path / 'pagoda_teacher_32.pt', state_dict_of('pagoda'))
+  asked = '--grown_num_blocks=1', '--channels_per_head=16'
+  for number, given in enumerate(('pagoda_teacher_32', tmp_path / 'pagoda_teacher_32.pt')):
+    flags = f'--input={given}', f'--weights_dir={tmp_path}', f'--output={tmp_path}/{number}', *asked
+    with pytest.raises(ConversionError, match=r'--resolution=64: pagoda_teacher_32 .*has an input of 32 px'):
+      convert(*flags, '--resolution=64')
+    convert(*flags)
+    assert folders.read_description(tmp_path / str(number))['options']['resolution'] == 32
+
+
 def test_ways_to_call_it_wrongly(tmp_path):
   output = f'--output={tmp_path}/d'
   for arguments, said in (

@@ -68,6 +68,18 @@ def test_pagoda_options_are_read_back(name):
   assert (found.num_classes, found.grown) == (expected.num_classes, expected.grown)
 
 
+def test_the_input_of_the_published_widths_is_known_and_another_is_warned_of(caplog):
+  """32 px: 256 channels times (1, 2, 4), attention at 16 and 8; without it, the same tensors may be another's."""
+  theirs = shapes(pagoda.leaves(pagoda_options('32to64')))
+  found = pagoda.options(theirs)
+  assert (found['resolution'], found['attention_resolutions']) == (32, (16, 8)) and not caplog.records
+  assert pagoda.options(shapes(pagoda.leaves(pagoda_options('64to512'))))['resolution'] == 64
+  assert pagoda.options(theirs, resolution=64)['resolution'] == 64
+  assert "resolution = 64: 256 channels times (1, 2, 4)" in caplog.text and 'networks of 32 px' in caplog.text
+  plain = pagoda_options('32to64') | {'attention_resolutions': (8,)}
+  assert pagoda.options(shapes(pagoda.leaves(plain)))['resolution'] == 64  # as it was
+
+
 @pytest.mark.parametrize('name', small(EDM_NETWORKS))
 def test_edm_round_trip_is_lossless(name):
   leaves = edm.leaves(EDM_NETWORKS[name])

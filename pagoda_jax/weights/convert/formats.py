@@ -40,6 +40,8 @@ FORMATS = {
   'random_projections': random_projections,
 }
 
+UNET_FORMATS = ('edm', 'pagoda')  # of teachers and generators
+
 # A name of this form is in every state dict of the format, and of no other's.
 _SIGNS = {
   'edm': r'model\.enc\.\d+x\d+_conv\.weight',
@@ -149,7 +151,7 @@ def from_state_dict(state_dict: StateDict, format: str, **asked) -> Converted:
     raise ConversionError(f'no network of format {format}: {type(error).__name__}: {error}') from error
   tree, carried = mapping.to_ours(state_dict, leaves, module.carried)
   variables = tree if 'params' in tree else {'params': tree}
-  return Converted(variables, options, format, carried, leaves_asked, _assumptions(module, asked))
+  return Converted(variables, options, format, carried, leaves_asked, _assumptions(module, asked, options))
 
 
 def to_state_dict(converted: Converted) -> dict[str, np.ndarray]:
@@ -205,9 +207,10 @@ def _check_asked(module, format: str, asked: Mapping[str, Any]) -> None:
       raise ConversionError(f'format {format} does not ask for {name}: {has}')
 
 
-def _assumptions(module, asked: Mapping[str, Any]) -> tuple[str, ...]:
+def _assumptions(module, asked: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, ...]:
   """What no name or shape tells and nobody said."""
-  defaults = {name: p.default for name, p in _parameters(module.options).items() if name not in asked}
+  defaults = {name: options.get(name, p.default) for name, p in _parameters(module.options).items()
+              if name not in asked}
   said = ', '.join(f'{name}={value}' for name, value in defaults.items())
   return (f'assumed {said}, which the file does not tell',) if said else ()
 

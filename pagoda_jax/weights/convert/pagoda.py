@@ -9,7 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
+
 from pagoda_jax.networks.unet import GUIDED_ADM, GrownLevel, UNet
+from pagoda_jax.weights import published
 from pagoda_jax.weights.convert import mapping, unets
 from pagoda_jax.weights.convert.mapping import ConversionError, Leaf, StateDict
 
@@ -26,7 +29,7 @@ def carried(name: str) -> bool:
 def options(
     state_dict: StateDict,
     *,
-    resolution: int = 64,
+    resolution: int = 0,
     attention_order: str = 'flash',
     num_heads: int = 0,
     channels_per_head: int = 64,
@@ -37,7 +40,8 @@ def options(
   Args:
     state_dict: names and shapes determine the widths, levels, blocks, classes, where there is
       attention, and which levels scale and shift; the other arguments are not in it.
-    resolution: of the input.
+    resolution: of the input; 0: that of the published networks of these widths, 64 where there are none. Another
+      one than theirs is warned of.
     attention_order: 'flash' (the released checkpoints), 'legacy' or 'xformers' (which has one head).
     num_heads: attention heads at every width; 0: by channels_per_head.
     channels_per_head: width of a head.
@@ -67,6 +71,9 @@ def options(
   base = levels * (num_blocks + 1)  # input blocks; as many output blocks take a skip connection
   encoder = [width(f'input_blocks.{i}') for i in first]
   decoder = [width(f'output_blocks.{base - i}') for i in first]
+  attended = [level for level, i in enumerate(first) if f'input_blocks.{i}.1.qkv.weight' in state_dict]
+  mult = tuple(unets.multiplier(c, channels) for c in encoder)
+  resolution = _resolution(resolution, channels, mult, attended)
   added = [f'output_blocks.{base + i}' for i in range(0, grown_blocks, 1 + grown_num_blocks)]
   return {
       **GUIDED_ADM,
@@ -74,19 +81,26 @@ def options(
       'image_channels': unets.shape(state_dict, 'out.2.weight')[0],
       'in_channels': in_channels,
       'channels': channels,
-      'channel_mult': tuple(unets.multiplier(c, channels) for c in encoder),
+      'channel_mult': mult,
       'decoder_channel_mult': tuple(unets.multiplier(c, channels) for c in decoder) if decoder != encoder else (),
       'stem_channels': stem_channels,
       'embed_channels': embed_channels,
       'num_blocks': num_blocks,
-      'attention_resolutions': tuple(
-          resolution >> level for level, i in enumerate(first) if f'input_blocks.{i}.1.qkv.weight' in state_dict),
+      'attention_resolutions': tuple(resolution >> level for level in attended),
       'num_heads': 1 if attention_order == 'xformers' else num_heads,
       'channels_per_head': channels_per_head,
       'num_classes': unets.width_if_present(state_dict, 'label_emb.weight', axis=0),
       'scale_shift': scale_shift('input_blocks.1'),
       'grown': tuple(GrownLevel(width(block), grown_num_blocks, scale_shift(block)) for block in added),
   }
+
+
+def _resolution(asked, channels, mult, attended):
+  known = published.INPUT_OF_WIDTHS.get((channels, mult)) if attended == [*range(1, len(mult))] else None
+  if asked and known and asked != known:
+    logging.warning('resolution = %d: %d channels times %s with attention on all levels but the first are those of '
+                    "PaGoDA's published networks of %d px", asked, channels, mult, known)
+  return asked or known or 64
 
 
 def leaves(options: Mapping[str, Any], *, attention_order: str = 'flash') -> list[Leaf]:

@@ -1,0 +1,173 @@
+"""Every file of experiments/, in every variant that it names: valid, can be planned, and two steps of each phase run.
+
+New files are found by themselves. A file's constant VARIANTS names what may stand after its colon ('' aside).
+"""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import re
+
+import jax
+import make_data
+import numpy as np
+import published_files
+import pytest
+import step_tools
+from ml_collections import ConfigDict
+
+from pagoda_jax import config as configs
+from pagoda_jax import pipeline, validation
+from pagoda_jax.method import perception
+from pagoda_jax.networks.frozen.vgg_lpips import LPIPS
+from pagoda_jax.planning import plan
+from pagoda_jax.runtime import topologies
+from pagoda_jax.stages import models
+from pagoda_jax.weights import locate
+from pagoda_jax.weights.convert import folders, formats
+
+EXPERIMENTS = sorted((pathlib.Path(__file__).parent.parent / 'experiments').glob('*.py'))
+BASE, WIDTH, LEVELS, BATCH = 8, 8, 2, 2
+# Keys that hold resolutions, wherever they stand: numbers, or names of blocks such as dec_64_block1.
+SIDES = ('base_resolution', 'resolution', 'attention_resolutions', 'remat', 'thaw')
+# What other keys become, wherever they stand, if they are larger.
+LEAST = {'steps': 2, 'batch_size': BATCH, 'num_levels': 3, 'sample_levels': 2, 'num_blocks': 1, 'warmup_steps': 0,
+         'microbatch': 1, 'every_steps': 1, 'samples': 8, 'holdout': 3, 'fsdp': 1, 'channels_per_head': 4}
+
+
+def load(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+CASES = [(path, variant) for path in EXPERIMENTS for variant in ('', *getattr(load(path), 'VARIANTS', ()))]
+each = pytest.mark.parametrize('path, variant', CASES, ids=[f'{path.stem}:{variant}' for path, variant in CASES])
+
+
+def scaled(value, factor):
+  """Resolutions divided by a factor; those that become less than a pixel are left out of lists."""
+  if isinstance(value, bool):
+    return value
+  if isinstance(value, int):
+    return value // factor
+  if isinstance(value, str):
+    return re.sub(r'(?<=_)\d+(?=_)', lambda side: str(int(side[0]) // factor), value)
+  return tuple(small for each in value if (small := scaled(each, factor)))
+
+
+def every_key(group):
+  for key, value in list(group.items()):
+    if isinstance(value, ConfigDict):
+      yield from every_key(value)
+    else:
+      yield group, key, value
+
+
+def reduced(config, photos):
+  """The experiment at 8 px and upwards, with the narrowest networks, on twelve pictures."""
+  config = config.copy_and_resolve_references()
+  factor, wide = max(1, config.base_resolution // BASE), config.network.channels
+  with config.unlocked(), config.ignore_type():
+    for group, key, value in every_key(config):
+      if key in SIDES:
+        group[key] = scaled(value, factor)
+      elif key in LEAST and type(value) is int and value > LEAST[key]:
+        group[key] = LEAST[key]
+    config.data.update({'source': 'folder', 'path': str(photos), 'workers': 0})
+    network = config.network
+    levels = min(LEVELS, len(network.channel_mult))
+    network.update({'channels': WIDTH, 'stem_channels': 0, 'embed_channels': 0, 'num_heads': 0,
+                    'channel_mult': network.channel_mult[:levels],
+                    'decoder_channel_mult': network.decoder_channel_mult[:levels]})
+    config.remat = tuple(side for side in config.remat if side >= config.base_resolution >> (levels - 1))
+    narrow = lambda channels: max(4, WIDTH * channels // wide)
+    for name, phase in config.phases.items():
+      if phase.stage == 'grow':
+        phase.channels = narrow(phase.channels)
+        phase.init_levels = tuple((narrow(level[0]), min(level[1], 1), level[2]) for level in phase.init_levels)
+      if 'discriminator' in phase:
+        side = configs.phase_resolution(config, name)
+        phase.discriminator.channels = WIDTH
+        phase.discriminator.scales = min(phase.discriminator.scales, (side // 4).bit_length())
+        phase.reconstruction.scale_weights = phase.reconstruction.scale_weights[: side.bit_length()]
+  return config
+
+
+def write_starts(config, folder):
+  """Random weights of the network that each `init_from` is to hold, in its place."""
+  written = {}
+  for name in config.order:
+    phase = config.phases[name]
+    if not phase.get('init_from'):
+      continue
+    if phase.init_from not in written:
+      unet = models.make_unet(config, name)
+      if phase.stage == 'grow':
+        unet = unet.clone(grown=unet.grown[: len(phase.init_levels)])
+      shapes = jax.eval_shape(lambda unet=unet: models.fresh_params(unet, jax.random.key(0)))
+      rng = np.random.default_rng(0)
+      params = jax.tree.map(lambda leaf, rng=rng: 0.1 * rng.standard_normal(leaf.shape, np.float32), shapes)
+      options = {field.name: getattr(unet, field.name) for field in dataclasses.fields(unet)
+                 if field.name not in ('parent', 'name', 'dtype', 'remat')}
+      written[phase.init_from] = str(folder / f'weights{len(written)}')
+      file_format = 'pagoda' if config.network.form == 'guided' else 'edm'
+      folders.write_converted(written[phase.init_from], formats.Converted({'params': params}, options, file_format),
+                              {'file': 'random', 'sha256': name})
+    phase.init_from = written[phase.init_from]
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+  """Tiny feature networks in place of the published files, for pictures of 128 px."""
+  vgg = {'widths': (4,) * 5, 'depths': (2, 2, 3, 3, 3)}
+  monkeypatch.setattr(perception, 'BACKBONES', step_tools.TINY_BACKBONES)
+  monkeypatch.setattr(perception, 'RESIZED', 128)
+  monkeypatch.setattr(perception, 'PROJECTED_WIDTH', 4)
+  monkeypatch.setattr(perception, 'lpips_network', lambda dtype: LPIPS(**vgg, dtype=dtype))
+  monkeypatch.setattr(published_files, 'VGG', vgg)
+  monkeypatch.setenv(locate.ENVIRONMENT, str(tmp_path / 'published'))
+  published_files.unlocked(monkeypatch)
+  published_files.write(tmp_path / 'published', *configs.BACKBONES, 'vgg16', 'lpips_vgg')
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  device = jax.devices()[:1]
+  monkeypatch.setattr(jax, 'devices', lambda: device)
+  monkeypatch.setattr(jax, 'local_devices', lambda: device)
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+
+
+@pytest.fixture
+def quick():
+  """Compiled in haste: two steps never win back the time of a good program."""
+  before = jax.config.jax_disable_most_optimizations
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
+
+
+@each
+def test_is_valid_and_trains_two_steps_of_every_phase(path, variant, published, one_device, quick, tmp_path):
+  full = load(path).get_config(variant)
+  validation.validate(full, 1)
+  make_data.write_class_folders(tmp_path / 'photos')
+  config = reduced(full, tmp_path / 'photos')
+  write_starts(config, tmp_path)
+  assert [config.phases[name].stage for name in config.order] == [full.phases[name].stage for name in full.order]
+  pipeline.run_experiment(config, tmp_path / 'run')
+  for name in config.order:
+    if config.phases[name].stage in configs.TRAINED_STAGES:
+      rows = [json.loads(line) for line in (tmp_path / 'run' / name / 'metrics.jsonl').read_text().splitlines()]
+      assert rows[-1]['step'] == 2 and rows[-1]['skipped_in_a_row'] == 0
+      assert all(np.isfinite(value) for row in rows for value in row.values())
+    assert plan.phase_costs(config, name, topologies.parse('1xh100')).flops > 0
+
+
+def test_what_is_no_variant_is_refused():
+  for path in EXPERIMENTS:
+    with pytest.raises(ValueError, match='nonsense'):
+      validation.validate(load(path).get_config('nonsense'), 1)
