@@ -25,6 +25,9 @@ from pagoda_jax.training import checkpoints, grids, starts, workdir
 
 # Below this the noise is far from the prior N(0, sigma_max^2) that the generator will be asked with.
 SMALLEST_RELATIVE_STD = 0.9
+# Of an inverter's results on a mesh, split as the batch is: on a slice, the devices of one host cannot always exchange
+# among themselves.
+RESULTS = sharding.batch_sharding
 
 
 def origin(config, name: str, params) -> dict:
@@ -149,8 +152,7 @@ class _Solver:
     self.batch_size = -(-config.phases[name].batch_size // mesh.size) * mesh.size
     self._mesh = mesh
     self._params = sharding.place(params, mesh)
-    # Split as the batch is: on a slice, the devices of one host cannot always exchange among themselves.
-    self._step = jax.jit(make_inverter(config, name), out_shardings=sharding.batch_sharding(mesh))
+    self._step = jax.jit(make_inverter(config, name), out_shardings=RESULTS(mesh))
 
   def __call__(self, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
     out = []
