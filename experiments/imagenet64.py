@@ -26,11 +26,16 @@ the teacher a pair in every epoch. Expected (paper): FID-50k 1.21 at one evaluat
 
 `pagoda plan --config=experiments/imagenet64.py --topology=v5e-256 --num_images=1281167`, float32, by rule and estimate:
 
-  invert     16.4 TFLOP a pair (78 evaluations)   5.7 GB of 16 per chip   148 chip-hours at an MFU of 0.4
-  distill    1.78 TFLOP an image                  9.6 GB of 16 per chip   144 chip-hours; 5.2 GB sent a step and chip
+  invert     16.4 TFLOP a pair (78 evaluations)   5.7 GB of 16 per chip   489 chip-hours (products in float32)
+  distill    1.78 TFLOP an image                  9.6 GB of 16 per chip   430 chip-hours; 5.2 GB sent a step and chip
+
+At one image a chip a step of distill takes 67 ms: 27 of arithmetic at 33 % of the peak, 26 of collectives, 14 of
+update; 13 % MFU. Recommended: 64 chips with --config.mesh.fsdp=2, 4 images a chip: 149 ms a step, 239 chip-hours,
+3.7 hours.
 
 With `--aot`, XLA's compiler for TPU v5e, HBM per chip in all (arguments, temporary, program), what a chip sends in a
-step, and the minutes of the compilation on two busy cores (of CPU time):
+step, and the minutes of the compilation on two busy cores (of CPU time). Invert was compiled with its results gathered,
+which it no longer does:
 
   invert     16.5 TFLOP a pair     5.55 GB (1.21, 4.13, 0.19)   9.44 MB of all-gather    28 (9)
   distill    2.11 TFLOP an image   9.34 GB (5.57, 3.37, 0.40)   5.13 GB of all-reduce    31 (19)

@@ -8,15 +8,20 @@ from pagoda_jax import config as configs
 from pagoda_jax import validation
 from pagoda_jax.cli import common
 from pagoda_jax.data import noise_store
-from pagoda_jax.planning import plan
+from pagoda_jax.planning import lanes, plan, times
 from pagoda_jax.planning.plan import PhaseCosts
 from pagoda_jax.runtime import topologies
+from pagoda_jax.stages import models
 
 NOTES = """\
 FLOPs: XLA's count of the traced step before it optimises, a loop's body as often as it runs. Activations: an estimate,
 the most that the step's own values take at once as it is written; a compiler fuses some away and pads others. Sends:
-by rule, what each device passes on in a ring: arrays split over fsdp are gathered once, gradients summed. --aot asks
-the compiler about all of these."""
+by rule, what each device passes on in a ring: arrays split over fsdp are gathered, gradients summed. --aot asks
+the compiler about all of these. Time: one after the other, arithmetic at --mfu of the bfloat16 peak (what float32
+products take beyond bfloat16's at the full peak), sends at the published speed of the links, optimisers and moving
+average at that of HBM. Recommended: on each number of chips the largest microbatch, then the fewest ways to split the
+state, in {fits:.0%} of the memory; of these the most chips that take {dearer:g} times the fewest chip-hours at most.
+Lanes: channels are padded to their multiples; useful is what both paddings of a convolution leave."""
 
 
 def define_flags(fv) -> None:
@@ -24,8 +29,8 @@ def define_flags(fv) -> None:
   flags.DEFINE_string('topology', '', f'{topologies.CHOICES}; default: the devices of this machine.', flag_values=fv)
   flags.DEFINE_bool('aot', False, "Compiles each phase's step for the topology (TPUs, cpu:N), without its devices: "
                     'minutes a phase. For TPUs with the tpu extra.', flag_values=fv)
-  flags.DEFINE_float('mfu', 0.4, "Share of the chips' bfloat16 peak that the run is taken to reach.", lower_bound=1e-6,
-                     upper_bound=1, flag_values=fv)
+  flags.DEFINE_float('mfu', times.MFU, "Share of the chips' bfloat16 peak that the arithmetic of a step is taken to "
+                     'reach by itself.', lower_bound=1e-6, upper_bound=1, flag_values=fv)
   flags.DEFINE_integer('num_images', None, "Training images; default: the source's.", lower_bound=1, flag_values=fv)
   flags.DEFINE_integer('target', None, 'Resolution that the last line compares with; default: config.data.resolution.',
                        lower_bound=1, flag_values=fv)
@@ -52,23 +57,30 @@ def run(fv, args) -> int:
   pairs, assumed = plan.settled_pairs(config, fv.num_images)
   chip = topology.chip
   facts = f', each {_flop(chip.peak)}/s in bfloat16 and {_bytes(chip.memory)}' if chip.peak else ''
-  print('\n'.join([f'Planned for {topology}{facts}.', NOTES, *assumed]), flush=True)
-  total, teacher = 0.0, None
+  notes = NOTES.format(fits=times.FITS, dearer=times.DEARER)
+  print('\n'.join([f'Planned for {topology}{facts}.', notes, *assumed]), flush=True)
+  total, seconds, teacher = 0.0, 0.0, None
   chosen = [name for name in config.order if not fv.phases or name in fv.phases]
   for name in chosen:
-    found = plan.phase_costs(config, name, topology)
-    total += (plan.images_of(config, name, pairs) or 0) * found.flops / found.images
+    counted = plan.count(config, name, topology)
+    found = plan.phase_costs(config, name, topology, counted)
+    images = plan.images_of(config, name, pairs)
+    total += (images or 0) * found.flops / found.images
     if config.phases[name].stage == 'teacher':
       teacher = teacher or found.flops / found.images
-    print('\n' + '\n'.join(phase_lines(config, name, topology, found, pairs, fv.mfu)), flush=True)
+    print('\n' + '\n'.join(phase_lines(config, name, topology, found, pairs)), flush=True)
+    if chip.peak:
+      spent = phase_seconds(config, name, topology, found, images, fv.mfu)
+      seconds += spent or 0
+      print('\n'.join(time_lines(config, name, topology, counted, found, images, spent, fv.mfu)), flush=True)
     if fv.aot:
       print('\n'.join(compiled_lines(plan.compiled(config, name, topology, found))), flush=True)
-  print(f'\n{", ".join(chosen)}: {work_text(total, topology, fv.mfu)}')
+  print(f'\n{", ".join(chosen)}: {work_text(total, seconds, topology)}')
   print('\n'.join(headline(config, target, teacher)))
   return 0
 
 
-def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | None, mfu: float) -> list[str]:
+def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | None) -> list[str]:
   """The phase as a paragraph."""
   phase, side = config.phases[name], configs.phase_resolution(config, name)
   data_ways, fsdp_ways = plan.phase_mesh(config, name, topology)
@@ -95,7 +107,6 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
   of_limit = f' of {_bytes(limit)}{": TOO MUCH" if found.memory > limit else ""}' if limit else ''
   parts = {'state': found.state, 'frozen networks': found.frozen, 'gradients': found.gradients,
            'activations': found.activations}
-  images = plan.images_of(config, name, pairs)
   return [
     f'{name} (stage {phase.stage}, {side} px): {work}',
     _row('parameters', f'{found.trained:,} trained, {found.fixed:,} only applied'),
@@ -104,8 +115,52 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
     _row('memory', f'about {_bytes(found.memory)}{of_limit} per device: {_listed(parts)}'),
     _row('sends', f'about {_bytes(found.sent)} per device and step' if found.sent else 'nothing'),
     left,
-    _row('in all', work_text(images * found.flops / found.images, topology, mfu) if images else 'not known'),
+  ] + lane_lines(config, name, topology)
+
+
+def lane_lines(config, name: str, topology) -> list[str]:
+  """What widths of its U-Net leave empty; of growth, those of the levels that it adds: the others are as they are."""
+  most, phase = topology.chip.lanes, config.phases[name]
+  above = configs.start_resolution(config, name) if phase.stage == 'grow' else 0
+  wasteful = lanes.wasteful(models.make_unet(config, name), most, above)
+  listed = lambda numbers: ' or '.join(map(str, numbers))
+  levels = [f'{level.name} {level.useful:.0%} ({", ".join(map(str, level.widths))}; right: {listed(level.right)})'
+            for level in wasteful]
+  return [_row('lanes', f'{most}; useful on levels that waste some: {", ".join(levels)}')
+          ] if levels else []
+
+
+def phase_seconds(config, name: str, topology, found: PhaseCosts, images: int | None, mfu: float) -> float | None:
+  """Seconds of a phase of so many images; None where these are not known."""
+  together = plan.phase_topology(config, name, topology)
+  sets = topology.count // together.count
+  return images and images / found.images / sets * times.step_time(found, together, mfu).total
+
+
+def time_lines(config, name: str, topology, counted, found: PhaseCosts, images: int | None, seconds: float | None,
+               mfu: float) -> list[str]:
+  """What a step's time goes to, how long the phase takes, and where it is best run."""
+  together = plan.phase_topology(config, name, topology)
+  step = times.step_time(found, together, mfu)
+  reached = topologies.utilisation(found.images / step.total, found.flops / found.images, together)
+  parts = ', '.join(f'{part} {_time(value)}' for part, value in step._asdict().items() if value)
+  hidden = f'; {_time(step.hidden)} where collectives run beside the arithmetic' if step.collectives else ''
+  flops = (images or 0) * found.flops / found.images
+  lines = [
+    _row('time', f'{_time(step.total)} a step (images a chip: {found.images / together.count:g}): {parts}; bound '
+         f'by {step.bound}, MFU {reached:.3g}{hidden}'),
+    _row('in all', work_text(flops, seconds, topology) if images else 'not known'),
   ]
+  if not counted.program.trains:
+    return [*lines, _row('recommended', 'any number of chips: hosts work apart, at equal chip-hours')]
+  best = times.recommended(counted, topology, mfu)
+  if not best:
+    return [*lines, _row('recommended', f'nothing: it fits on no number of {topology.chip_name}')]
+  count, steps = best.topology.count, config.phases[name].steps
+  text = (f'{count} chips, data={best.data} fsdp={best.fsdp}, microbatch={best.microbatch} '
+          f'({found.images // count} images a chip): {_bytes(best.memory)} per device, '
+          f'{_time(best.time.total)} a step, {hours_text(steps * best.time.total, best.topology)}')
+  return [*lines, _row('recommended', text)]
 
 
 def compiled_lines(found: plan.Compiled) -> list[str]:
@@ -135,12 +190,15 @@ def headline(config, target: int, known: float | None = None) -> list[str]:
           f'teacher at {base} px: {whole:.1f}x fewer FLOPs per image than at {target} px']
 
 
-def work_text(flops: float, topology, mfu: float) -> str:
+def work_text(flops: float, seconds: float, topology) -> str:
   """Operations, and the time that they take where the chip's peak is known."""
-  if not topology.chip.peak:
-    return _flop(flops)
-  hours, chips = plan.chip_hours(flops, topology.chip, mfu), topology.count
-  return f'{_flop(flops)}, {hours:.3g} chip-hours at an MFU of {mfu:g}: {hours / chips:.3g} hours on {chips}'
+  return f'{_flop(flops)}, {hours_text(seconds, topology)}' if topology.chip.peak else _flop(flops)
+
+
+def hours_text(seconds: float, topology) -> str:
+  """Time on a topology."""
+  hours = seconds / 3600
+  return f'{hours * topology.count:.3g} chip-hours: {hours:.3g} hours on {topology.count}'
 
 
 def _row(title: str, text: str) -> str:
@@ -149,6 +207,10 @@ def _row(title: str, text: str) -> str:
 
 def _listed(sizes: dict) -> str:
   return ', '.join(f'{what} {_bytes(size)}' for what, size in sizes.items() if size)
+
+
+def _time(seconds: float) -> str:
+  return f'{seconds:.3g} s' if seconds >= 1 else f'{1e3 * seconds:.3g} ms'
 
 
 def _bytes(size: float) -> str:

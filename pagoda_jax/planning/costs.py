@@ -6,6 +6,7 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Literal, jaxpr_as_fun
 
 # Bytes that a device sends for each byte of the result, over a ring of n devices.
@@ -73,6 +74,35 @@ def _inner(eqn) -> list:
   """The programs inside an equation: of a nested jit, a loop, a branch."""
   params = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr'))
   return [getattr(param, 'jaxpr', param) for param in params if hasattr(param, 'eqns') or hasattr(param, 'jaxpr')]
+
+
+def float32_products(jaxpr) -> dict[str, float]:
+  """{matmul precision: operations} of a program's products and convolutions whose factors are both float32.
+
+  The precision is 'default', 'high' or 'highest': on how many parts of its factors a chip works. Sums over zeros at a
+  convolution's border are counted here; a loop's body as often as it runs.
+  """
+  found = collections.Counter()
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name in ('dot_general', 'conv_general_dilated'):
+      if all(var.aval.dtype == jnp.float32 for var in eqn.invars):
+        precision = (eqn.params['precision'] or (jax.lax.Precision.DEFAULT,))[0]
+        found[precision.name.lower()] += 2 * math.prod(eqn.outvars[0].aval.shape) * _summands(eqn)
+    turns = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
+    for inner in _inner(eqn):
+      found.update({precision: turns * count for precision, count in float32_products(inner).items()})
+  return dict(found)
+
+
+def _summands(eqn) -> float:
+  """How many products are added up to each number of a product's or convolution's result."""
+  shapes = [var.aval.shape for var in eqn.invars]
+  if eqn.primitive.name == 'dot_general':
+    (contracted, _), _ = eqn.params['dimension_numbers']
+    return math.prod(shapes[0][axis] for axis in contracted)
+  _, inputs, *window = eqn.params['dimension_numbers'].rhs_spec
+  taps = math.prod(shapes[1][axis] for axis in window)
+  return shapes[1][inputs] * taps / math.prod(eqn.params['lhs_dilation'])  # of a spread input most taps meet nothing
 
 
 def peak_bytes(jaxpr) -> int:

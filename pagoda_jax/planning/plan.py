@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 from pagoda_jax import config as configs
 from pagoda_jax.data import stream as streams
 from pagoda_jax.data.pictures import SourceError
+from pagoda_jax.method import microbatch as microbatches
 from pagoda_jax.planning import costs, programs
 from pagoda_jax.runtime import sharding, topologies
 from pagoda_jax.stages import models
@@ -19,6 +21,11 @@ from pagoda_jax.training import checkpoints
 # their norms may be the adversarial weight; so do the discriminator's two passes.
 _SUMS = {'teacher': {'params': 1}, 'guide': {'params': 1}, 'distill': {'params': 2, 'discriminator': 2}}
 _SUMS['grow'] = _SUMS['distill']
+# How often arrays that are split are gathered, others once: for a forward pass, which a generator's two losses share,
+# and for every backward pass; once more for fresh fakes, by the generator just updated. The discriminator's arrays are
+# normalised anew in each of its three passes.
+_GATHERS = {'teacher': {'params': 2}, 'guide': {'params': 2}, 'distill': {'params': 3, 'discriminator': 6}}
+_GATHERS['grow'] = _GATHERS['distill']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +42,10 @@ class PhaseCosts:
     images: of a step: of all devices together, or for `invert` of those of one host.
     flops: of such a step.
     further_flops: those of them in loops, beyond the first turn.
+    products: those of them that are products of float32 factors, by matmul precision (costs.float32_products).
     sent: bytes that a device sends in a step, by rule.
+    updated: bytes of HBM that optimisers and moving average read and write in a step: gradients once, what they
+      update twice.
   """
 
   trained: int
@@ -43,14 +53,16 @@ class PhaseCosts:
   state_bytes: int
   arrays: int
   split: int
-  state: int
-  frozen: int
-  gradients: int
+  state: float
+  frozen: float
+  gradients: float
   activations: float
   images: int
   flops: float
   further_flops: float
+  products: dict[str, float]
   sent: float
+  updated: float
 
   @property
   def memory(self) -> float:
@@ -83,63 +95,150 @@ def bytes_of(tree) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def on_device(tree, mesh, by_rule: bool = True) -> int:
-  """Bytes that one device of a mesh (it may be abstract) holds of a tree (`sharding.place`)."""
-  part = lambda x: jax.ShapeDtypeStruct(sharding.leaf_sharding(x.shape, mesh, by_rule).shard_shape(x.shape), x.dtype)
-  return bytes_of(jax.tree.map(part, tree))
+class Parted(NamedTuple):
+  """Bytes of a tree: of what every device holds whole, and of what is split over 'fsdp', all of it."""
+
+  whole: float = 0
+  split: float = 0
+
+  def on_device(self, fsdp: int) -> float:
+    return self.whole + self.split / fsdp
+
+  def sent(self, data: int, fsdp: int, sums: int, gathers: int) -> float:
+    """What each device passes on in a ring: what is split is gathered so often, gradients are summed so often."""
+    ring = lambda n: (n - 1) / n
+    summed = 2 * ring(data * fsdp) * self.whole + (ring(fsdp) + 2 * ring(data) / fsdp) * self.split
+    return gathers * ring(fsdp) * self.split + sums * summed
 
 
-def phase_costs(config, name: str, topology) -> PhaseCosts:
-  """Everything about a phase that its shapes and its traced step tell."""
-  sizes = phase_mesh(config, name, topology)
-  mesh = AbstractMesh(sizes, ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
+def parted(tree, fsdp: int, by_rule: bool = True, itemsize: int | None = None) -> Parted:
+  """A tree of ShapeDtypeStructs as `sharding.place` splits it `fsdp` ways; `itemsize`: of other types than its own."""
+  found = [0, 0]
+  for leaf in jax.tree.leaves(tree):
+    found[_is_split(leaf, fsdp, by_rule)] += leaf.size * (itemsize or leaf.dtype.itemsize)
+  return Parted(*found)
+
+
+def _is_split(leaf, fsdp: int, by_rule: bool = True) -> bool:
+  mesh = AbstractMesh((1, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
+  return not sharding.leaf_sharding(leaf.shape, mesh, by_rule).is_fully_replicated
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted:
+  """What a phase's shapes and its traced step tell, whatever the mesh.
+
+  Attributes:
+    program: at the batch size of a step.
+    trained, held: trees that the phase trains and only applies, by name.
+    itemsize: of the computation's type.
+    sums, gathers: how often which gradients are summed over the devices; how often which split arrays are gathered.
+    flops, further_flops, products: as in PhaseCosts.
+    image_bytes: most bytes of the step's own values, for each image that is worked on at once.
+  """
+
+  program: programs.Program
+  trained: dict
+  held: dict
+  itemsize: int
+  sums: dict[str, int]
+  gathers: dict[str, int]
+  flops: float
+  further_flops: float
+  products: dict[str, float]
+  image_bytes: float
+
+  def split(self, fsdp: int) -> 'Split':
+    """Its trees, split `fsdp` ways."""
+    state, of_frozen = self.program.state, {'frozen': self.program.shard_frozen}
+    travelling = self.trained | self.held
+    return Split(
+      self,
+      fsdp,
+      arrays=sum(_is_split(leaf, fsdp) for leaf in jax.tree.leaves(state)),
+      state=parted(state, fsdp),
+      frozen=parted(self.program.frozen, fsdp, self.program.shard_frozen),
+      fixed=parted(self.held.get('fixed', {}), fsdp),
+      trained={part: parted(tree, fsdp) for part, tree in self.trained.items()},
+      sent={part: parted(tree, fsdp, of_frozen.get(part, True), self.itemsize) for part, tree in travelling.items()},
+    )
+
+
+class Split(NamedTuple):
+  """A phase's trees split `fsdp` ways; `arrays`: how many of the state are; `sent`: in the computation's type."""
+
+  counted: Counted
+  fsdp: int
+  arrays: int
+  state: Parted
+  frozen: Parted
+  fixed: Parted
+  trained: dict[str, Parted]
+  sent: dict[str, Parted]
+
+  def costs(self, data: int, microbatch: int) -> PhaseCosts:
+    """On a mesh of data * fsdp devices, each of which works on at most `microbatch` images at once; 0: on its share."""
+    counted, fsdp = self.counted, self.fsdp
+    images = counted.program.images
+    parts = microbatches.count_parts(images, data * fsdp, microbatch)
+    # Each part of a batch sums the generator's or teacher's gradients; the discriminator sees whole batches.
+    sums = {part: times * (parts if part == 'params' else 1) for part, times in counted.sums.items()}
+    held = {part: tree.on_device(fsdp) for part, tree in self.trained.items()}
+    state, fixed = self.state.on_device(fsdp), self.fixed.on_device(fsdp)
+    return PhaseCosts(
+      trained=models.count(counted.trained),
+      fixed=models.count(counted.held),
+      state_bytes=bytes_of(counted.program.state),
+      arrays=len(jax.tree.leaves(counted.program.state)),
+      split=self.arrays,
+      state=state,
+      frozen=self.frozen.on_device(fsdp),
+      gradients=sum(counted.sums[part] * size for part, size in held.items() if part in counted.sums),
+      activations=counted.image_bytes * images / (data * fsdp * parts),
+      images=images,
+      flops=counted.flops,
+      further_flops=counted.further_flops,
+      products=counted.products,
+      sent=sum(tree.sent(data, fsdp, sums.get(part, 0), counted.gathers.get(part, 1))
+               for part, tree in self.sent.items()),
+      updated=sum(held.values()) + 2 * (state - fixed) if counted.program.trains else 0,
+    )
+
+
+def count(config, name: str, topology) -> Counted:
+  """Traces the phase's step at the batch size that it runs with on the topology."""
   # Of attention's forms the one whose FLOPs are counted, and which no chip is needed for.
   program = phase_program(_with_keys(config, attention='xla'), name, topology)
-  traced = program.trace()
-  state, frozen = program.state, program.frozen
+  traced, state, parts = program.trace(), program.state, 1
+  trained, held = {}, {'params': state}
   if program.trains:
     trained = {'params': state.params, 'discriminator': getattr(state, 'discriminator', {}).get('params', {})}
-    held = {'fixed': getattr(state, 'fixed', {}), 'frozen': frozen}
-  else:
-    trained, held = {}, {'params': state}
-  sums = _SUMS.get(config.phases[name].stage, {})
-  sent = sum(
-    sent_by_rule(tree, mesh, sums.get(part, 0), config.precision, by_rule=part != 'frozen' or program.shard_frozen)
-    for part, tree in (trained | held).items()
-  )
-  if not program.trains:  # each device of a host gets the whole noise
-    sent += (mesh.size - 1) / mesh.size * 4 * program.batch['image'].size
-  leaves = jax.tree.leaves(state)
+    held = {'fixed': getattr(state, 'fixed', {}), 'frozen': program.frozen}
+    parts = microbatches.count_parts(program.images, topology.count, config.microbatch)
+  phase, gathers = config.phases[name], dict(_GATHERS.get(config.phases[name].stage, {}))
+  if phase.get('fakes') == 'fresh':
+    gathers['params'] += 1
   first_flops, further_flops = costs.first_and_further(traced)
-  return PhaseCosts(
-    trained=models.count(trained),
-    fixed=models.count(held),
-    state_bytes=bytes_of(state),
-    arrays=len(leaves),
-    split=sum(not sharding.leaf_sharding(leaf.shape, mesh).is_fully_replicated for leaf in leaves),
-    state=on_device(state, mesh),
-    frozen=on_device(frozen, mesh, program.shard_frozen),
-    gradients=sum(sums.get(part, 0) * on_device(tree, mesh) for part, tree in trained.items()),
-    activations=costs.peak_bytes(traced.jaxpr.jaxpr) / mesh.size,
-    images=program.images,
+  jaxpr = traced.jaxpr.jaxpr
+  return Counted(
+    program=program,
+    trained=trained,
+    held=held,
+    itemsize=jnp.dtype(config.precision).itemsize,
+    sums=_SUMS.get(phase.stage, {}),
+    gathers=gathers,
     flops=first_flops + further_flops,
     further_flops=further_flops,
-    sent=sent,
+    products=costs.float32_products(jaxpr),
+    image_bytes=costs.peak_bytes(jaxpr) * parts / program.images,
   )
 
 
-def sent_by_rule(tree, mesh, sums: int, precision: str, by_rule: bool = True) -> float:
-  """Bytes that each device sends for a tree in a step: see NOTES; all in the type of the computation."""
-  sent, ring = 0.0, lambda n: (n - 1) / n
-  data_ways, fsdp_ways = mesh.shape['data'], mesh.shape['fsdp']
-  for leaf in jax.tree.leaves(tree):
-    size = leaf.size * jnp.dtype(precision).itemsize
-    if sharding.leaf_sharding(leaf.shape, mesh, by_rule).is_fully_replicated:
-      sent += sums * 2 * ring(mesh.size) * size
-    else:
-      sent += ring(fsdp_ways) * size
-      sent += sums * (ring(fsdp_ways) * size + 2 * ring(data_ways) * size / fsdp_ways)
-  return sent
+def phase_costs(config, name: str, topology, counted: Counted | None = None) -> PhaseCosts:
+  """What the phase costs on the topology with the config's mesh and microbatch; `counted`: `count` of the same."""
+  data, fsdp = phase_mesh(config, name, topology)
+  counted = counted or count(config, name, topology)
+  return counted.split(fsdp).costs(data, config.microbatch if counted.program.trains else 0)
 
 
 def recipe_at(config, side: int, attention: bool = True):
@@ -181,11 +280,6 @@ def images_of(config, name: str, pairs: int | None) -> int | None:
   if phase.stage == 'invert':
     return pairs if phase.store else 0
   return phase.steps * phase.batch_size
-
-
-def chip_hours(flops: float, chip: topologies.Chip, mfu: float) -> float:
-  """Hours of one chip that reaches the share `mfu` of its peak."""
-  return flops / (chip.peak * mfu) / 3600
 
 
 def settled_pairs(config, num_images: int | None) -> tuple[int | None, list[str]]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from pagoda_jax import config as configs
 from pagoda_jax.runtime import sharding
@@ -23,6 +23,7 @@ class Program(NamedTuple):
     batch: without what is only logged.
     trains: whether the step gives back a new state, in the place of the old one.
     shard_frozen: `config.shard_frozen`.
+    results: results(mesh) -> the sharding of what it gives back beside a state.
   """
 
   step: Callable[..., Any]
@@ -32,6 +33,7 @@ class Program(NamedTuple):
   rng: jax.ShapeDtypeStruct
   trains: bool
   shard_frozen: bool = False
+  results: Callable[[Mesh], Sharding] = sharding.replicated
 
   @property
   def images(self) -> int:
@@ -45,9 +47,9 @@ class Program(NamedTuple):
     whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     placed = lambda tree, where: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
     begun = sharding.abstract(self.state, mesh)
-    options = {'out_shardings': whole}
+    options = {'out_shardings': self.results(mesh)}
     if self.trains:
-      options = {'out_shardings': (sharding.tree_shardings(begun, mesh), whole), 'donate_argnums': 0}
+      options = {'out_shardings': (sharding.tree_shardings(begun, mesh), self.results(mesh)), 'donate_argnums': 0}
     with jax.set_mesh(mesh):
       frozen = sharding.abstract(self.frozen, mesh, self.shard_frozen)
       return jax.jit(self.step, **options).trace(begun, placed(self.batch, split), frozen, placed(self.rng, whole))
@@ -64,7 +66,8 @@ def make(config, name: str, num_devices: int = 1) -> Program:
   if phase.stage == 'invert':
     solve = inverting.make_inverter(config, name)
     step = lambda params, batch, frozen, rng: solve(params, batch)
-    return Program(step, params_shapes(config, name), batch | {'key': label}, {}, rng, trains=False)
+    return Program(step, params_shapes(config, name), batch | {'key': label}, {}, rng, trains=False,
+                   results=inverting.RESULTS)
   networks, step = loop.make_step(config, name, num_devices)
   frozen = frozen_weights.shapes(config, name)
   if phase.stage == 'guide':

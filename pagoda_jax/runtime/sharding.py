@@ -34,6 +34,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
+def split_as_batch(array: jax.Array) -> jax.Array:
+  """Within a program: the array, its first axis over all devices of `make_mesh`'s mesh; as it is where none is set.
+
+  Where parameters are split, XLA is else free to split what a network makes of numbers drawn inside the step as the
+  parameters are, by channels: every device then holds, and sends, maps of the whole batch.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not {'data', 'fsdp'} <= set(mesh.axis_names) or len(array) % mesh.size:
+    return array
+  return jax.lax.with_sharding_constraint(array, PartitionSpec(('data', 'fsdp')))
+
+
 def leaf_sharding(shape: tuple[int, ...], mesh: Mesh, by_rule: bool = True) -> NamedSharding:
   """Shards the largest divisible dimension over 'fsdp'; small or indivisible arrays are replicated.
 

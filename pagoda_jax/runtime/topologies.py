@@ -20,26 +20,44 @@ class Chip:
     memory: published bytes of HBM; None likewise.
     kinds: what JAX calls it (`Device.device_kind`, of GPUs without "NVIDIA").
     per_host: most of them in one host of a set of several hosts.
+    bandwidth: published bytes/s of HBM.
+    link: published bytes/s that it sends to the others of its host, of TPUs to those of its slice, over all its links:
+      half of a figure that counts both directions.
+    network: bytes/s that a host sends to other hosts; None where links join them too.
+    lanes: channels of a product's factors come in multiples of these, and are padded to them; 1: not told.
+    float32: how many times as long as bfloat16's a product of float32 factors takes at matmul_precision 'default',
+      'high' and 'highest': the number of bfloat16 products it is made of, or the ratio of the published peaks.
   """
 
   peak: float | None
   memory: float | None
   kinds: tuple[str, ...]
   per_host: int
+  bandwidth: float | None = None
+  link: float | None = None
+  network: float | None = None
+  lanes: int = 1
+  float32: tuple[float, float, float] = (1, 1, 1)
 
 
+_TPU = {'float32': (1, 3, 6)}
+# TF32 has half the peak of bfloat16; 'highest' is left to the CUDA cores.
+_A100, _HOPPER = {'lanes': 8, 'float32': (2, 2, 16)}, {'lanes': 8, 'float32': (2, 2, 14.8)}
 CHIPS = {
-  # Google Cloud's documentation, "TPU v4" to "TPU v6e": per chip.
-  'v4': Chip(275e12, 32e9, ('TPU v4',), 4),
-  'v5e': Chip(197e12, 16e9, ('TPU v5 lite', 'TPU v5e'), 4),
-  'v5p': Chip(459e12, 95e9, ('TPU v5', 'TPU v5p'), 4),
-  'v6e': Chip(918e12, 32e9, ('TPU v6 lite', 'TPU v6e'), 4),
-  # NVIDIA's data sheets, without sparsity; of the SXM modules where nothing else is said.
-  'a100': Chip(312e12, 80e9, ('A100-SXM4-80GB', 'A100 80GB PCIe'), 8),
-  'a100-40gb': Chip(312e12, 40e9, ('A100-SXM4-40GB', 'A100-PCIE-40GB'), 8),
-  'h100': Chip(989e12, 80e9, ('H100 80GB HBM3',), 8),
-  'h100-pcie': Chip(756e12, 80e9, ('H100 PCIe',), 8),
-  'h200': Chip(989e12, 141e9, ('H200',), 8),
+  # Google Cloud's documentation, "TPU v4" to "TPU v6e", per chip. Links: a pod's all-reduce bandwidth over its chips
+  # (v4, v5e, v6e), half of the bidirectional ICI bandwidth (v5p). Lanes: sides of the matrix units.
+  'v4': Chip(275e12, 32 * 2**30, ('TPU v4',), 4, 1200e9, 268e9, lanes=128, **_TPU),
+  'v5e': Chip(197e12, 16e9, ('TPU v5 lite', 'TPU v5e'), 4, 819e9, 200e9, lanes=128, **_TPU),
+  'v5p': Chip(459e12, 95e9, ('TPU v5', 'TPU v5p'), 4, 2765e9, 600e9, lanes=128, **_TPU),
+  'v6e': Chip(918e12, 32e9, ('TPU v6 lite', 'TPU v6e'), 4, 1638e9, 400e9, lanes=256, **_TPU),
+  # NVIDIA's data sheets, without sparsity; of the SXM modules where nothing else is said. Links: NVLink, one way; of
+  # PCIe cards, their bus. Networks: of a DGX, one 200 Gbit/s (A100) or 400 Gbit/s adapter a GPU. Lanes: 16 bytes of
+  # bfloat16, which tensor cores read at once.
+  'a100': Chip(312e12, 80e9, ('A100-SXM4-80GB', 'A100 80GB PCIe'), 8, 2039e9, 300e9, 200e9, **_A100),
+  'a100-40gb': Chip(312e12, 40e9, ('A100-SXM4-40GB', 'A100-PCIE-40GB'), 8, 1555e9, 300e9, 200e9, **_A100),
+  'h100': Chip(989e12, 80e9, ('H100 80GB HBM3',), 8, 3350e9, 450e9, 400e9, **_HOPPER),
+  'h100-pcie': Chip(756e12, 80e9, ('H100 PCIe',), 8, 2000e9, 64e9, **_HOPPER),
+  'h200': Chip(989e12, 141e9, ('H200',), 8, 4800e9, 450e9, 400e9, **_HOPPER),
   'cpu': Chip(None, None, ('cpu',), 2**31),
 }
 # Slices of both TPUs: chips -> sides of the rectangle.
@@ -71,6 +89,18 @@ class Topology:
   def one_host(self) -> 'Topology':
     """The devices of one of the hosts."""
     return Topology(self.chip_name, self.count // self.hosts)
+
+  @property
+  def link(self) -> float | None:
+    """Bytes/s that a device sends in a ring over all of them: the rings of a host's devices share its network."""
+    several, network = self.hosts > 1, self.chip.network
+    return min(self.chip.link, network) if several and network else self.chip.link
+
+  @property
+  def sizes(self) -> list['Topology']:
+    """Sets of such chips, smallest first: the slices of a TPU, else 1, 2, 4 ... up to 1024."""
+    counts = SLICES if self.is_tpu else [2**i for i in range(11)]
+    return [Topology(self.chip_name, count) for count in counts]
 
   def __str__(self) -> str:
     return f'{self.count} x {self.chip_name}' + (f' on {self.hosts} hosts' if self.hosts > 1 else '')

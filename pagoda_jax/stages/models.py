@@ -16,6 +16,7 @@ from pagoda_jax.networks import unet as unets
 from pagoda_jax.networks.discriminator import DiscriminatorEnsemble
 from pagoda_jax.networks.pyramid import PyramidDiscriminator
 from pagoda_jax.networks.unet import UNet
+from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import architectures
 
 
@@ -66,7 +67,9 @@ class Networks:
   @jax.named_scope('generator')
   def generate(self, params, noise, cond) -> jax.Array:
     """One-step images [B, S, S, C] from noise [B, R, R, C] of standard deviation near sigma_max."""
-    return diffusion.one_step(self.apply, params, noise, cond, self.sigma_max, self.sigma_data)
+    noise = sharding.split_as_batch(noise)
+    return sharding.split_as_batch(
+      diffusion.one_step(self.apply, params, noise, cond, self.sigma_max, self.sigma_data))
 
   @jax.named_scope('discriminator')
   def judge(self, variables, maps, cond) -> tuple[jax.Array, dict]:

@@ -26,6 +26,9 @@ from pagoda_jax.training import checkpoints, grids, starts, workdir
 
 # Below this the noise is far from the prior N(0, sigma_max^2) that the generator will be asked with.
 SMALLEST_RELATIVE_STD = 0.9
+# Of an inverter's results on a mesh, split as the batch is: on a slice, the devices of one host cannot always exchange
+# among themselves.
+RESULTS = sharding.batch_sharding
 
 
 def origin(config, name: str, params) -> dict:
@@ -174,11 +177,9 @@ class _Solver:
     self.batch_size = -(-config.phases[name].batch_size // mesh.size) * mesh.size
     self._mesh = mesh
     self._params = sharding.place(params, mesh)
-    # Split as the batch is: on a slice, the devices of one host cannot always exchange among themselves.
-    split = sharding.batch_sharding(mesh)
-    self._step = jax.jit(make_inverter(config, name), out_shardings=split)
+    self._step = jax.jit(make_inverter(config, name), out_shardings=RESULTS(mesh))
     omega_of_keys = make_omega_of_keys(config)
-    self._omegas = omega_of_keys and jax.jit(omega_of_keys, out_shardings=split)
+    self._omegas = omega_of_keys and jax.jit(omega_of_keys, out_shardings=RESULTS(mesh))
 
   def __call__(self, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> dict[str, np.ndarray]:
     """'noise' [N, R, R, C], and with guidance the 'omega' [N] that it was inverted with."""

@@ -1,0 +1,104 @@
+"""How long a phase's step takes on chips of published speeds, and on how many of them, placed how, it is best run."""
+
+from typing import NamedTuple
+
+from pagoda_jax.planning.plan import Counted, PhaseCosts
+from pagoda_jax.runtime.topologies import Topology
+
+# Of the bfloat16 peak, by a step's arithmetic alone: what the U-Net reaches as XLA compiles it for TPU v5e, whole step.
+MFU = 0.33
+FITS = 0.9  # share of a chip's memory: the program, and padding to the chip's tiles, want some
+DEARER = 1.5  # times the fewest chip-hours, for which the run may take less time
+_PRECISIONS = ('default', 'high', 'highest')
+
+
+class StepTime(NamedTuple):
+  """Seconds of a step, one after the other."""
+
+  compute: float
+  collectives: float
+  update: float
+
+  @property
+  def total(self) -> float:
+    return sum(self)
+
+  @property
+  def hidden(self) -> float:
+    """Where collectives run beside the arithmetic."""
+    return max(self.compute, self.collectives) + self.update
+
+  @property
+  def bound(self) -> str:
+    """What takes longest."""
+    return max(self._fields, key=lambda part: getattr(self, part))
+
+
+def step_time(found: PhaseCosts, topology: Topology, mfu: float = MFU) -> StepTime:
+  """The time of a step on chips whose speeds are known.
+
+  Arithmetic runs at the share `mfu` of the bfloat16 peak; what float32 products take beyond bfloat16's
+  (`Chip.float32`) is added at the full peak. Collectives send at the links' speed, optimisers and moving average
+  read and write at that of HBM.
+
+  Args:
+    found: of the phase on the topology.
+    topology: the devices that the step runs on together.
+    mfu: in (0, 1].
+  """
+  chip = topology.chip
+  further = sum(found.products.get(precision, 0) * (times - 1) for precision, times in zip(_PRECISIONS, chip.float32))
+  return StepTime(
+    compute=(found.flops / mfu + further) / topology.count / chip.peak,
+    collectives=found.sent / topology.link,
+    update=found.updated / chip.bandwidth,
+  )
+
+
+class Choice(NamedTuple):
+  """Devices, and how a step is placed on them."""
+
+  topology: Topology
+  data: int
+  fsdp: int
+  microbatch: int
+  memory: float
+  time: StepTime
+
+  @property
+  def chip_seconds(self) -> float:
+    """Of a step."""
+    return self.time.total * self.topology.count
+
+
+def recommended(counted: Counted, topology: Topology, mfu: float = MFU) -> Choice | None:
+  """The most chips of the topology's kind whose chip-hours are at most DEARER times the fewest of any number.
+
+  On each number of chips (`best_on`) the phase must fit. None where it fits on none.
+  """
+  choices = [choice for some in topology.sizes if (choice := best_on(counted, some, mfu))]
+  fewest = min((choice.chip_seconds for choice in choices), default=0)
+  return max((choice for choice in choices if choice.chip_seconds <= DEARER * fewest),
+             key=lambda choice: choice.topology.count, default=None)
+
+
+def best_on(counted: Counted, topology: Topology, mfu: float = MFU) -> Choice | None:
+  """The mesh and microbatch on such devices with which a phase that trains takes at most FITS of their memory.
+
+  Of those that do the largest microbatch, as parts of a batch sum gradients and compute again; then the fewest
+  ways to split the state. None where none does, or the batch does not split over the devices.
+  """
+  images, devices = counted.program.images, topology.count
+  if images % devices:
+    return None
+  share = images // devices
+  ways = [fsdp for fsdp in range(1, devices + 1) if devices % fsdp == 0 and fsdp & (fsdp - 1) == 0]
+  splits = [counted.split(fsdp) for fsdp in ways]
+  for most in (most for most in range(share, 0, -1) if share % most == 0):
+    for split in splits:
+      found = split.costs(devices // split.fsdp, most)
+      if found.memory <= FITS * topology.chip.memory:
+        microbatch = most if most < share else 0
+        return Choice(topology, devices // split.fsdp, split.fsdp, microbatch, found.memory,
+                      step_time(found, topology, mfu))
+  return None

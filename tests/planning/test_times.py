@@ -1,0 +1,129 @@
+"""How long steps take on published chips, and what is recommended, against sums by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from pagoda_jax import config as c
+from pagoda_jax.planning import costs, lanes, plan, programs, times
+from pagoda_jax.runtime import topologies
+from pagoda_jax.stages import models
+
+FLOAT32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def counted_of(images, parameters, flops, image_bytes, **more):
+  """A made-up phase of one parameter array with two Adam moments and an EMA, counted."""
+  tree = {'kernel': FLOAT32(*parameters)}
+  state = {'params': tree, 'ema': tree, 'mu': tree, 'nu': tree}
+  program = programs.Program(None, state, {'label': jax.ShapeDtypeStruct((images,), jnp.int32)}, {}, None, True)
+  found = plan.Counted(program, {'params': tree}, {}, 4, {'params': 2}, {'params': 3}, images * flops, 0.0, {},
+                       image_bytes)
+  return dataclasses.replace(found, **more)
+
+
+# ADM-64 in distill: 296 M parameters, 1.84 TFLOP an image.
+ADM = counted_of(256, (296, 1000, 1000), 1.84e12, 1.6e9)
+
+
+def test_a_step_of_one_image_a_chip_on_256_v5e_by_hand():
+  topology = topologies.Topology('v5e', 256)
+  step = times.step_time(ADM.split(1).costs(256, 0), topology)
+  assert step.compute == pytest.approx(1.84e12 / 0.33 / 197e12) == pytest.approx(28e-3, rel=0.02)
+  # Two trees of gradients in a ring; parameters, moments and EMA read and written, gradients read.
+  assert step.collectives == pytest.approx(2 * 2 * 255 / 256 * 4 * 296e6 / 200e9) == pytest.approx(24e-3, rel=0.02)
+  assert step.update == pytest.approx((4 * 2 + 1) * 4 * 296e6 / 819e9) == pytest.approx(13e-3, rel=0.01)
+  assert step.bound == 'compute' and step.total == pytest.approx(64.9e-3, rel=0.01)
+  assert step.hidden == pytest.approx(step.compute + step.update)
+
+
+def test_mfu_falls_with_the_images_of_a_chip():
+  reached = []
+  for chips in (256, 64, 16):
+    topology = topologies.Topology('v5e', chips)
+    step = times.step_time(ADM.split(1).costs(chips, 0), topology)
+    reached.append(topologies.utilisation(256 / step.total, 1.84e12, topology))
+  assert reached == sorted(reached) and reached[0] < 0.15 and 0.25 < reached[-1] < times.MFU
+
+
+def test_split_parameters_are_gathered_and_updated_in_parts():
+  whole, split = ADM.split(1).costs(8, 0), ADM.split(8).costs(1, 0)
+  parameters = 4 * 296e6
+  assert split.state == whole.state / 8 and split.updated == whole.updated / 8
+  assert whole.sent == 2 * 2 * 7 / 8 * parameters and split.sent == (3 + 2) * 7 / 8 * parameters
+  both = ADM.split(4).costs(2, 0)
+  assert both.sent == 3 * 3 / 4 * parameters + 2 * (3 / 4 + 2 / 2 / 4) * parameters
+  # Every part of a batch sums its gradients.
+  assert ADM.split(1).costs(8, 8).sent == 4 * whole.sent
+  assert ADM.split(1).costs(8, 8).activations == whole.activations / 4 == 8 * 1.6e9
+
+
+def test_hosts_share_a_network():
+  assert topologies.parse('8xh100').link == 450e9 and topologies.parse('16xh100').link == 400e9
+  assert topologies.parse('v5e-256').link == topologies.parse('v5e-4').link == 200e9
+
+
+def test_recommended_is_the_most_chips_that_are_worth_their_hours():
+  best = times.recommended(ADM, topologies.parse('v5e-8'))
+  every = [times.best_on(ADM, topology) for topology in topologies.parse('v5e-8').sizes]
+  fitting = [choice for choice in every if choice]
+  assert all(choice.memory <= 0.9 * 16e9 for choice in fitting)
+  fewest = min(choice.chip_seconds for choice in fitting)
+  worth = [choice for choice in fitting if choice.chip_seconds <= 1.5 * fewest]
+  assert best == worth[-1] and best.topology.count < 256
+  # One chip holds 4.7 GB of state and 2.4 GB of gradients; four images are 6.4 GB more than those leave.
+  one = times.best_on(ADM, topologies.parse('v5e-1'))
+  assert (one.data, one.fsdp, one.microbatch) == (1, 1, 4)
+  assert times.recommended(dataclasses.replace(ADM, image_bytes=20e9), topologies.parse('v5e-8')) is None
+  assert times.best_on(counted_of(96, (8, 8), 1e9, 1e6), topologies.parse('v5e-64')) is None  # 96 images on 64
+
+
+def test_float32_products_take_longer_where_they_are_to_be_exact():
+  def f(x, kernel):
+    with jax.default_matmul_precision('highest'):
+      x = jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    rough = x.astype(jnp.bfloat16)
+    x = jax.lax.scan(lambda x, _: (x @ kernel[0, 0], None), x, length=3)[0]
+    return jnp.sum(x), jnp.sum(rough @ rough.swapaxes(2, 3))
+
+  once = 2 * 4 * 10 * 10 * 5 * 5
+  products = costs.float32_products(jax.make_jaxpr(f)(FLOAT32(4, 10, 10, 5), FLOAT32(3, 3, 5, 5)).jaxpr)
+  assert products == {'highest': 9 * once, 'default': 3 * once}
+  seconds = lambda products, chip: times.step_time(
+    dataclasses.replace(ADM.split(1).costs(1, 0), flops=1e15, products=products), topologies.Topology(chip, 1), 0.5
+  ).compute
+  assert seconds({'default': 1e15}, 'v5e') == seconds({}, 'v5e') == pytest.approx(2e15 / 197e12)
+  assert seconds({'highest': 1e15}, 'v5e') == pytest.approx(7e15 / 197e12)  # six products of bfloat16 in place of one
+  assert seconds({'default': 1e15}, 'h100') == pytest.approx(3e15 / 989e12)  # TF32
+
+
+def unet(**network):
+  config = tiny.get_config()
+  config.base_resolution = 64
+  config.data.resolution = 128
+  config.network = c.network(**network)
+  config.phases.grow_16.update({'resolution': 128, 'channels': 192, 'num_blocks': 2})
+  return config
+
+
+def test_widths_that_leave_lanes_empty_are_named_with_what_would_be_right():
+  assert lanes.useful_share(192, 192, 128) == 0.75**2 and lanes.useful_share(256, 256, 128) == 1
+  # What XLA reaches for TPU v5e with 192 lies between padding both widths and one of them.
+  assert 0.75**2 < 0.65 < 0.75
+  config = unet(channels=192, channel_mult=(1, 2), num_blocks=1)
+  found = lanes.wasteful(models.make_unet(config, 'teacher'), 128)
+  assert [(level.name, level.widths, level.right) for level in found][0] == ('enc_64', (192,), (128, 256))
+  assert {level.name for level in found} == {'enc_64', 'dec_64'} and found[0].useful == pytest.approx(0.5625)
+  (grown,) = lanes.wasteful(models.make_unet(config, 'grow_16'), 128, grown_above=64)
+  assert (grown.name, grown.widths, grown.right) == ('dec_128', (192,), (128, 256))
+  assert grown.useful == pytest.approx(0.5625)
+  for width in (128, 256):
+    config.phases.grow_16.channels = width
+    assert not lanes.wasteful(models.make_unet(config, 'grow_16'), 128, grown_above=64)
+  assert lanes.wasteful(models.make_unet(unet(channels=128), 'teacher'), topologies.CHIPS['v6e'].lanes)
+  assert not lanes.wasteful(models.make_unet(config, 'teacher'), topologies.CHIPS['h100'].lanes)
+  assert np.all([chip.lanes > 0 for chip in topologies.CHIPS.values()])
