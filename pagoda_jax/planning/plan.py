@@ -210,9 +210,10 @@ class Compiled:
     seconds: that it took.
     devices: how many, and of which kind.
     images: of a step.
-    flops: of such a step.
+    flops: of such a step; 0 where the compiler does not count them.
     memory: bytes by what they are for.
     sent: bytes that a device sends in a step, by the kind of collective.
+    calls: on a GPU, how often a step runs what (`costs.kernel_calls`).
     misfit: why it cannot be compiled: it takes too much memory; '' where it can, else all others are 0.
   """
 
@@ -222,6 +223,7 @@ class Compiled:
   flops: float = 0.0
   memory: dict[str, int] = dataclasses.field(default_factory=dict)
   sent: dict[str, float] = dataclasses.field(default_factory=dict)
+  calls: dict[str, int] = dataclasses.field(default_factory=dict)
   misfit: str = ''
 
 
@@ -237,6 +239,7 @@ def compiled(config, name: str, topology, found: PhaseCosts) -> Compiled:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     return Compiled(time.monotonic() - start, kind, misfit=checkpoints.first_lines(error, 3))
+  text = result.as_text()
   return Compiled(
     time.monotonic() - start,
     kind,
@@ -244,5 +247,6 @@ def compiled(config, name: str, topology, found: PhaseCosts) -> Compiled:
     # XLA counts one turn of a loop here too: the further ones are taken in the proportion of the traced step.
     flops=costs.counted_once(result) * mesh.size * found.flops / (found.flops - found.further_flops),
     memory=costs.memory_bytes(result),
-    sent=costs.sent_bytes(result.as_text(), mesh.size),
+    sent=costs.sent_bytes(text, mesh.size),
+    calls=costs.kernel_calls(text) if topology.is_gpu else {},
   )
