@@ -112,7 +112,7 @@ def compiled_lines(found: plan.Compiled, topology) -> list[str]:
   if found.misfit:
     return [_row('compiled', f'does not fit: {found.misfit}')]
   (count, kind), memory = found.devices, sum(found.memory.values())
-  kernels = ', '.join(f'{calls:,} {what}' for what, calls in found.calls.items())
+  kernels = ', '.join(f'{what} {calls:,}' for what, calls in found.calls.items())
   # A compiler for TPUs refuses what is too much, the one for GPUs does not.
   excess = f' of {_bytes(topology.chip.memory)}: TOO MUCH' if memory > (topology.chip.memory or memory) else ''
   return [
@@ -120,7 +120,7 @@ def compiled_lines(found: plan.Compiled, topology) -> list[str]:
     *([_row('  FLOPs', f'{_flop(found.flops / found.images)} per image, {_flop(found.flops)} per step')]
       if found.flops else []),
     _row('  memory', f'{_bytes(memory)}{excess} per device: {_listed(found.memory)}'),
-    *([_row('  kernels', f'{kernels} a step')] if kernels else []),
+    *([_row('  kernels', f'a step: {kernels}')] if kernels else []),
     _row('  sends', f'{_bytes(sum(found.sent.values()))} per device and step: {_listed(found.sent) or "nothing"}'),
   ]
 

@@ -142,14 +142,14 @@ def sent_bytes(hlo: str, devices: int) -> dict[str, float]:
 
 
 def kernel_calls(hlo: str) -> dict[str, int]:
-  """{what: how often a program compiled for a GPU runs it}: fusions, and calls of libraries by their name."""
+  """{what: how often a program compiled for a GPU runs it}: 'fusions', and calls of libraries by the library's name."""
   turns, inside, found = _turns(hlo), set(), collections.Counter()
   instructions = list(_instructions(hlo))
   for _, line in instructions:
     if called := re.search(r' fusion\(.*calls=%?([\w.-]+)', line):
       inside.add(called[1])
   for computation, line in instructions:
-    call = re.search(r'custom_call_target="(?:__)?([^"]+)', line)
+    call = re.search(r'custom_call_target="(?:__)?([^"$]+)', line)
     if computation not in inside and (call or ' fusion(' in line):
       found[call[1] if call else 'fusions'] += turns[computation]
   return dict(found)

@@ -15,6 +15,7 @@ from pagoda_jax.method import diffusion, perception
 from pagoda_jax.networks import unet as unets
 from pagoda_jax.networks.discriminator import DiscriminatorEnsemble
 from pagoda_jax.networks.pyramid import PyramidDiscriminator
+from pagoda_jax.networks.token_heads import TokenDiscriminator
 from pagoda_jax.networks.unet import UNet
 from pagoda_jax.stages import architectures
 
@@ -92,6 +93,9 @@ def _discriminator(config, num_classes: int, resolution: int, dtype):
   if config.features == 'projected':
     networks = perception.projected_networks(config.backbones, resolution, dtype)
     return DiscriminatorEnsemble(classes, dtype), perception.projected_view(networks, resolution, config.augment)
+  if config.features == 'dino':
+    network = perception.dino_network(resolution, dtype)
+    return TokenDiscriminator(classes, dtype=dtype), perception.dino_view(network, resolution, config.augment)
   pixels = PyramidDiscriminator(config.channels, classes, config.spectral_norm, dtype)
   return pixels, perception.pixel_view(config.scales, resolution, config.augment)
 
