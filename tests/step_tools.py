@@ -30,7 +30,7 @@ TINY_BACKBONES = {
     'distilled': True,
   },
   perception.DINO_NAME: {
-    'architecture': 'deit', 'width': 16, 'depth': 12, 'head_channels': 8, 'mlp_width': 16, 'patch': 16, 'grid': 4,
+    'architecture': 'deit', 'width': 16, 'depth': 4, 'head_channels': 8, 'mlp_width': 16, 'patch': 16, 'grid': 4,
     'distilled': False,
   },
 }  # fmt: skip

@@ -15,8 +15,8 @@ NOTES = """\
 FLOPs: XLA's count of the traced step before it optimises, a loop's body as often as it runs. Activations: an estimate,
 the most that the step's own values take at once as it is written; a compiler fuses some away and pads others. Sends:
 by rule, what each device passes on in a ring: arrays split over fsdp are gathered once, gradients summed. --aot asks
-the compiler about all of these; the one for GPUs counts no FLOPs and, with no GPU to try algorithms on, leaves out what
-cuDNN and cuBLAS need of memory while they work."""
+the compiler about all of these; the one for GPUs counts no FLOPs and, with no GPU to try algorithms on, takes cuBLAS
+for all products and leaves out what cuDNN needs of memory while it works."""
 
 
 def define_flags(fv) -> None:

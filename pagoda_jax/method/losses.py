@@ -27,8 +27,8 @@ def hinge_generator(fake_logits: jax.Array) -> jax.Array:
 def relativistic_discriminator(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
   """mean(softplus(fake - real)): how little reals outdo the fakes beside them.
 
-  R3GAN (Huang et al. 2024, section 2), which the discriminator maximises: E f(D(G(z)) - D(x)) with
-  f(t) = -log(1 + e^t) (Jolicoeur-Martineau 2018). Scalar, from logits of one shape: each is compared with the one in its place.
+  The logistic loss of E f(D(G(z)) - D(x)), R3GAN's (Huang et al. 2024, section 2; Jolicoeur-Martineau 2018). Scalar,
+  from logits of one shape: each is compared with the one in its place.
   """
   return jnp.mean(jax.nn.softplus(_float32(fake_logits) - _float32(real_logits)))
 
@@ -41,7 +41,7 @@ def relativistic_generator(real_logits: jax.Array, fake_logits: jax.Array) -> ja
 def with_gradient_penalty(judge: Callable[[jax.Array], tuple[jax.Array, Any]], images: jax.Array):
   """Logits, and how fast they change with the pixels: R1 of real images, R2 of fakes.
 
-  E |grad_x D(x)|^2, which R3GAN (Huang et al. 2024, section 2; Mescheder et al. 2018, equation 9) weighs gamma / 2.
+  E |grad_x D(x)|^2, which R3GAN (Huang et al. 2024, section 2; Mescheder et al. 2018) weighs gamma / 2.
 
   Args:
     judge: judge(images) -> (logits [B, n], anything).

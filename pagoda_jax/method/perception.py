@@ -104,7 +104,9 @@ def projected_view(networks: Mapping[str, ProjectedFeatures], resolution: int, p
 def dino_network(resolution: int, dtype) -> DINO:
   """DINO ViT-S/16 for images of a resolution: from NATIVE_FROM pixels on, of the next whole number of patches."""
   size = RESIZED if resolution < NATIVE_FROM else DINO_PATCH * round(resolution / DINO_PATCH)
-  return DINO(BACKBONES[DINO_NAME], input_size=size, dtype=dtype)
+  options = BACKBONES[DINO_NAME]
+  taps = tuple(options['depth'] * quarter // 4 for quarter in range(5))  # (0, 3, 6, 9, 12)
+  return DINO(options, taps, input_size=size, dtype=dtype)
 
 
 def dino_view(network: DINO, resolution: int, policy: Sequence[str]):

@@ -234,7 +234,7 @@ def compiled(config, name: str, topology, found: PhaseCosts) -> Compiled:
   program = phase_program(config, name, topology)
   start, kind = time.monotonic(), (mesh.size, devices[0].device_kind)
   try:
-    result = program.trace(mesh).lower().compile()
+    result = program.trace(mesh).lower().compile(topologies.compile_options(topology))
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise

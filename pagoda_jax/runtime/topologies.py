@@ -134,6 +134,12 @@ def compile_devices(topology: Topology) -> list:
   return _tpus(topology) if topology.is_tpu else _gpus(topology)
 
 
+def compile_options(topology: Topology) -> dict[str, bool]:
+  """Options of XLA for programs of devices that are not here."""
+  # Without a GPU to try tiles on, XLA's own kernels of products may get none that fit, which ends the compilation.
+  return {'xla_gpu_enable_triton_gemm': False} if topology.is_gpu else {}
+
+
 def _tpus(topology: Topology) -> list:
   # libtpu would ask the cloud which machine this is, and wait for an answer that does not come.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')

@@ -56,3 +56,17 @@ def test_only_a_conditional_one_looks_at_the_label_and_needs_it():
   with pytest.raises(ValueError, match='3 classes needs cond'):
     net.apply(variables, TOKENS, {}, train=False)
   assert plain.apply(initialized(plain), TOKENS, {}, train=False).shape == (4, 24)
+
+
+def test_bfloat16_is_close_to_float32():
+  variables = initialized(token_heads.TokenDiscriminator(num_classes=3))
+  for _ in range(20):  # singular vectors as training has them, that the spectral norm is one
+    _, updated = token_heads.TokenDiscriminator(num_classes=3).apply(
+      variables, TOKENS, LABEL, train=True, mutable=['spectral'])
+    variables |= updated
+  reference, out = (
+    token_heads.TokenDiscriminator(num_classes=3, dtype=dtype).apply(variables, TOKENS, LABEL, train=False)
+    for dtype in (jnp.float32, jnp.bfloat16)
+  )
+  assert out.dtype == jnp.float32
+  assert 0 < network_tools.relative_error(out, reference) <= 2e-2

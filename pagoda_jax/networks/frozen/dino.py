@@ -16,7 +16,7 @@ class DINO(nn.Module):
 
   Attributes:
     options: of the transformer, as timm.options finds them in its file.
-    taps: after how many blocks; 0: the embedded patches, with their positions.
+    taps: after how many blocks; 0: the embedded patches, with their positions. StyleGAN-T's by default.
     input_size: images are resized bilinearly to this side, None to take them as they are. StyleGAN-T takes all with
       224 px, larger ones by averaging or as crops.
     dtype: of the computation.
