@@ -17,6 +17,16 @@ before inversion asked for float32 products):
   grow_16     368 M  (454 M)   75.0 MB (18.2, 31.3, 25.4)    6.7 MB of all-reduce    67 s
   grow_32     604 M  (772 M)   89.7 MB (17.0, 29.2, 43.5)    5.0 MB of all-reduce   153 s
 
+With `--topology=8xh100`, XLA's compiler for GPUs (no GPU here; cuDNN's scratch memory not known, FLOPs not counted):
+memory per GPU in all (arguments, temporary), what a GPU sends in a step, a step's fusions + calls of cuDNN + of cuBLAS,
+and the seconds of the compilation on two shared cores:
+
+  teacher      22.1 MB (12.4,  9.6)    5.4 MB of all-reduce     782 +  80 +  29    44 s
+  invert       11.6 MB ( 3.1,  8.4)   57.3 kB of all-gather   1,776 + 486 + 126     9 s
+  distill      28.5 MB (13.4, 15.1)   11.4 MB of all-reduce   1,383 + 223 +  44    82 s
+  grow_16      22.0 MB (12.1,  9.9)    6.7 MB of all-reduce     966 + 197 +  14    61 s
+  grow_32      26.9 MB (11.1, 15.9)    5.0 MB of all-reduce     838 + 195 +  14    42 s
+
 27.5 TFLOP in all; teacher at 8 px: 19.3x fewer FLOPs per image than at 32 px (18.9x without its attention).
 
 `experiments/mnist.py:guided`: classifier-free guidance at 8 px, of the teacher and of the one-step generator. Its

@@ -200,7 +200,8 @@ def reconstruction():
 def discriminator():
   """The discriminator: which features it sees, its size, and the augmentation of what it sees."""
   return {
-    'features': ('pixels', one_of('pixels', 'projected')),  # projected: StyleGAN-XL's, on published feature networks
+    # on published feature networks: projected is StyleGAN-XL's; dino StyleGAN-T's, on tokens of DINO ViT-S/16
+    'features': ('pixels', one_of('pixels', 'projected', 'dino')),
     'scales': (2, integer('[1, 10]')),  # pixels: resolutions seen, each half the one before
     'channels': (64, integer('[1, 4096]')),  # pixels: of the first convolution
     'spectral_norm': (True, flag),  # pixels: bounds how fast the logits change; short runs learn faster without
@@ -212,8 +213,14 @@ def discriminator():
 
 @_keys
 def adversarial():
-  """L_adv's weight: `weight`, times |grad L_rec| / |grad L_adv| at the last layer where `adaptive`."""
+  """L_adv, and its weight: `weight`, times |grad L_rec| / |grad L_adv| at the last layer where `adaptive`."""
   return {
+    # hinge is the paper's; relativistic R3GAN's (Huang et al. 2024, section 2): a fake against a real of its class
+    'loss': ('hinge', one_of('hinge', 'relativistic')),
+    # gamma of its gradient penalties in the discriminator's loss: gamma / 2 times the mean squared gradient of an
+    # image's mean logit with respect to its pixels, on reals (r1) and on fakes (r2)
+    'r1': (0.0, WEIGHT),
+    'r2': (0.0, WEIGHT),
     'weight': (0.2, WEIGHT),
     'adaptive': (True, flag),
     'low': (0.01, WEIGHT),

@@ -275,6 +275,8 @@ def _validate_losses(config, name):
     most = _halvings(side, 4) + 1
     _check(disc.scales <= most, f'{path}.discriminator.scales', disc.scales,
            f'must be at most {most}: a picture of {side} px is halved {most - 1} times down to 4 px or more')
+  _check(disc.features != 'dino' or not configs.has_guidance(config), f'{path}.discriminator.features', disc.features,
+         f'is told no strength of guidance, and config.guidance.law is {config.guidance.law!r}')
   _check(not disc.conditional or config.data.num_classes != 0, f'{path}.discriminator.conditional', disc.conditional,
          'must be False without labels: config.data.num_classes is 0')
   _check(adv.low <= adv.high, f'{path}.adversarial.low', adv.low,

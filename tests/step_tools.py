@@ -8,6 +8,7 @@ import numpy as np
 import tiny
 
 from pagoda_jax import config as configs
+from pagoda_jax.method import perception
 from pagoda_jax.networks import growth
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import models, state
@@ -18,6 +19,8 @@ PHASES = (*PLAIN, 'guided:guide', 'guided:distill')  # 'guided:' of the experime
 RNG = jax.random.key(0)
 CONFIG = tiny.get_config()
 GUIDED = tiny.get_config('guided')
+# Growth's step is distillation's: there with the paper's loss, here with R3GAN's.
+CONFIG.phases.grow_16.adversarial.update({'loss': 'relativistic', 'r1': 1.0, 'r2': 0.5})
 QUICK = {'xla_backend_optimization_level': 0}  # halves the time of tests that do little but compile
 # In the place of the published feature networks (perception.BACKBONES).
 TINY_BACKBONES = {
@@ -28,6 +31,10 @@ TINY_BACKBONES = {
   configs.BACKBONES[1]: {
     'architecture': 'deit', 'width': 16, 'depth': 4, 'head_channels': 8, 'mlp_width': 16, 'patch': 16, 'grid': 8,
     'distilled': True,
+  },
+  perception.DINO_NAME: {
+    'architecture': 'deit', 'width': 16, 'depth': 4, 'head_channels': 8, 'mlp_width': 16, 'patch': 16, 'grid': 4,
+    'distilled': False,
   },
 }  # fmt: skip
 

@@ -184,9 +184,9 @@ HOSTILE = [
   (-math.inf, ''),
   (-1, 'num_classes workers mesh.data p_mean'),
   (0, 'seed holdout workers max_unreadable stem_channels embed_channels num_heads augment_dim dropout warmup_steps b1 '
-      'b2 clip_norm ema p_mean p_std weight mean low grow_16.num_blocks microbatch keep_every '
+      'b2 clip_norm ema p_mean p_std weight mean low r1 r2 grow_16.num_blocks microbatch keep_every '
       'evaluation.samples'),
-  (1.5, 'learning_rate clip_norm p_mean p_std weight mean std low high sigma_min sigma_max sigma_data rho'),
+  (1.5, 'learning_rate clip_norm p_mean p_std weight mean std low high r1 r2 sigma_min sigma_max sigma_data rho'),
   (1e30, ''),
   (10**9, 'seed steps warmup_steps clip_norm every_steps samples_every keep_every'),
   (10**400, ''),

@@ -17,18 +17,20 @@ NOTES = """\
 FLOPs: XLA's count of the traced step before it optimises, a loop's body as often as it runs. Activations: an estimate,
 the most that the step's own values take at once as it is written; a compiler fuses some away and pads others. Sends:
 by rule, what each device passes on in a ring: arrays split over fsdp are gathered, gradients summed. --aot asks
-the compiler about all of these. Time: one after the other, arithmetic at --mfu of the bfloat16 peak (what float32
-products take beyond bfloat16's at the full peak), sends at the published speed of the links, optimisers and moving
-average at that of HBM. Recommended: on each number of chips the largest microbatch, then the fewest ways to split the
-state, in {fits:.0%} of the memory; of these the most chips that take {dearer:g} times the fewest chip-hours at most.
-Lanes: channels are padded to their multiples; useful is what both paddings of a convolution leave."""
+the compiler about all of these; the one for GPUs counts no FLOPs and, with no GPU to try algorithms on, takes cuBLAS
+for all products and leaves out what cuDNN needs of memory while it works. Time: one after the other, arithmetic at
+--mfu of the bfloat16 peak (what float32 products take beyond bfloat16's at the full peak), sends at the published speed
+of the links, optimisers and moving average at that of HBM. Recommended: on each number of chips the largest microbatch,
+then the fewest ways to split the state, in {fits:.0%} of the memory; of these the most chips that take {dearer:g} times
+the fewest chip-hours at most. Lanes: channels are padded to their multiples; useful is what both paddings of a
+convolution leave."""
 
 
 def define_flags(fv) -> None:
   common.define_experiment(fv)
   flags.DEFINE_string('topology', '', f'{topologies.CHOICES}; default: the devices of this machine.', flag_values=fv)
-  flags.DEFINE_bool('aot', False, "Compiles each phase's step for the topology (TPUs, cpu:N), without its devices: "
-                    'minutes a phase. For TPUs with the tpu extra.', flag_values=fv)
+  flags.DEFINE_bool('aot', False, "Compiles each phase's step for the topology, without its devices: "
+                    'minutes a phase. For TPUs with the tpu extra, for GPUs with the CUDA plugin.', flag_values=fv)
   flags.DEFINE_float('mfu', times.MFU, "Share of the chips' bfloat16 peak that the arithmetic of a step is taken to "
                      'reach by itself.', lower_bound=1e-6, upper_bound=1, flag_values=fv)
   flags.DEFINE_integer('num_images', None, "Training images; default: the source's.", lower_bound=1, flag_values=fv)
@@ -74,7 +76,7 @@ def run(fv, args) -> int:
       seconds += spent or 0
       print('\n'.join(time_lines(config, name, topology, counted, found, images, spent, fv.mfu)), flush=True)
     if fv.aot:
-      print('\n'.join(compiled_lines(plan.compiled(config, name, topology, found))), flush=True)
+      print('\n'.join(compiled_lines(plan.compiled(config, name, topology, found), topology)), flush=True)
   print(f'\n{", ".join(chosen)}: {work_text(total, seconds, topology)}')
   print('\n'.join(headline(config, target, teacher)))
   return 0
@@ -163,15 +165,20 @@ def time_lines(config, name: str, topology, counted, found: PhaseCosts, images: 
   return [*lines, _row('recommended', text)]
 
 
-def compiled_lines(found: plan.Compiled) -> list[str]:
+def compiled_lines(found: plan.Compiled, topology) -> list[str]:
   """What XLA's compiler says."""
   if found.misfit:
     return [_row('compiled', f'does not fit: {found.misfit}')]
-  count, kind = found.devices
+  (count, kind), memory = found.devices, sum(found.memory.values())
+  kernels = ', '.join(f'{what} {calls:,}' for what, calls in found.calls.items())
+  # A compiler for TPUs refuses what is too much, the one for GPUs does not.
+  excess = f' of {_bytes(topology.chip.memory)}: TOO MUCH' if memory > (topology.chip.memory or memory) else ''
   return [
     _row('compiled', f'in {found.seconds:.0f} s for {count} x {kind}'),
-    _row('  FLOPs', f'{_flop(found.flops / found.images)} per image, {_flop(found.flops)} per step'),
-    _row('  memory', f'{_bytes(sum(found.memory.values()))} per device: {_listed(found.memory)}'),
+    *([_row('  FLOPs', f'{_flop(found.flops / found.images)} per image, {_flop(found.flops)} per step')]
+      if found.flops else []),
+    _row('  memory', f'{_bytes(memory)}{excess} per device: {_listed(found.memory)}'),
+    *([_row('  kernels', f'a step: {kernels}')] if kernels else []),
     _row('  sends', f'{_bytes(sum(found.sent.values()))} per device and step: {_listed(found.sent) or "nothing"}'),
   ]
 

@@ -51,8 +51,19 @@ def _along(images, matrix, axis):
 
 
 @functools.cache
-def resize_matrix(old: int, new: int, method: str, antialias: bool = False, centers: str = 'half_pixel') -> np.ndarray:
-  """The matrix [new, old], float64, that `resize` applies along one axis; its rows sum to one."""
+def resize_matrix(
+    old: int,
+    new: int,
+    method: str,
+    antialias: bool = False,
+    centers: str = 'half_pixel',
+    scale: float | None = None,
+) -> np.ndarray:
+  """The matrix [new, old], float64, that `resize` applies along one axis; its rows sum to one.
+
+  `scale`: new pixels for each old one, where that is not new / old (torch's scale_factor); between half-pixel centres,
+  of the methods that interpolate.
+  """
   if method not in METHODS or centers not in CENTERS:
     raise ValueError(f'unknown resize {method!r}, {centers!r}: choose from {METHODS} and {CENTERS}')
   if antialias and (method not in ('bilinear', 'bicubic') or centers != 'half_pixel'):
@@ -61,11 +72,11 @@ def resize_matrix(old: int, new: int, method: str, antialias: bool = False, cent
     return _area_matrix(old, new)
   if method == 'nearest':
     return np.eye(old)[np.arange(new) * old // new]
-  position = _positions(old, new, centers)
+  position = _positions(old, new, centers, scale)
   return _antialiased_matrix(position, old, method) if antialias else _sampled_matrix(position, old, method)
 
 
-def _positions(old, new, centers):
+def _positions(old, new, centers, scale=None):
   """Where the new pixels' centres lie, in old pixels; fractional indices [new].
 
   In float32 as in torch and TensorFlow: between steep neighbours their rounding shows.
@@ -75,7 +86,7 @@ def _positions(old, new, centers):
     return index * np.float32((old - 1) / (new - 1) if new > 1 else 0)
   if centers == 'legacy':
     return index * np.float32(old / new)
-  return (index + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5)
+  return (index + np.float32(0.5)) * np.float32(1 / scale if scale else old / new) - np.float32(0.5)
 
 
 def _kernel(method, a):

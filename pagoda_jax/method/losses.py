@@ -4,7 +4,8 @@ Everything is computed and returned in float32, whatever the dtype of the networ
 are per sample, [B]: the caller takes the mean over the global batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,42 @@ def hinge_discriminator(real_logits: jax.Array, fake_logits: jax.Array) -> jax.A
 def hinge_generator(fake_logits: jax.Array) -> jax.Array:
   """-mean(fake); scalar, from logits of any shape."""
   return -jnp.mean(_float32(fake_logits))
+
+
+def relativistic_discriminator(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
+  """mean(softplus(fake - real)): how little reals outdo the fakes beside them.
+
+  The logistic loss of E f(D(G(z)) - D(x)), R3GAN's (Huang et al. 2024, section 2; Jolicoeur-Martineau 2018). Scalar,
+  from logits of one shape: each is compared with the one in its place.
+  """
+  return jnp.mean(jax.nn.softplus(_float32(fake_logits) - _float32(real_logits)))
+
+
+def relativistic_generator(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
+  """mean(softplus(real - fake)), the discriminator's with the players changed over."""
+  return relativistic_discriminator(fake_logits, real_logits)
+
+
+def with_gradient_penalty(judge: Callable[[jax.Array], tuple[jax.Array, Any]], images: jax.Array):
+  """Logits, and how fast they change with the pixels: R1 of real images, R2 of fakes.
+
+  E |grad_x D(x)|^2, which R3GAN (Huang et al. 2024, section 2; Mescheder et al. 2018) weighs gamma / 2.
+
+  Args:
+    judge: judge(images) -> (logits [B, n], anything).
+    images: [B, H, W, C].
+
+  Returns:
+    (logits, what else judge returns, the penalty: the mean over images of the squared norm of the gradient of the
+    image's mean logit, float32). Where a batch's images share statistics, the gradient is that of the sum over images.
+  """
+
+  def total(images):
+    logits, rest = judge(images)
+    return jnp.sum(jnp.mean(logits, axis=1)), (logits, rest)
+
+  gradient, (logits, rest) = jax.grad(total, has_aux=True)(images)
+  return logits, rest, jnp.sum(_float32(gradient) ** 2) / len(images)
 
 
 def projected_distance(features_a: Features, features_b: Features) -> jax.Array:

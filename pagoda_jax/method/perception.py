@@ -14,6 +14,7 @@ import jax
 from pagoda_jax.data import resize
 from pagoda_jax.method import augment, losses
 from pagoda_jax.networks.frozen import projections
+from pagoda_jax.networks.frozen.dino import DINO
 from pagoda_jax.networks.frozen.projections import ProjectedFeatures
 from pagoda_jax.networks.frozen.vgg_lpips import LPIPS
 from pagoda_jax.networks.pyramid import pixel_pyramid
@@ -43,7 +44,19 @@ BACKBONES = {
     'grid': 14,
     'distilled': True,
   },
+  'dino_vits16': {
+    'architecture': 'deit',
+    'width': 384,
+    'depth': 12,
+    'head_channels': 64,
+    'mlp_width': 1536,
+    'patch': 16,
+    'grid': 14,
+    'distilled': False,
+  },
 }
+DINO_NAME = 'dino_vits16'
+DINO_PATCH = 16
 LPIPS_NAME = 'lpips'  # VGG16 and the linear weights, in frozen['features']
 
 
@@ -88,6 +101,26 @@ def projected_view(networks: Mapping[str, ProjectedFeatures], resolution: int, p
     }
 
   return functools.partial(draw_for_each, networks, resolution, policy), features
+
+
+def dino_network(resolution: int, dtype, attention_form: str = 'auto') -> DINO:
+  """DINO ViT-S/16 for images of a resolution: from NATIVE_FROM pixels on, of the next whole number of patches."""
+  size = RESIZED if resolution < NATIVE_FROM else DINO_PATCH * round(resolution / DINO_PATCH)
+  options = BACKBONES[DINO_NAME]
+  taps = tuple(options['depth'] * quarter // 4 for quarter in range(5))  # (0, 3, 6, 9, 12)
+  return DINO(options, taps, size, dtype, attention_form)
+
+
+def dino_view(network: DINO, resolution: int, policy: Sequence[str]):
+  """(draw, features(frozen, images, draws) -> token sequences of images augmented at their own size)."""
+
+  def draw(rng, count):
+    return augment.draw(rng, count, resolution, policy)
+
+  def features(frozen, images, draws):
+    return network.apply(frozen['features'][DINO_NAME], augment.apply(images, draws))
+
+  return draw, features
 
 
 def draw_for_each(networks: Iterable[str], size: int, policy: Sequence[str], rng: jax.Array, count: int):

@@ -51,8 +51,8 @@ def on_cpu() -> contextlib.AbstractContextManager:
 
 
 def counted_once(program) -> float:
-  """XLA's own count of a compiled program, or of one lowered for CPU: every loop's body once."""
-  return program.cost_analysis().get('flops', 0.0)
+  """XLA's own count of a compiled program, or of one lowered for CPU: every loop's body once; 0 where it has none."""
+  return (program.cost_analysis() or {}).get('flops', 0.0)
 
 
 def _further_turns(jaxpr) -> float:
@@ -169,6 +169,20 @@ def sent_bytes(hlo: str, devices: int) -> dict[str, float]:
       kind, size = 'reduce-scatter', size / group
     sent[kind] += turns[computation] * SENT[kind](group) * size
   return dict(sent)
+
+
+def kernel_calls(hlo: str) -> dict[str, int]:
+  """{what: how often a program compiled for a GPU runs it}: 'fusions', and calls of libraries by the library's name."""
+  turns, inside, found = _turns(hlo), set(), collections.Counter()
+  instructions = list(_instructions(hlo))
+  for _, line in instructions:
+    if called := re.search(r' fusion\(.*calls=%?([\w.-]+)', line):
+      inside.add(called[1])
+  for computation, line in instructions:
+    call = re.search(r'custom_call_target="(?:__)?([^"$]+)', line)
+    if computation not in inside and (call or ' fusion(' in line):
+      found[call[1] if call else 'fusions'] += turns[computation]
+  return dict(found)
 
 
 def _instructions(hlo: str):

@@ -310,9 +310,10 @@ class Compiled:
     seconds: that it took.
     devices: how many, and of which kind.
     images: of a step.
-    flops: of such a step; those of a kernel of its own (attention.py) are not among them.
+    flops: of such a step, without those of a kernel of its own (attention.py); 0 where the compiler does not count them.
     memory: bytes by what they are for.
     sent: bytes that a device sends in a step, by the kind of collective.
+    calls: on a GPU, how often a step runs what (`costs.kernel_calls`).
     misfit: why it cannot be compiled: it takes too much memory; '' where it can, else all others are 0.
   """
 
@@ -322,6 +323,7 @@ class Compiled:
   flops: float = 0.0
   memory: dict[str, int] = dataclasses.field(default_factory=dict)
   sent: dict[str, float] = dataclasses.field(default_factory=dict)
+  calls: dict[str, int] = dataclasses.field(default_factory=dict)
   misfit: str = ''
 
 
@@ -329,14 +331,17 @@ def compiled(config, name: str, topology, found: PhaseCosts) -> Compiled:
   """Compiles a phase's step for the devices of a topology, which need not be here."""
   devices = topologies.compile_devices(phase_topology(config, name, topology))
   mesh = sharding.make_mesh(*phase_mesh(config, name, topology), devices=devices)
+  if topology.is_gpu:  # the compiler asks cuDNN itself about cuDNN's attention, and the CUDA plugin brings none
+    config = _with_keys(config, attention='xla')
   program = phase_program(config, name, topology)
   start, kind = time.monotonic(), (mesh.size, devices[0].device_kind)
   try:
-    result = program.trace(mesh).lower().compile()
+    result = program.trace(mesh).lower().compile(topologies.compile_options(topology))
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     return Compiled(time.monotonic() - start, kind, misfit=checkpoints.first_lines(error, 3))
+  text = result.as_text()
   return Compiled(
     time.monotonic() - start,
     kind,
@@ -344,5 +349,6 @@ def compiled(config, name: str, topology, found: PhaseCosts) -> Compiled:
     # XLA counts one turn of a loop here too: the further ones are taken in the proportion of the traced step.
     flops=costs.counted_once(result) * mesh.size * found.flops / (found.flops - found.further_flops),
     memory=costs.memory_bytes(result),
-    sent=costs.sent_bytes(result.as_text(), mesh.size),
+    sent=costs.sent_bytes(text, mesh.size),
+    calls=costs.kernel_calls(text) if topology.is_gpu else {},
   )

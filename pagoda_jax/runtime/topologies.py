@@ -6,6 +6,8 @@ import re
 
 import jax
 
+from pagoda_jax.runtime import gpu_targets
+
 
 class TopologyError(ValueError):
   """A topology that does not exist, or that nothing can be compiled for here; the message names the choices."""
@@ -81,6 +83,10 @@ class Topology:
     return self.chip_name in ('v5e', 'v6e')
 
   @property
+  def is_gpu(self) -> bool:
+    return self.chip_name in gpu_targets.GPUS
+
+  @property
   def hosts(self) -> int:
     # A single host has up to 8 TPU chips, hosts of a larger slice 4 each.
     return 1 if self.count <= 8 else -(-self.count // self.chip.per_host)
@@ -146,20 +152,29 @@ def utilisation(images_per_second: float, image_flops: float, topology: Topology
 
 
 def compile_devices(topology: Topology) -> list:
-  """Devices of the topology that XLA can compile for on this machine: TPUs that need not be here, or virtual CPUs.
+  """Devices of the topology that XLA can compile for on this machine: TPUs and GPUs that need not be here, or
+  virtual CPUs.
 
   Raises:
     TopologyError: there is no compiler for them here; the message says what to install or to choose.
   """
   if topology.chip_name == 'cpu':
     return _cpus(topology.count)
-  if not topology.is_tpu:
-    raise TopologyError(f'--aot compiles for TPUs (v5e-N, v6e-N) and for cpu:N; for {topology} leave --aot out')
+  jax.config.update('jax_enable_compilation_cache', False)  # it could not be read back without the devices
+  return _tpus(topology) if topology.is_tpu else _gpus(topology)
+
+
+def compile_options(topology: Topology) -> dict[str, bool]:
+  """Options of XLA for programs of devices that are not here."""
+  # Without a GPU to try tiles on, XLA's own kernels of products may get none that fit, which ends the compilation.
+  return {'xla_gpu_enable_triton_gemm': False} if topology.is_gpu else {}
+
+
+def _tpus(topology: Topology) -> list:
   # libtpu would ask the cloud which machine this is, and wait for an answer that does not come.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # its lock guards chips, which a compiler leaves alone
-  jax.config.update('jax_enable_compilation_cache', False)  # it could not be read back without the devices
   from jax.experimental import topologies as descriptions
 
   sides = SLICES[topology.count]
@@ -172,6 +187,23 @@ def compile_devices(topology: Topology) -> list:
     raise TopologyError(
       f'--aot for {topology}: no TPU compiler here ({str(error).splitlines()[0]}). It comes with the tpu extra: '
       'pip install "pagoda_jax[tpu]"; no TPU is needed'
+    ) from None
+
+
+def _gpus(topology: Topology) -> list:
+  from jax.experimental import topologies as descriptions
+
+  shape = f'1x{topology.hosts}x{topology.one_host.count}'  # slices, hosts of each, GPUs of each
+  try:
+    return descriptions.get_topology_desc(
+      platform='cuda', target_config=gpu_targets.text(topology.chip_name), topology=shape
+    ).devices
+  except (NotImplementedError, RuntimeError) as error:
+    release = re.match(r'\d+\.\d+\.\d+', jax.__version__)[0]
+    raise TopologyError(
+      f'--aot for {topology}: no GPU compiler here ({str(error).splitlines()[0]}). It comes with the CUDA plugin of '
+      f'this JAX: pip install --no-deps jax-cuda13-plugin=={release} jax-cuda13-pjrt=={release}; no GPU and nothing '
+      'else of CUDA is needed'
     ) from None
 
 

@@ -26,7 +26,9 @@ def make_train_step(networks: Networks, config, parts: int = 1):
 
   The generator's gradients are taken on the pairs, the discriminator's on the other real images and on fakes:
   by `config.fakes` 'fresh' ones, of new noise through the generator just updated (PaGoDA's release), or 'shared'
-  ones, which the generator's loss was taken on, with what the feature networks made of them.
+  ones, which the generator's loss was taken on, with what the feature networks made of them. By `config.adversarial`
+  `loss` 'relativistic' (R3GAN) each fake is judged beside a real image of its class, under one draw of the augmentation
+  for both turns; its `r1` and `r2` weigh gradient penalties on reals and fakes.
 
   Args:
     networks: networks.unet is the generator; networks.discriminator its opponent.
@@ -47,6 +49,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
   """
   optimizer = make_optimizer(config.optimizer, config.steps)
   discriminator_optimizer = make_optimizer(config.discriminator_optimizer, config.steps)
+  relativistic = config.adversarial.loss == 'relativistic'
 
   def step(state: GeneratorState, batch, frozen, rng):
     keys = step_keys(rng, state.step, 6)
@@ -54,7 +57,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     cond, real_cond = {'label': batch['label']}, {'label': batch['real_label']}
     noise = noise_of(networks, batch, frozen)
     pair_cond, real_cond = cond | omega_of_pairs(networks, batch), real_cond | omega_of_reals(networks, batch, frozen)
-    cond = cond | omega_of_fakes(networks, keys[5], 0, len(images))
+    prior_cond = real_cond if relativistic else cond | omega_of_fakes(networks, keys[5], 0, len(images))
 
     def generate(trained, noise, cond):
       return networks.generate(growth.merge(trained, state.fixed), noise, cond)
@@ -65,38 +68,62 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     def distances(trained, images, noise, cond, draws):
       return networks.distance(frozen, images, generate(trained, noise, cond), draws)
 
-    def maps_of_fakes(trained, noise, cond, draws):
-      return networks.features(frozen, generate(trained, noise, cond), draws)
+    def fakes_of(trained, noise, cond, draws):
+      images = generate(trained, noise, cond)
+      return images, networks.features(frozen, images, draws)
 
-    def adversarial_loss(trained, draws):
-      maps = microbatch.mapped(functools.partial(maps_of_fakes, trained), parts)(prior(keys[1]), cond, draws)
-      return losses.hinge_generator(networks.judge(state.discriminator, maps, cond)[0]), maps
+    def maps_of(images, draws):
+      return microbatch.mapped(functools.partial(networks.features, frozen), parts)(images, draws)
+
+    def adversarial_loss(trained, draws, real_logits):
+      fakes = microbatch.mapped(functools.partial(fakes_of, trained), parts)(prior(keys[1]), prior_cond, draws)
+      logits, _ = networks.judge(state.discriminator, fakes[1], prior_cond)
+      if relativistic:
+        return losses.relativistic_generator(real_logits, logits), fakes
+      return losses.hinge_generator(logits), fakes
+
+    def judged(variables, images, maps, cond, gamma):
+      """(logits, updated statistics, gradient penalty or 0) of images, whose maps these are."""
+      if not gamma:
+        return *networks.judge(variables, maps, cond), 0.0
+      return losses.with_gradient_penalty(lambda x: networks.judge(variables, maps_of(x, draws), cond), images)
 
     def discriminator_loss(params):
       # The running statistics of both passes are kept.
-      real_logits, after_real = networks.judge({**state.discriminator, 'params': params}, real_maps, real_cond)
-      variables = {**state.discriminator, **after_real, 'params': params}
-      fake_logits, after_both = networks.judge(variables, fake_maps, fake_cond)
-      return losses.hinge_discriminator(real_logits, fake_logits), (real_logits, fake_logits, after_both)
+      variables, weights = {**state.discriminator, 'params': params}, config.adversarial
+      real_logits, after_real, r1 = judged(variables, reals, real_maps, real_cond, weights.r1)
+      fake_logits, after_both, r2 = judged({**variables, **after_real}, fakes, fake_maps, fake_cond, weights.r2)
+      loss_of = losses.relativistic_discriminator if relativistic else losses.hinge_discriminator
+      loss = loss_of(real_logits, fake_logits) + weights.r1 / 2 * r1 + weights.r2 / 2 * r2
+      return loss, (real_logits, fake_logits, after_both, {'r1': r1, 'r2': r2})
 
     rec, rec_grads = microbatch.mean_and_grad(distances, parts)(
       state.params, images, noise, pair_cond, networks.distance_draws(keys[0], len(images))
     )
-    draws = networks.feature_draws(keys[2], len(images))
-    (adv, fake_maps), adv_grads = jax.value_and_grad(adversarial_loss, has_aux=True)(state.params, draws)
+    draws, real_maps, real_logits = networks.feature_draws(keys[2], len(images)), None, None
+    if relativistic:
+      real_maps = maps_of(reals, draws)
+      real_logits, _ = networks.judge(state.discriminator, real_maps, real_cond)
+    (adv, (fakes, fake_maps)), adv_grads = jax.value_and_grad(adversarial_loss, has_aux=True)(
+      state.params, draws, real_logits
+    )
     weight = adversarial_weight(config.adversarial, rec_grads, adv_grads)
     grads = jax.tree.map(lambda r, a: config.reconstruction.weight * r + weight * a, rec_grads, adv_grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
-    fake_cond = cond
+    fake_cond = prior_cond
     if config.fakes == 'fresh':
-      fake_cond, draws = real_cond, networks.feature_draws(keys[4], len(reals))
-      fake_cond = fake_cond | omega_of_fakes(networks, keys[5], 1, len(reals))
-      fake_maps = microbatch.mapped(functools.partial(maps_of_fakes, params), parts)(prior(keys[3]), fake_cond, draws)
-    # The augmentation's draw is the same for real and fake.
-    real_maps = microbatch.mapped(functools.partial(networks.features, frozen), parts)(reals, draws)
-    (d_loss, (real_logits, fake_logits, statistics)), d_grads = jax.value_and_grad(
+      fake_cond = real_cond
+      if not relativistic:
+        fake_cond = real_cond | omega_of_fakes(networks, keys[5], 1, len(reals))
+        draws = networks.feature_draws(keys[4], len(reals))
+      fakes, fake_maps = microbatch.mapped(functools.partial(fakes_of, params), parts)(
+        prior(keys[3]), fake_cond, draws
+      )
+    if not relativistic:  # the augmentation's draw is the same for real and fake
+      real_maps = maps_of(reals, draws)
+    (d_loss, (real_logits, fake_logits, statistics, penalties)), d_grads = jax.value_and_grad(
       discriminator_loss, has_aux=True
     )(state.discriminator['params'])
     updates, d_opt_state = discriminator_optimizer.update(
@@ -120,6 +147,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       'discriminator': d_loss,
       'logit_real': jnp.mean(real_logits),
       'logit_fake': jnp.mean(fake_logits),
+      **{name: value for name, value in penalties.items() if config.adversarial[name]},
       'grad_norm': norm,
       'discriminator_grad_norm': d_norm,
       'skipped_in_a_row': state.skipped,

@@ -15,6 +15,7 @@ from pagoda_jax.method import diffusion, guidance, perception
 from pagoda_jax.networks import unet as unets
 from pagoda_jax.networks.discriminator import DiscriminatorEnsemble
 from pagoda_jax.networks.pyramid import PyramidDiscriminator
+from pagoda_jax.networks.token_heads import TokenDiscriminator
 from pagoda_jax.networks.unet import UNet
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import architectures
@@ -93,7 +94,10 @@ def build(config, phase_name: str) -> Networks:
     return Networks(**shared)
   estimate = _estimator(make_unet(config, phase.guide), config.diffusion, law) if phase.get('guide') else None
   resolution = configs.phase_resolution(config, phase_name)
-  discriminator, view = _discriminator(phase.discriminator, config.data.num_classes, law is not None, resolution, unet)
+  penalised = phase.adversarial.r1 or phase.adversarial.r2  # kernels of attention cannot be differentiated twice
+  discriminator, view = _discriminator(
+    phase.discriminator, config.data.num_classes, law is not None, resolution, unet.dtype,
+    'xla' if penalised else unet.attention_form)
   distance = _distance(phase.reconstruction, resolution, unet)
   return Networks(**shared, law=law, estimate=estimate, discriminator=discriminator, feature_draws=view[0],
                   features=jax.named_scope('features')(view[1]), distance_draws=distance[0],
@@ -125,14 +129,17 @@ def _estimator(unet: UNet, levels, law: guidance.Law):
   return estimate
 
 
-def _discriminator(config, num_classes: int, guided: bool, resolution: int, unet):
-  """(module, (draw, features): what it sees), in the type and form of attention of the U-Net."""
+def _discriminator(config, num_classes: int, guided: bool, resolution: int, dtype, attention_form):
+  """(module, (draw, features): what it sees)."""
   classes = num_classes if config.conditional else 0
   if config.features == 'projected':
-    networks = perception.projected_networks(config.backbones, resolution, unet.dtype, unet.attention_form)
-    ensemble = DiscriminatorEnsemble(classes, guided, unet.dtype)
+    networks = perception.projected_networks(config.backbones, resolution, dtype, attention_form)
+    ensemble = DiscriminatorEnsemble(classes, guided, dtype)
     return ensemble, perception.projected_view(networks, resolution, config.augment)
-  pixels = PyramidDiscriminator(config.channels, classes, config.spectral_norm, guided, unet.dtype)
+  if config.features == 'dino':
+    network = perception.dino_network(resolution, dtype, attention_form)
+    return TokenDiscriminator(classes, dtype=dtype), perception.dino_view(network, resolution, config.augment)
+  pixels = PyramidDiscriminator(config.channels, classes, config.spectral_norm, guided, dtype)
   return pixels, perception.pixel_view(config.scales, resolution, config.augment)
 
 

@@ -17,7 +17,7 @@ from pagoda_jax.training.claims import WorkdirError
 # What lies at init_from is compared itself, by `check_inputs`.
 FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify')
 # Keys that came later: what was computed before, by phases whose config.json lacks them.
-EARLIER = {'matmul_precision': 'default', 'guide': ''}
+EARLIER = {'matmul_precision': 'default', 'guide': '', 'loss': 'hinge', 'r1': 0.0, 'r2': 0.0}
 INVERTED_WITH = 'inverted_with'  # in inputs.json: which network made a generator phase's noise
 SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')
 

@@ -48,7 +48,7 @@ def load(config, phase_name: str) -> dict:
   phase = config.phases[phase_name]
   if not names(phase):
     return {}
-  features = {name: _projected(config, name) for name in _backbones(phase)}
+  features = {name: _variables(config, name) for name in _backbones(phase)}
   if phase.reconstruction.distance == 'lpips':
     vgg, linear = (locate.find(name, config.weights_dir) for name in LPIPS_FILES)
     features[perception.LPIPS_NAME] = formats.read_converted(vgg, 'lpips', linear=linear).variables
@@ -60,7 +60,7 @@ def shapes(config, phase_name: str) -> dict:
   phase = config.phases[phase_name]
   if not names(phase):
     return {}
-  features = {name: _projected_shapes(name) for name in _backbones(phase)}
+  features = {name: _shapes(name) for name in _backbones(phase)}
   if phase.reconstruction.distance == 'lpips':
     images = jnp.zeros((1, perception.RESIZED, perception.RESIZED, 3))
     network = perception.lpips_network(jnp.float32)
@@ -70,27 +70,30 @@ def shapes(config, phase_name: str) -> dict:
 
 def _backbones(phase) -> tuple[str, ...]:
   """The feature networks that the discriminator or the reconstruction distance sees, each once."""
-  chosen = ()
-  if phase.discriminator.features == 'projected':
-    chosen += tuple(phase.discriminator.backbones)
+  chosen = {'pixels': (), 'projected': tuple(phase.discriminator.backbones), 'dino': (perception.DINO_NAME,)}[
+    phase.discriminator.features
+  ]
   if phase.reconstruction.distance == 'projected':
     chosen += tuple(phase.reconstruction.backbones)
   return tuple(dict.fromkeys(chosen))
 
 
 def _network(name: str):
-  """(ProjectedFeatures of a backbone, images to initialise it with)."""
-  network = perception.projected_networks([name], perception.RESIZED, jnp.float32)[name]
+  """(ProjectedFeatures of a backbone, or DINO; images to initialise it with)."""
+  if name == perception.DINO_NAME:
+    network = perception.dino_network(perception.RESIZED, jnp.float32)
+  else:
+    network = perception.projected_networks([name], perception.RESIZED, jnp.float32)[name]
   return network, jnp.zeros((1, perception.RESIZED, perception.RESIZED, 3))
 
 
-def _projected_shapes(name: str) -> dict:
+def _shapes(name: str) -> dict:
   network, images = _network(name)
   return jax.eval_shape(network.init, jax.random.key(0), images)
 
 
-def _projected(config, name: str) -> dict:
-  """Variables of ProjectedFeatures: a published backbone under projections drawn from config.seed.
+def _variables(config, name: str) -> dict:
+  """A published backbone's variables, under projections drawn from config.seed if it has any.
 
   The draw depends on the seed and the backbone alone: every phase of a run sees the same projections.
   """
@@ -103,7 +106,7 @@ def _projected(config, name: str) -> dict:
 
   rng = randomness.key_for(config.seed, f'projections/{name}')
   drawn = jax.device_get(models.run_once(random_part, rng))
-  expected = _projected_shapes(name)
+  expected = _shapes(name)
   variables = {**expected, 'params': {**expected['params'], **drawn}}
   return random_projections.with_backbone(variables, backbone)
 

@@ -133,6 +133,15 @@ REGISTRY: tuple[Published, ...] = (
     sha256='df68dfff',
   ),
   Published(
+    name='dino_vits16',
+    what="DINO ViT-S/16, ImageNet-1k without labels, 224 px: feature network of StyleGAN-T's discriminator",
+    page='https://github.com/facebookresearch/dino#pretrained-models',
+    url='https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth',
+    file_name='dino_deitsmall16_pretrain.pth',
+    licence='Apache-2.0',
+    format='timm',
+  ),
+  Published(
     name='in_embeddings_tf_efficientnet_lite0',
     what='ImageNet class embedding (1000 x 320) of the projected discriminator',
     page='https://github.com/autonomousvision/stylegan-xl/tree/main/in_embeddings',

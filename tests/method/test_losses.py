@@ -32,6 +32,48 @@ def test_hinge_gradients_by_hand():
   np.testing.assert_array_equal(jax.grad(losses.hinge_generator)(fake), np.full((2, 2), -0.25))
 
 
+def test_relativistic_losses_and_gradients_by_hand():
+  real, fake = jnp.array([[0.0, 3.0]]), jnp.array([[np.log(3.0), 3.0]])
+  # softplus(ln 3) = ln 4 and softplus(0) = ln 2; the other player's is softplus(-ln 3) = ln(4 / 3).
+  np.testing.assert_allclose(losses.relativistic_discriminator(real, fake), (np.log(4) + np.log(2)) / 2, rtol=1e-6)
+  np.testing.assert_allclose(losses.relativistic_generator(real, fake), (np.log(4 / 3) + np.log(2)) / 2, rtol=1e-6)
+  to_real, to_fake = jax.grad(losses.relativistic_discriminator, (0, 1))(real, fake)
+  np.testing.assert_allclose(to_fake, [[0.75 / 2, 0.5 / 2]], rtol=1e-6)
+  np.testing.assert_allclose(to_real, -to_fake, rtol=1e-6)
+  np.testing.assert_allclose(jax.grad(losses.relativistic_generator, 1)(real, fake), [[-0.25 / 2, -0.5 / 2]], rtol=1e-6)
+  # What both players' logits have in common does not count.
+  np.testing.assert_allclose(
+    losses.relativistic_discriminator(real + 7, fake + 7), losses.relativistic_discriminator(real, fake), rtol=1e-5)
+
+
+def test_gradient_penalty_of_a_quadratic_judge_and_its_own_gradient():
+  """Logits a_j x + x Q x / 2: the mean logit's gradient is a + Q x, its squared norm's by Q is 2 (a + Q x) x'."""
+  rng = np.random.default_rng(0)
+  a, root, x = rng.standard_normal((3, 12)), rng.standard_normal((12, 12)), rng.standard_normal((5, 2, 2, 3))
+  q, flat = root + root.T, x.reshape(5, 12)
+
+  def judge(images, q):
+    rows = images.reshape(5, -1)
+    return rows @ a.T + jnp.sum(rows @ q * rows, axis=1, keepdims=True) / 2, 'rest'
+
+  def penalty(q):
+    logits, rest, found = losses.with_gradient_penalty(lambda images: judge(images, q), jnp.asarray(x))
+    return found, (logits, rest)
+
+  slopes = a.mean(0) + flat @ q
+  with jax.enable_x64(True):
+    (found, (logits, rest)), by_q = jax.value_and_grad(lambda q: penalty(q), has_aux=True)(jnp.asarray(q))
+    np.testing.assert_allclose(logits, judge(x, q)[0], rtol=1e-12)
+    # The same by forward differentiation, image by image.
+    mean_logit = lambda row: jnp.mean(row @ a.T) + row @ q @ row / 2
+    np.testing.assert_allclose(jax.vmap(jax.jacfwd(mean_logit))(jnp.asarray(flat)), slopes, rtol=1e-10)
+  assert rest == 'rest'
+  np.testing.assert_allclose(found, np.mean(np.sum(slopes**2, axis=1)), rtol=1e-6)
+  # Reverse over reverse takes Q x as (Q + Q') x / 2.
+  by_hand = 2 * np.einsum('bi,bj->ij', slopes, flat) / 5
+  np.testing.assert_allclose(by_q, (by_hand + by_hand.T) / 2, rtol=1e-5, atol=1e-5 * np.abs(by_hand).max())
+
+
 def test_projected_distance_gradient():
   a, b = features(0), features(2)
   assert_gradient(lambda x: jnp.sum(losses.projected_distance([x, a[1]], b)), a[0])

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import step_tools
 import tiny
+from jax.experimental import topologies as descriptions
 
 from pagoda_jax import config as configs
 from pagoda_jax import main
@@ -299,7 +301,6 @@ REFUSED = [
   (['--topology=v4-8'], 'v5e-N or v6e-N (N chips), Nxh100, Nxh200 or Nxa100, cpu:N'),
   (['--topology=v5e-12'], 'v5e comes with 1, 4, 8, 16'),
   (['--topology=v5e-256'], 'config.phases.teacher.batch_size = 8: must be a multiple of 256'),
-  (['--topology=8xh100', '--aot'], '--aot compiles for TPUs'),
   (['--topology=cpu:64', '--aot'], 'JAX runs with 8 CPU devices'),
   (['--topology=cpu:8', '--phases=distil'], 'must be one of teacher, invert, distill, grow_16'),
   (['--topology=cpu:8', '--target=12'], 'must be a multiple of 8'),
@@ -316,6 +317,73 @@ def test_refuses_with_a_clear_message(args, text, capsys):
 def test_without_the_tpu_compiler_it_says_what_to_install(capsys):
   assert pagoda_plan('--topology=v5e-4', '--aot') == 1
   assert 'pip install "pagoda_jax[tpu]"; no TPU is needed' in capsys.readouterr().err
+
+
+@pytest.fixture
+def keeps_cache():
+  enabled = jax.config.jax_enable_compilation_cache
+  yield
+  jax.config.update('jax_enable_compilation_cache', enabled)
+
+
+def test_without_the_gpu_compiler_it_says_what_to_install(keeps_cache, capsys, monkeypatch):
+  def absent(*args, **kwargs):
+    raise NotImplementedError('topology not implemented for cuda')
+
+  monkeypatch.setattr(descriptions, 'get_topology_desc', absent)
+  assert pagoda_plan('--topology=8xh100', '--aot') == 1
+  err = capsys.readouterr().err
+  assert '--aot for 8 x h100: no GPU compiler here' in err
+  assert f'pip install --no-deps jax-cuda13-plugin=={jax.__version__} jax-cuda13-pjrt=={jax.__version__}' in err
+
+
+@pytest.mark.parametrize('text, shape, name, memory', [
+  ('1xa100', '1x1x1', 'NVIDIA A100-SXM4-80GB', 80e9),
+  ('8xh100', '1x1x8', 'NVIDIA H100 80GB HBM3', 80e9),
+  ('32xh200', '1x4x8', 'NVIDIA H200', 141e9),
+])
+def test_gpus_are_described_to_their_compiler(text, shape, name, memory, keeps_cache, monkeypatch):
+  asked = {}
+  monkeypatch.setattr(descriptions, 'get_topology_desc',
+                      lambda **kwargs: asked.update(kwargs) or types.SimpleNamespace(devices=[]))
+  topologies.compile_devices(topologies.parse(text))
+  assert (asked['platform'], asked['topology']) == ('cuda', shape)
+  facts = dict(re.findall(r'^ *(\w+): "?([^"\n]*)"?$', asked['target_config'], re.MULTILINE))
+  assert facts['device_description_str'] == facts['name'] == name
+  assert topologies.chip_name(name) == topologies.parse(text).chip_name  # as JAX would call the device
+  assert 1 < int(facts['device_memory_size']) / memory < 1.1  # HBM is sold in round numbers
+  assert int(facts['shared_memory_per_core']) - int(facts['shared_memory_per_block_optin']) == 1024
+  assert asked['target_config'].count('{') == asked['target_config'].count('}')
+
+
+GPU_HLO = '''\
+%fused.1 (p: f32[8]) -> f32[8] {
+  ROOT %inner = f32[8]{0} fusion(%p), kind=kLoop, calls=%fused.2
+}
+%fused.2 (p: f32[8]) -> f32[8] {
+  ROOT %add = f32[8]{0} add(%p, %p)
+}
+%body (arg: (f32[8])) -> (f32[8]) {
+  %a = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused.1
+  %c = (f32[8]{0}, u8[0]{0}) custom-call(%a, %a), custom_call_target="__cudnn$convForward"
+}
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %b = f32[8]{0} fusion(%a), kind=kLoop, calls=%fused.1
+  %w = (f32[8]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+}
+'''
+
+
+def test_kernels_of_a_step_compiled_for_gpus():
+  assert costs.kernel_calls(GPU_HLO) == {'fusions': 6, 'cudnn': 5}  # a fusion's own parts are no calls
+
+
+def test_what_a_gpu_compiler_leaves_unsaid():
+  found = plan.Compiled(5.0, (8, 'NVIDIA H100 80GB HBM3'), 16, memory={'arguments': 10**9, 'temporary': 10**11},
+                        calls={'fusions': 1920})
+  text = '\n'.join(command.compiled_lines(found, topologies.parse('8xh100')))
+  assert 'FLOPs' not in text and 'a step: fusions 1,920' in text
+  assert '101 GB of 80 GB: TOO MUCH' in text  # it compiles what does not fit
 
 
 def test_hosts_of_topologies():

@@ -32,15 +32,16 @@ def sums_in_bfloat16(jaxpr) -> list[str]:
   return found
 
 
-@pytest.mark.parametrize('name', step_tools.PLAIN)
-def test_a_step_sums_nothing_in_bfloat16(name, monkeypatch):
+@pytest.mark.parametrize('name, features', [*((name, 'projected') for name in step_tools.PLAIN), ('distill', 'dino')])
+def test_a_step_sums_nothing_in_bfloat16(name, features, monkeypatch):
   monkeypatch.setattr(perception, 'BACKBONES', step_tools.TINY_BACKBONES)
   config = tiny.get_config()
   config.precision = 'bfloat16'
   # All layers of a U-Net in the teacher, all frozen networks in distillation; growth's discriminator sees pixels.
   config.network.update({'channel_mult': (1, 2) if name == 'teacher' else (1,), 'num_blocks': 0})
   config.phases.grow_16.num_blocks = 0
-  config.phases.distill.discriminator = configs.discriminator(features='projected')
+  config.phases.distill.discriminator = configs.discriminator(features=features)
+  config.phases.distill.adversarial.update({'loss': 'relativistic', 'r1': 1.0, 'r2': 1.0} if features == 'dino' else {})
   config.phases.distill.reconstruction.distance = 'lpips'
   assert sums_in_bfloat16(programs.make(config, name).trace().jaxpr.jaxpr) == []
 

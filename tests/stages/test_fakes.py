@@ -27,12 +27,13 @@ NETWORKS = types.SimpleNamespace(
   distance_draws=lambda rng, count: {},
   features=lambda frozen, images, draws: images,
   feature_draws=lambda rng, count: {},
-  judge=lambda variables, maps, cond: (variables['params']['w'] * maps.mean((1, 2, 3)), {}),
+  judge=lambda variables, maps, cond: (variables['params']['w'] * maps.mean((1, 2, 3))[:, None], {}),
 )
 
 
-def one_step(fakes):
-  phase = c.distill(fakes=fakes, optimizer=c.optimizer(name='sgd', learning_rate=1.0))
+def one_step(fakes, **adversarial):
+  phase = c.distill(fakes=fakes, optimizer=c.optimizer(name='sgd', learning_rate=1.0),
+                    adversarial=c.adversarial(**adversarial))
   params = {PLACE[0]: {PLACE[1]: {PLACE[2]: jnp.float32(0.5)}}}
   start = state.init_generator(params, {}, {'params': {'w': jnp.float32(1)}}, phase)
   rng = np.random.default_rng(0)
@@ -53,3 +54,26 @@ def test_fresh_fakes_are_other_noise_through_the_generator_just_updated():
   assert abs(float(scale_of(after.params)) - 0.5) > 0.1
   assert float(metrics['logit_fake']) == pytest.approx(float(scale_of(after.params) * noise.mean()), rel=1e-5)
   assert float(metrics['logit_fake']) != pytest.approx(-float(metrics['adversarial']), rel=1e-2)
+
+
+@pytest.mark.parametrize('fakes', ['fresh', 'shared'])
+def test_r3gans_losses_and_penalties_on_players_of_one_number(fakes):
+  after, metrics = one_step(fakes, loss='relativistic', r1=3.0, r2=5.0)
+  logits = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32).mean(1, keepdims=True)
+  noise = {key: jax.random.normal(state.step_keys(RNG, jnp.int32(0), 6)[key], (4, 8, 8, 1)) for key in (1, 3)}
+  of = lambda scale, key: scale * np.asarray(noise[key]).mean((1, 2, 3))[:, None]
+  softplus = lambda x: np.log1p(np.exp(x)).mean()
+  assert float(metrics['adversarial']) == pytest.approx(softplus(logits - of(0.5, 1)), rel=1e-5)
+  made = of(float(scale_of(after.params)), 3) if fakes == 'fresh' else of(0.5, 1)
+  for name in ('r1', 'r2'):  # the judge's gradient is 1 / 64 at each of 64 pixels
+    assert float(metrics[name]) == pytest.approx(1 / 64, rel=1e-6)
+  penalties = 3 / 2 / 64 + 5 / 2 / 64
+  assert float(metrics['discriminator']) == pytest.approx(softplus(made - logits) + penalties, rel=1e-5)
+  slope = np.mean((made - logits) / (1 + np.exp(logits - made))) + 2 * penalties  # by the judge's number, which is 1
+  assert float(metrics['discriminator_grad_norm']) == pytest.approx(abs(slope), rel=1e-4)
+
+
+def test_penalties_stand_beside_the_hinge_loss_too():
+  plain, weighed = (one_step('fresh', r1=r1)[1] for r1 in (0.0, 3.0))
+  assert 'r1' not in plain and 'r2' not in weighed
+  assert float(weighed['discriminator'] - plain['discriminator']) == pytest.approx(3 / 2 / 64, rel=1e-3)

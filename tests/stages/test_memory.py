@@ -34,6 +34,7 @@ def experiment(**changes):
   config.phases.teacher.label_dropout = 0.5
   config.phases.grow_16.num_blocks = 0
   config.phases.grow_16.discriminator.update({'spectral_norm': False, 'augment': ('translation',)})
+  config.phases.grow_16.adversarial.update({'loss': 'relativistic', 'r1': 1.0, 'r2': 0.5})
   for name in PLAIN:
     phase = config.phases[name]
     phase.batch_size = COUNT

@@ -92,6 +92,26 @@ def test_a_step_with_projected_features_is_the_same_on_one_and_on_eight_devices(
   assert all(jax.tree.leaves(changed['spectral']))
 
 
+def test_a_step_on_dinos_tokens_with_r3gans_loss_is_the_same_on_one_and_on_eight_devices(folder):
+  published_files.write(folder, perception.DINO_NAME)
+  config = experiment('pixels')
+  config.phases.distill.discriminator = configs.discriminator(features='dino')
+  config.phases.distill.adversarial.update({'loss': 'relativistic', 'r1': 1.0, 'r2': 1.0})
+  networks, frozen, before = start(config)
+  assert set(frozen['features']) == {perception.DINO_NAME}
+  shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert shapes(frozen_weights.shapes(config, 'distill')) == shapes(frozen)
+  one, metrics = run_step(config, networks, frozen, before, 1)
+  many, many_metrics = run_step(config, networks, frozen, before, 8)
+  assert one.skipped == 0 and metrics['r1'] > 0 and metrics['r2'] > 0
+  for key in ('adversarial', 'discriminator', 'r1', 'r2'):
+    assert many_metrics[key] == pytest.approx(metrics[key], rel=1e-3), key
+  for part in ('params', 'discriminator'):
+    moved, difference = (norm_of_difference(getattr(one, part), getattr(x, part)) for x in (before, many))
+    assert 0 < moved and difference < 1e-2 * moved, (part, difference / moved)
+  assert len(one.discriminator['params']) == 5 * 4  # a head for the embedding and each quarter of the blocks
+
+
 def test_the_distance_is_of_resized_then_augmented_images_with_one_draw_for_both(folder):
   config = experiment()
   networks, frozen = models.build(config, 'distill'), frozen_weights.load(config, 'distill')
@@ -114,6 +134,8 @@ def test_images_below_256_px_are_resized_and_others_enter_as_they_are(folder):
     return perception.projected_networks([LITE], resolution, jnp.float32)[LITE].input_size
 
   assert [input_size(side) for side in (32, 128, 256, 512)] == [128, 128, None, None]
+  dino = [perception.dino_network(side, jnp.float32).input_size for side in (32, 128, 256, 264, 512)]
+  assert dino == [128, 128, 256, 256, 512]  # whole patches: what lies in half of one would not be seen
   assert perception.enlarged(jnp.zeros((1, 64, 64, 3))).shape == (1, 128, 128, 3)
   assert perception.enlarged(jnp.zeros((1, 256, 256, 3))).shape == (1, 256, 256, 3)
 
@@ -136,6 +158,13 @@ def test_a_phase_on_pixels_needs_no_files(monkeypatch, tmp_path):
   monkeypatch.setenv(locate.ENVIRONMENT, str(tmp_path))
   assert frozen_weights.load(tiny.get_config(), 'distill') == {}
   frozen_weights.check_present(tiny.get_config(), tiny.get_config().order)
+
+
+def test_dino_is_asked_for_where_its_tokens_are_seen(folder):
+  config = experiment('pixels')
+  config.phases.distill.discriminator.features = 'dino'
+  with pytest.raises(locate.MissingWeightsError, match='dino_vits16 is not there(.|\n)*dino_deitsmall16_pretrain.pth'):
+    frozen_weights.check_present(config, tiny.get_config().order)
 
 
 @pytest.mark.parametrize('distance, missing', [('projected', LITE), ('lpips', 'vgg16')])

@@ -4,6 +4,7 @@ The defaults are DeiT-base-distilled, patch 16, 224 px. The final norm and the c
 of it: the maps are taken before them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,8 +15,18 @@ from pagoda_jax.data import resize
 from pagoda_jax.networks import attention, layers
 
 
+def bilinear_positions(grid: jax.Array, height: int, width: int) -> jax.Array:
+  """The position grid [h, w, C] of images of another size, as StyleGAN-XL makes it."""
+  return resize.resize(grid, (height, width), 'bilinear')
+
+
 class DeiT(nn.Module):
-  """The token grid after each quarter of the blocks (after blocks 3, 6, 9 and 12 of 12)."""
+  """The token grid after each quarter of the blocks (after blocks 3, 6, 9 and 12 of 12).
+
+  Attributes:
+    resized_positions: resized_positions(grid [grid, grid, width], height, width) -> [height, width, width]: the
+      position grid for images of another size.
+  """
 
   width: int = 768
   depth: int = 12
@@ -24,42 +35,41 @@ class DeiT(nn.Module):
   patch: int = 16
   grid: int = 14  # side of the position grid, in patches
   distilled: bool = True  # a second extra token
+  resized_positions: Callable[[jax.Array, int, int], jax.Array] = bilinear_positions
   dtype: Any = jnp.float32
   attention_form: str = 'auto'  # one of attention.FORMS: speed and memory
 
-  @nn.compact
   def __call__(self, x: jax.Array) -> list[jax.Array]:
-    """x [B, H, W, 3], ImageNet-normalised -> four maps [B, H/patch, W/patch, width].
+    """x [B, H, W, 3], ImageNet-normalised -> four maps [B, H/patch, W/patch, width]."""
+    extra, (height, width) = 1 + self.distilled, (side // self.patch for side in x.shape[1:3])
+    quarters = [tokens for index, tokens in enumerate(self.tokens(x)) if index and 4 * index % self.depth == 0]
+    return [tokens[:, extra:].reshape(len(x), height, width, self.width) for tokens in quarters]
 
-    The position grid is resized bilinearly when H or W is not patch * grid.
-    """
+  @nn.compact
+  def tokens(self, x: jax.Array) -> list[jax.Array]:
+    """x as above -> `depth` + 1 sequences [B, tokens, width], extra tokens first: embedded, and after each block."""
     patch = (self.patch, self.patch)
     x = nn.Conv(self.width, patch, patch, 'VALID', dtype=self.dtype, name='patches')(x)
     batch, height, width, _ = x.shape
     extra = self._extra_tokens()
     positions = self.param('positions', nn.initializers.normal(0.02), (extra.shape[1] + self.grid**2, self.width))
     # Sums of embeddings in float32: what is lost here is lost in every block.
-    tokens = x.astype(jnp.float32) + self._position_grid(positions[extra.shape[1] :], height, width)
+    grid = positions[extra.shape[1] :].reshape(self.grid, self.grid, self.width)
+    tokens = x.astype(jnp.float32) + self.resized_positions(grid, height, width)
     extra = jnp.broadcast_to(extra + positions[: extra.shape[1]], (batch, *extra.shape[1:]))
     tokens = jnp.concatenate([extra, tokens.reshape(batch, height * width, self.width)], axis=1).astype(self.dtype)
-    maps = []
+    sequences = [tokens]
     for index in range(self.depth):
       block = TransformerBlock(
         self.head_channels, self.mlp_width, self.dtype, self.attention_form, name=f'block{index}'
       )
-      tokens = block(tokens)
-      if 4 * (index + 1) % self.depth == 0:
-        maps.append(tokens[:, extra.shape[1] :].reshape(batch, height, width, self.width))
-    return maps
+      sequences.append(block(sequences[-1]))
+    return sequences
 
   def _extra_tokens(self):
     names = ('class_token', 'distillation_token') if self.distilled else ('class_token',)
     initializer = nn.initializers.normal(0.02)
     return jnp.stack([self.param(name, initializer, (self.width,)) for name in names])[None]
-
-  def _position_grid(self, positions, height, width):
-    positions = positions.reshape(self.grid, self.grid, self.width)
-    return resize.resize(positions, (height, width), 'bilinear')
 
 
 class TransformerBlock(nn.Module):
