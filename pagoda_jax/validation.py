@@ -157,8 +157,14 @@ def _validate_phase(config, name, earlier, shards):
            f"must be '' or a metric of every phase; {name} ({phase.stage}) has {', '.join(choices)}")
     if shards:
       _validate_microbatch(config, phase.batch_size // shards, f'{path}.batch_size = {phase.batch_size}')
+  if phase.stage == 'teacher':
+    _validate_teacher(config, phase, path)
   if phase.stage in ('invert', 'distill'):
     _check_start(config, path, 'teacher', phase, earlier, ('teacher',))
+    kept = configs.ema_names(config.phases[phase.teacher]) if phase.teacher else ()
+    _check(phase.start_ema in ('', *kept), f'{path}.start_ema', phase.start_ema,
+           f"must be '' or one of {', '.join(kept)}, the averages of {phase.teacher}" if kept else
+           f"must be '': {path}.init_from names weights that are one average already")
   if phase.stage == 'invert':
     _check(phase.store or phase.dtype == 'float32', f'{path}.dtype', phase.dtype,
            f'is the type of what is stored, and {path}.store is False; it must be float32')
@@ -170,6 +176,17 @@ def _validate_phase(config, name, earlier, shards):
            phase.standardize_noise,
            f'needs the mean and deviation of a store, and config.phases.{phase.noise}.store is False')
     _validate_losses(config, name)
+
+
+def _validate_teacher(config, phase, path):
+  kept = configs.ema_names(phase)
+  _check(len(set(kept)) == len(kept), f'{path}.ema_halflife', phase.ema_halflife,
+         f'and {path}.ema_std = {phase.ema_std}: must name no average twice')
+  augmentation = phase.augmentation
+  labels = sum(configs.TEACHER_AUGMENTATIONS[name] for name in augmentation.transforms)
+  _check(not augmentation.rate or config.network.augment_dim == labels, 'config.network.augment_dim',
+         config.network.augment_dim, f'must be {labels}, the labels of {path}.augmentation.transforms = '
+         f'{tuple(augmentation.transforms)}: without them samples come out augmented too')
 
 
 def _validate_growth(config, name, earlier):

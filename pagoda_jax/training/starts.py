@@ -7,6 +7,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from pagoda_jax import config as configs
 from pagoda_jax.networks import growth
 from pagoda_jax.networks.unet import UNet
 from pagoda_jax.runtime import trees
@@ -41,8 +42,10 @@ def read_start(config, folder, name: str) -> tuple[dict, str]:
   if phase.init_from:
     return _read_outside(config, name)
   source = epath.Path(folder) / phase[REFERENCES[phase.stage]]
-  params, step = checkpoints.read_generator(source)
-  where = f'{source}, step {step}'
+  average = phase.get('start_ema', '')
+  first, *_ = configs.ema_names(config.phases[source.name])
+  params, step = checkpoints.read_generator(source, other_ema='' if average == first else average)
+  where = f'{source}, step {step}' + (f', average {average}' if average else '')
   if phase.stage != 'grow':
     check_same_tree(_shapes(models.make_unet(config, name)), params, where)
   return params, where

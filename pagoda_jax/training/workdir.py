@@ -5,6 +5,7 @@ import json
 from etils import epath
 from ml_collections import ConfigDict
 
+from pagoda_jax import config as configs
 from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.runtime import distributed
@@ -16,7 +17,12 @@ from pagoda_jax.training.claims import WorkdirError
 # What lies at init_from is compared itself, by `check_inputs`.
 FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify')
 # Keys that came later: what was computed before, by phases whose config.json lacks them.
-EARLIER = {'matmul_precision': 'default'}
+EARLIER = {
+  'matmul_precision': 'default',
+  # Teachers had one average of constant decay, and no augmentation.
+  'ema_halflife': [], 'ema_rampup': 0.05, 'ema_std': [], 'start_ema': '',
+  'rate': 0.0, 'transforms': list(configs.EDM_AUGMENTATIONS),
+}
 INVERTED_WITH = 'inverted_with'  # in inputs.json: which network made a generator phase's noise
 SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')
 
