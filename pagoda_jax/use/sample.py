@@ -9,12 +9,13 @@ from pagoda_jax.data.images import image_grid, write_png
 from pagoda_jax.runtime import sharding
 from pagoda_jax.runtime.files import replacing
 from pagoda_jax.stages import sampler
-from pagoda_jax.training import checkpoints, workdir
+from pagoda_jax.training import checkpoints, starts, workdir
 
 FORMATS = ('.png', '.npz')
 
 
-def draw(folder, phase: str, step: str, count: int, labels: str, seed: int, batch_size: int):
+def draw(folder, phase: str, step: str, count: int, labels: str, seed: int, batch_size: int,
+         average: str = ''):
   """Images of a phase in a work directory.
 
   Args:
@@ -25,12 +26,13 @@ def draw(folder, phase: str, step: str, count: int, labels: str, seed: int, batc
     labels: 'cycle', 'random' or a list such as '3,5,7'.
     seed: the same seed gives the same images.
     batch_size: images a call.
+    average: which of the phase's averages of its weights, such as 'std_0.1'; '' takes the first.
 
   Returns:
     (uint8 [count, S, S, C], labels [count] int32, the phase's name, the checkpoint's step).
 
   Raises:
-    ValueError: there is no such phase or label.
+    ValueError: there is no such phase, label or average.
     WorkdirError, CheckpointError: there is nothing to draw from, or it is damaged.
   """
   config = workdir.read_config(folder)
@@ -41,7 +43,7 @@ def draw(folder, phase: str, step: str, count: int, labels: str, seed: int, batc
   classes = sampler.parse_labels(labels, count, config.data.num_classes, seed)
   phase_folder = epath.Path(folder) / name
   chosen = checkpoints.chosen_step(phase_folder, step, config.checkpoint)
-  params, step = checkpoints.read_generator(phase_folder, chosen)
+  params, step = starts.read_average(config, phase_folder, average, chosen)
   mesh = sharding.make_mesh()
   draw_batch = sampler.Sampler(config, name, mesh, min(batch_size, count))
   return draw_batch.draw(sharding.place(params, mesh), seed, classes), classes, name, step
