@@ -20,6 +20,12 @@ GENERATOR_STAGES = ('distill', 'grow')
 IMAGE_STAGES = ('teacher', 'distill', 'grow')  # whose networks draw images
 TRAINED_STAGES = ('teacher', 'guide', 'distill', 'grow')
 AUGMENTATIONS = ('brightness', 'saturation', 'contrast', 'translation', 'cutout')
+# Of a teacher's training pictures (method/edm_augment.py), and how many labels tell the network of each.
+TEACHER_AUGMENTATIONS = {
+  'x_flip': 1, 'y_flip': 1, 'quarter_turn': 2, 'integer_translation': 2, 'scale': 1, 'rotation': 2, 'anisotropy': 2,
+  'translation': 2, 'brightness': 1, 'contrast': 1, 'luma_flip': 1, 'hue': 2, 'saturation': 1,
+}
+EDM_AUGMENTATIONS = ('x_flip', 'y_flip', 'scale', 'rotation', 'anisotropy', 'translation')
 # What the train steps measure and a checkpoint can be the best by.
 GENERATOR_METRICS = ('loss', 'adversarial', 'weight', 'discriminator', 'logit_real', 'logit_fake', 'grad_norm',
                      'discriminator_grad_norm')
@@ -114,9 +120,20 @@ def network():
     'mid_attention': (True, flag),
     'num_heads': (0, integer('[0, 1024]')),  # 0: by channels_per_head ('ddpmpp': one)
     'channels_per_head': (64, WIDTH),
-    # augmentation labels that published weights were trained with; always zero here
+    # augmentation labels: as many as a teacher's augmentation has (9 of EDM's), or as published weights were trained
+    # with; zero but in a teacher's training
     'augment_dim': (0, integer('[0, 1024]')),
     'dropout': (0.0, number('[0, 1)')),
+  }
+
+
+@_keys
+def augmentation():
+  """EDM's augmentation of a teacher's pictures, told to the network by labels (Karras et al. 2022, appendix F.2)."""
+  return {
+    # chance of each transform (an x_flip's is 1/2); 0: none at all. EDM: 0.12 to 0.15 on 10 to 70 thousand pictures
+    'rate': (0.0, number('[0, 1]')),
+    'transforms': (EDM_AUGMENTATIONS, some_of(*TEACHER_AUGMENTATIONS, at_least=1)),
   }
 
 
@@ -129,7 +146,13 @@ def teacher():
     'steps': (100_000, STEPS),
     'batch_size': (4096, BATCH),
     'optimizer': _group(optimizer, name='adam'),
-    'ema': (0.9999, number('[0, 1)')),
+    'ema': (0.9999, number('[0, 1)')),  # decay a step, where neither of the next but one is given
+    # Averages by half-life, in images, and after them by power function of a relative standard deviation (EDM2).
+    # The first of all is the one that later phases and `pagoda sample` take.
+    'ema_halflife': ((), each(number('[1, 1e14]'), 0, 10)),
+    'ema_rampup': (0.05, number('[0, 1]')),  # largest half-life as a share of the images seen; 0: no ramp-up
+    'ema_std': ((), each(number('[0.001, 0.288]'), 0, 10)),
+    'augmentation': _group(augmentation),
     'label_dropout': (0.0, number('[0, 1]')),
     'p_mean': (-1.2, number('[-10, 10]')),
     'p_std': (1.2, number('[0, 5]')),
@@ -149,6 +172,7 @@ def invert():
   return {
     'stage': ('invert', one_of('invert')),
     'teacher': ('teacher', text),  # a phase; or '' with init_from
+    'start_ema': ('', text),  # which average of the phase it reads ('halflife_500000', 'std_0.1'); '': its first
     'init_from': ('', text),  # instead of `teacher`: folder of `pagoda convert`, or another run's phase (its EMA)
     'batch_size': (256, BATCH),
     'num_levels': (40, integer('[2, 10_000]')),
@@ -172,7 +196,8 @@ def guide():
   return {
     'stage': ('guide', one_of('guide')),
     'teacher': ('teacher', text),  # a phase; or '' with init_from
-    'init_from': ('', text),  # as in invert()
+    'start_ema': ('', text),  # this and the next as in invert()
+    'init_from': ('', text),
     'steps': (10_000, STEPS),
     'batch_size': (256, BATCH),
     'optimizer': _group(optimizer, name='adam'),
@@ -254,7 +279,7 @@ def _generator_phase(stage: str) -> dict:
 def distill():
   """Stage 2, the one-step generator at the base resolution (METHOD: 0.2 x adaptive weight, RAdam)."""
   # Both as in invert(): the generator begins as a copy of that network.
-  return _generator_phase('distill') | {'teacher': ('teacher', text), 'init_from': ('', text)}
+  return _generator_phase('distill') | {'teacher': ('teacher', text), 'start_ema': ('', text), 'init_from': ('', text)}
 
 
 @_keys
@@ -368,6 +393,12 @@ def add_phase(config: ConfigDict, name: str, phase: ConfigDict) -> None:
 def has_guidance(config: ConfigDict) -> bool:
   """Whether an experiment's generators take the strength of guidance as an input."""
   return config.get('guidance', {}).get('law', 'none') != 'none'  # configs from before guidance have no such group
+
+
+def ema_names(phase: ConfigDict) -> tuple[str, ...]:
+  """Names of the averages that a phase keeps of its weights; the first is what others read of it by default."""
+  named = [f'{kind}_{value:.15g}' for kind in ('halflife', 'std') for value in phase.get(f'ema_{kind}', ())]
+  return tuple(named) or ('ema',)
 
 
 def phase_resolution(config: ConfigDict, name: str) -> int:

@@ -19,6 +19,7 @@ COMMANDS = {
   'bench': 'how fast this machine runs a phase (step, sample, invert), reads pictures (data), converts (convert)',
   'inspect': "a work directory's checkpoints, parameters and digests",
   'convert': 'published PyTorch weights to a folder, and back',
+  'ema': "an average of a teacher's weights that was not kept, from its checkpoints; to a folder for init_from",
   'weights': 'list | check [NAME ...] | path NAME: published files on this machine',
 }
 WITH_WORDS = ('bench', 'weights')  # the others take flags only

@@ -177,8 +177,14 @@ def _validate_phase(config, name, earlier, shards):
            f"must be '' or a metric of every phase; {name} ({phase.stage}) has {', '.join(choices)}")
     if shards:
       _validate_microbatch(config, phase.batch_size // shards, f'{path}.batch_size = {phase.batch_size}')
+  if phase.stage == 'teacher':
+    _validate_teacher(config, phase, path)
   if phase.stage in ('invert', 'guide', 'distill'):
     _check_start(config, path, 'teacher', phase, earlier, ('teacher',))
+    kept = configs.ema_names(config.phases[phase.teacher]) if phase.teacher else ()
+    _check(phase.start_ema in ('', *kept), f'{path}.start_ema', phase.start_ema,
+           f"must be '' or one of {', '.join(kept)}, the averages of {phase.teacher}" if kept else
+           f"must be '': {path}.init_from names weights that are one average already")
   if phase.stage == 'guide':
     law = config.guidance.law
     _check(law not in ('none', 'constant'), f'{path}.stage', phase.stage,
@@ -209,6 +215,17 @@ def _validate_guide(config, path, phase, earlier):
            f"must be '' while config.guidance.law = {config.guidance.law!r}: there is nothing to estimate")
   else:
     _check_reference(config, path, 'guide', phase.guide, earlier, ('guide',))
+
+
+def _validate_teacher(config, phase, path):
+  kept = configs.ema_names(phase)
+  _check(len(set(kept)) == len(kept), f'{path}.ema_halflife', phase.ema_halflife,
+         f'and {path}.ema_std = {phase.ema_std}: must name no average twice')
+  augmentation = phase.augmentation
+  labels = sum(configs.TEACHER_AUGMENTATIONS[name] for name in augmentation.transforms)
+  _check(not augmentation.rate or config.network.augment_dim == labels, 'config.network.augment_dim',
+         config.network.augment_dim, f'must be {labels}, the labels of {path}.augmentation.transforms = '
+         f'{tuple(augmentation.transforms)}: without them samples come out augmented too')
 
 
 def _validate_growth(config, name, earlier):

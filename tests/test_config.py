@@ -105,6 +105,11 @@ BAD = [
   ('phases.grow_16.standardize_noise', True, ['grow_16.standardize_noise = True', 'must be False, as']),
   ('phases.teacher.optimizer', configs.optimizer(schedule='cosine', warmup_steps=4),
    ['optimizer.warmup_steps = 4', 'less than config.phases.teacher.steps = 4']),
+  ('phases.invert.start_ema', 'std_0.1', ["start_ema = 'std_0.1'", "'' or one of ema, the averages of teacher"]),
+  ('phases.teacher.ema_std', (0.3,), ['ema_std = (0.3,)', '[0.001, 0.288]']),
+  ('phases.teacher.ema_halflife', (5e5, 500_000), ['ema_halflife = (500000.0, 500000)', 'no average twice']),
+  ('phases.teacher.augmentation.rate', 0.12, ['network.augment_dim = 0', 'must be 9', 'come out augmented']),
+  ('phases.teacher.augmentation.transforms', ('shear',), ["transforms = ('shear',)", 'at least one of x_flip']),
   ('phases.a/b', configs.teacher(), ["config.phases = 'a/b'", 'letters']),
   ('phases.distill', 'distill', ["config.phases.distill = 'distill'", 'must be a phase']),
 ]
@@ -176,7 +181,8 @@ def test_a_constant_strength_needs_no_estimator_and_no_guidance_no_strengths():
 FLAGS = ('mirror verify mid_attention clip_denoised add_noise store spectral_norm conditional adaptive scale_shift '
          'shard_frozen batches')
 TEXTS = 'data.path data.name split weights_dir teacher.init_from'
-TUPLES = 'remat augment init_levels attention_resolutions decoder_channel_mult evaluation.guidance'
+TUPLES = ('ema_halflife ema_std remat augment init_levels attention_resolutions decoder_channel_mult '
+          'evaluation.guidance')
 # What most keys cannot be, and the ends of the names of those that can.
 HOSTILE = [
   (math.nan, ''),
@@ -184,13 +190,13 @@ HOSTILE = [
   (-math.inf, ''),
   (-1, 'num_classes workers mesh.data p_mean'),
   (0, 'seed holdout workers max_unreadable stem_channels embed_channels num_heads augment_dim dropout warmup_steps b1 '
-      'b2 clip_norm ema p_mean p_std weight mean low r1 r2 grow_16.num_blocks microbatch keep_every '
+      'b2 clip_norm ema ema_rampup rate p_mean p_std weight mean low r1 r2 grow_16.num_blocks microbatch keep_every '
       'evaluation.samples'),
   (1.5, 'learning_rate clip_norm p_mean p_std weight mean std low high r1 r2 sigma_min sigma_max sigma_data rho'),
   (1e30, ''),
   (10**9, 'seed steps warmup_steps clip_norm every_steps samples_every keep_every'),
   (10**400, ''),
-  ('', f'{TEXTS} init_from best'),
+  ('', f'{TEXTS} init_from start_ema best'),
   ('x', TEXTS),
   ('nan', TEXTS),
   ('\0', ''),

@@ -58,7 +58,8 @@ def parameters(state: dict) -> list[str]:
   leaves = trees.flat_leaves(state)
   counts = {part: sum(leaf.size for path, leaf in leaves.items() if path.split('/')[0] == part) for part in state}
   return [parameter_overview.get_parameter_overview(shown, include_stats=False),
-          *(f'  {part}: {count:,} numbers' for part, count in counts.items())]
+          *(f'  {part}: {count:,} numbers' for part, count in counts.items()),
+          *(f'  other_emas: {name}' for name in state.get('other_emas', {}))]
 
 
 def describe_store(folder: epath.Path) -> list[str]:

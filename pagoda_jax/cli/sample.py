@@ -20,6 +20,8 @@ def define_flags(fv) -> None:
                        lower_bound=2, upper_bound=10_000, flag_values=fv)
   flags.DEFINE_string('phase', '', 'Phase to draw from; default: the last that has a checkpoint.', flag_values=fv)
   flags.DEFINE_string('step', '', "Step of the checkpoint, or 'best'; default: the newest.", flag_values=fv)
+  flags.DEFINE_string('ema', '', "Of a teacher with several averages: which, such as std_0.1; default: the first.",
+                      flag_values=fv)
   flags.DEFINE_integer('num_images', 64, 'Number of images, at each strength of guidance.', lower_bound=1,
                        flag_values=fv)
   flags.DEFINE_string('labels', 'cycle', "Classes: 'cycle', 'random', or a list such as 3,5,7.", flag_values=fv)
@@ -37,7 +39,7 @@ def run(fv, args) -> int:
     raise ValueError(f'--out={fv.out}: must end in {" or ".join(sample.FORMATS)}')
   if (fv.workdir is None) == (fv.weights is None):
     raise ValueError('give --workdir=RUN or --weights=FOLDER' + (', not both' if fv.weights else ''))
-  of_other = ('phase', 'step') if fv.weights else ('kind', 'levels')
+  of_other = ('phase', 'step', 'ema') if fv.weights else ('kind', 'levels')
   if given := [name for name in of_other if fv[name].present]:
     raise ValueError(f'--{given[0]}={fv[given[0]].value}: is of {"--workdir" if fv.weights else "--weights"}, and '
                      f'{"--weights" if fv.weights else "--workdir"} is given')
@@ -47,7 +49,7 @@ def run(fv, args) -> int:
     images, labels, kind = sample.draw_weights(fv.weights, fv.kind or '', fv.levels, *how)
     what = f'{kind} of {fv.weights}'
   else:
-    images, labels, phase, step = sample.draw(fv.workdir, fv.phase, fv.step, *how)
+    images, labels, phase, step = sample.draw(fv.workdir, fv.phase, fv.step, *how, fv.ema)
     what = f'phase {phase}, step {step}'
   sample.write(fv.out, images, labels, omegas)
   strength = f', guidance {fv.guidance}' if omegas else ''

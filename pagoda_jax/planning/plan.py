@@ -310,7 +310,7 @@ class Compiled:
     seconds: that it took.
     devices: how many, and of which kind.
     images: of a step.
-    flops: of such a step, without those of a kernel of its own (attention.py); 0 where the compiler does not count them.
+    flops: of such a step, but for those of attention's own kernels; 0 where the compiler does not count them.
     memory: bytes by what they are for.
     sent: bytes that a device sends in a step, by the kind of collective.
     calls: on a GPU, how often a step runs what (`costs.kernel_calls`).

@@ -13,12 +13,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pagoda_jax import config as configs
+from pagoda_jax.method import ema
+
 Tree = Any
 
 
 @flax.struct.dataclass
 class TeacherState:
-  """State of stage 1: `params` and `ema` are trees of equal structure."""
+  """State of stage 1: `params` and `ema` are trees of equal structure.
+
+  `ema` is the first of the averages that config.ema_names names, `other_emas` holds the others by name: {} where
+  there is one.
+  """
 
   step: jax.Array
   skipped: jax.Array
@@ -26,6 +33,7 @@ class TeacherState:
   params: Tree
   ema: Tree
   opt_state: Tree
+  other_emas: Tree = flax.struct.field(default_factory=dict)
 
 
 @flax.struct.dataclass
@@ -67,9 +75,11 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
 
 
 def init_teacher(params: Tree, config) -> TeacherState:
-  """State at step 0. `ema` is a copy: the state is donated, and one buffer cannot be donated twice."""
+  """State at step 0. Its averages are copies: the state is donated, and one buffer cannot be donated twice."""
   optimizer = make_optimizer(config.optimizer, config.steps)
-  return TeacherState(**_counters(), params=params, ema=copy(params), opt_state=optimizer.init(params))
+  others = {name: copy(params) for name in configs.ema_names(config)[1:]}
+  return TeacherState(
+    **_counters(), params=params, ema=copy(params), opt_state=optimizer.init(params), other_emas=others)
 
 
 def init_generator(params: Tree, fixed: Tree, discriminator: Tree, config) -> GeneratorState:
@@ -97,9 +107,22 @@ def copy(tree: Tree) -> Tree:
 
 
 @jax.named_scope('update')
-def mix(ema: Tree, params: Tree, decay: float) -> Tree:
-  """Exponential moving average: decay * ema + (1 - decay) * params."""
-  return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p.astype(e.dtype), ema, params)
+def mix(average: Tree, params: Tree, decay: float) -> Tree:
+  """Exponential moving average: decay * average + (1 - decay) * params."""
+  return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p.astype(e.dtype), average, params)
+
+
+@jax.named_scope('update')
+def averaged(state: TeacherState, params: Tree, config) -> dict[str, Tree]:
+  """The fields `ema` and `other_emas` of a teacher's state after the step that made `params` of it."""
+  images_seen = state.step.astype(jnp.float32) * config.batch_size
+  rates = [ema.halflife_rate(images_seen, config.batch_size, h, config.ema_rampup) for h in config.ema_halflife]
+  rates += [ema.power_rate(state.step + 1, std) for std in config.ema_std]
+  if not rates:
+    return {'ema': mix(state.ema, params, config.ema)}
+  others = zip(configs.ema_names(config)[1:], rates[1:])
+  return {'ema': ema.moved(state.ema, params, rates[0]),
+          'other_emas': {name: ema.moved(state.other_emas[name], params, rate) for name, rate in others}}
 
 
 def finite_leaves(tree: Tree) -> Tree:

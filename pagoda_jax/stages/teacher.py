@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import optax
 
 from pagoda_jax.data.images import normalize
-from pagoda_jax.method import diffusion, microbatch
+from pagoda_jax.method import diffusion, edm_augment, microbatch
 from pagoda_jax.stages.models import Networks
-from pagoda_jax.stages.state import TeacherState, guarded, make_optimizer, mix, step_keys
+from pagoda_jax.stages.state import TeacherState, averaged, guarded, make_optimizer, step_keys
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):
@@ -28,24 +28,29 @@ def make_train_step(networks: Networks, config, parts: int = 1):
 
   def step(state: TeacherState, batch, frozen, rng):
     del frozen
-    drop_key, loss_key, dropout_key = step_keys(rng, state.step, 3)
-    images = normalize(batch['image'])
+    # The first three are the same as of three keys: a run without augmentation is what it was before there was any.
+    drop_key, loss_key, dropout_key, augment_key = step_keys(rng, state.step, 4)
+    images, told = normalize(batch['image']), None
     labels = dropped_labels(drop_key, batch['label'], config.label_dropout)
+    if config.augmentation.rate:
+      images, told = edm_augment.augmented(
+        images, jax.random.split(augment_key, len(images)), config.augmentation.rate, config.augmentation.transforms)
 
     sigma, noise = diffusion.training_draws(loss_key, images.shape, config.p_mean, config.p_std)
     dropout_keys = jax.random.split(dropout_key, len(images))
 
-    def losses_of(params, images, labels, sigma, noise, dropout_keys):
+    def losses_of(params, images, labels, told, sigma, noise, dropout_keys):
       return diffusion.edm_loss(
         networks.denoise, params, images, {'label': labels}, sigma, noise, networks.sigma_data,
-        dropout_keys=dropout_keys,
+        augment=told, dropout_keys=dropout_keys,
       )
 
-    loss, grads = microbatch.mean_and_grad(losses_of, parts)(state.params, images, labels, sigma, noise, dropout_keys)
+    loss, grads = microbatch.mean_and_grad(losses_of, parts)(
+      state.params, images, labels, told, sigma, noise, dropout_keys)
     norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    new = state.replace(params=params, opt_state=opt_state, ema=mix(state.ema, params, config.ema))
+    new = state.replace(params=params, opt_state=opt_state, **averaged(state, params, config))
     state = guarded((loss, norm), new, state)
     return state, {'loss': loss, 'grad_norm': norm, 'skipped_in_a_row': state.skipped,
                    'skipped': state.skipped_total}

@@ -7,6 +7,7 @@ reads the newest. Only this file knows Orbax.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 
@@ -125,14 +126,25 @@ class Checkpoints:
     Raises:
       CheckpointError: it is missing, damaged or of another structure.
     """
-    onto = ocp.checkpoint_utils.construct_restore_args(abstract_state)
-    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(abstract_state, restore_args=onto),
-                              data=ocp.args.JsonRestore())
     try:
+      asked = self._without_later_fields(step, abstract_state)
+      onto = ocp.checkpoint_utils.construct_restore_args(asked)
+      args = ocp.args.Composite(state=ocp.args.PyTreeRestore(asked, restore_args=onto), data=ocp.args.JsonRestore())
       restored = self._manager.restore(step, args=args)
     except Exception as error:
       raise CheckpointError(f'{self.folder / str(step)}: cannot be restored: {first_lines(error)}') from error
-    return restored['state'], restored['data']
+    state = restored['state'] if asked is abstract_state else abstract_state.replace(**restored['state'])
+    return state, restored['data']
+
+  def _without_later_fields(self, step, abstract_state):
+    """What to ask of a checkpoint that an earlier version wrote: its state had not all fields, which are empty now."""
+    if not dataclasses.is_dataclass(abstract_state):
+      return abstract_state
+    with _without_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
+      saved = checkpointer.metadata(self.folder / str(step) / 'state').item_metadata.tree
+    fields = {field.name: getattr(abstract_state, field.name) for field in dataclasses.fields(abstract_state)}
+    known = {name: value for name, value in fields.items() if name in saved or jax.tree.leaves(value)}
+    return abstract_state if known.keys() == fields.keys() else known
 
   def close(self) -> None:
     """Waits for saves that are under way."""
@@ -316,10 +328,21 @@ def _set_aside(path) -> str:
   return name
 
 
-def read_generator(phase_folder, step: int | None = None) -> tuple[dict, int]:
-  """(parameters for evaluation, step): the EMA, joined with what the phase does not train."""
-  state, step = read_state(phase_folder, step, ('ema', 'fixed'))
-  return {**state.get('fixed', {}), **state['ema']}, step
+def read_generator(phase_folder, step: int | None = None, other_ema: str = '') -> tuple[dict, int]:
+  """(parameters for evaluation, step): the EMA, joined with what the phase does not train.
+
+  Args:
+    phase_folder, step: as in `read_state`.
+    other_ema: which average of a teacher that has several, but the first; '': the first.
+  """
+  state, step = read_state(phase_folder, step, ('other_emas' if other_ema else 'ema', 'fixed'))
+  if not other_ema:
+    return {**state.get('fixed', {}), **state['ema']}, step
+  if other_ema not in state.get('other_emas', {}):
+    there = ', '.join(state.get('other_emas', {})) or 'none'
+    where = _folder(phase_folder) / str(step)
+    raise CheckpointError(f'{where}: no average {other_ema} beside the first; there: {there}')
+  return state['other_emas'][other_ema], step
 
 
 def read_data_position(phase_folder, step: int) -> dict:

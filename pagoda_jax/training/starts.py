@@ -7,6 +7,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from pagoda_jax import config as configs
 from pagoda_jax.networks import growth
 from pagoda_jax.networks.unet import UNet
 from pagoda_jax.runtime import trees
@@ -40,11 +41,25 @@ def read_start(config, folder, name: str) -> tuple[dict, str]:
   if phase.init_from:
     return _read_outside(config, name)
   source = epath.Path(folder) / phase[REFERENCES[phase.stage]]
-  params, step = checkpoints.read_generator(source)
-  where = f'{source}, step {step}'
+  average = phase.get('start_ema', '')
+  params, step = read_average(config, source, average)
+  where = f'{source}, step {step}' + (f', average {average}' if average else '')
   if phase.stage != 'grow':
     check_same_tree(_shapes(_expected(config, name)), params, where)
   return params, where
+
+
+def read_average(config, phase_folder: epath.Path, average: str = '', step: int | None = None) -> tuple[dict, int]:
+  """(all parameters, step) of an average that a phase keeps of its weights, such as 'std_0.1'; '': its first.
+
+  Raises:
+    StartError: it keeps no such average.
+    CheckpointError: as `checkpoints.read_state`.
+  """
+  first, *others = configs.ema_names(config.phases[phase_folder.name])
+  if average not in ('', first, *others):
+    raise StartError(f'{phase_folder}: keeps no average {average!r}; there are {", ".join((first, *others))}')
+  return checkpoints.read_generator(phase_folder, step, average if average in others else '')
 
 
 def mark(init_from: str) -> str:

@@ -17,7 +17,14 @@ from pagoda_jax.training.claims import WorkdirError
 # What lies at init_from is compared itself, by `check_inputs`.
 FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify')
 # Keys that came later: what was computed before, by phases whose config.json lacks them.
-EARLIER = {'matmul_precision': 'default', 'guide': '', 'loss': 'hinge', 'r1': 0.0, 'r2': 0.0}
+EARLIER = {
+  'matmul_precision': 'default',
+  # Teachers had one average of constant decay, and no augmentation.
+  'ema_halflife': [], 'ema_rampup': 0.05, 'ema_std': [], 'start_ema': '',
+  'rate': 0.0, 'transforms': list(configs.EDM_AUGMENTATIONS),
+  # Generators had no guidance, and the hinge loss.
+  'guide': '', 'loss': 'hinge', 'r1': 0.0, 'r2': 0.0,
+}
 INVERTED_WITH = 'inverted_with'  # in inputs.json: which network made a generator phase's noise
 SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')
 

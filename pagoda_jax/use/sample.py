@@ -12,7 +12,7 @@ from pagoda_jax.networks.unet import UNet
 from pagoda_jax.runtime import sharding
 from pagoda_jax.runtime.files import replacing
 from pagoda_jax.stages import architectures, models, sampler
-from pagoda_jax.training import checkpoints, claims, workdir
+from pagoda_jax.training import checkpoints, claims, starts, workdir
 from pagoda_jax.weights import published
 from pagoda_jax.weights.convert import folders
 from pagoda_jax.weights.convert.formats import UNET_FORMATS
@@ -68,7 +68,7 @@ def check_guidance(config, name: str, omegas: tuple[float, ...]) -> None:
 
 
 def draw(folder, phase: str, step: str, count: int, labels: str, seed: int, batch_size: int,
-         omegas: tuple[float, ...] = ()):
+         omegas: tuple[float, ...] = (), average: str = ''):
   """Images of a phase in a work directory.
 
   Args:
@@ -80,13 +80,14 @@ def draw(folder, phase: str, step: str, count: int, labels: str, seed: int, batc
     seed: the same seed gives the same images.
     batch_size: images a call.
     omegas: strengths of guidance, each for all images; (): none, or the nearest to it that a generator knows.
+    average: which of the phase's averages of its weights, such as 'std_0.1'; '' takes the first.
 
   Returns:
     (uint8 [count * M, S, S, C], labels int32, the phase's name, the checkpoint's step): an image at all its M
     strengths, or its only one, then the next image.
 
   Raises:
-    ValueError: there is no such phase or label, or the phase takes no guidance.
+    ValueError: there is no such phase, label or average, or the phase takes no guidance.
     WorkdirError, CheckpointError: there is nothing to draw from, or it is damaged.
   """
   config = workdir.read_config(folder)
@@ -98,7 +99,7 @@ def draw(folder, phase: str, step: str, count: int, labels: str, seed: int, batc
   classes = sampler.parse_labels(labels, count, config.data.num_classes, seed)
   phase_folder = epath.Path(folder) / name
   chosen = checkpoints.chosen_step(phase_folder, step, config.checkpoint)
-  params, step = checkpoints.read_generator(phase_folder, chosen)
+  params, step = starts.read_average(config, phase_folder, average, chosen)
   mesh = sharding.make_mesh()
   draw_batch = sampler.Sampler(config, name, mesh, min(batch_size, count))
   return *_at_strengths(draw_batch, sharding.place(params, mesh), seed, classes, omegas), name, step

@@ -11,7 +11,7 @@ from pagoda_jax.weights.convert.formats import Converted
 from pagoda_jax.weights.convert.mapping import ConversionError
 
 # What a config calls the network's form -> the published format with that arithmetic.
-_FORMATS = {'guided': 'pagoda', 'edm': 'edm', 'ddpmpp': 'edm'}
+FORMATS = {'guided': 'pagoda', 'edm': 'edm', 'ddpmpp': 'edm'}
 
 
 def read_phase(phase_folder, step: int | None = None, attention_order: str | None = None) -> Converted:
@@ -32,7 +32,7 @@ def read_phase(phase_folder, step: int | None = None, attention_order: str | Non
     raise ConversionError(f'{phase_folder}: neither a converted folder nor a phase with a network that draws images')
   unet = models.make_unet(config, phase_folder.name)
   form = config.network.form
-  if form not in _FORMATS or (form != 'guided' and unet.grown):
+  if form not in FORMATS or (form != 'guided' and unet.grown):
     raise ConversionError(f'no published code computes a {"grown " if unet.grown else ""}network of form {form!r}')
   if unet.omega_embedding:
     raise ConversionError('no published code computes a network with the strength of guidance as an input')
@@ -41,8 +41,14 @@ def read_phase(phase_folder, step: int | None = None, attention_order: str | Non
   said = f', attention in the order {asked["attention_order"]}' if asked else ''
   return Converted(
     variables={'params': params},
-    options={f.name: getattr(unet, f.name) for f in dataclasses.fields(unet) if f.name not in ('parent', 'name')},
-    format=_FORMATS[form],
+    options=options_of(unet),
+    format=FORMATS[form],
     leaves_asked=asked,
     notes=(f'phase {phase_folder.name} at step {step}{said}',),
   )
+
+
+def options_of(unet) -> dict:
+  """What makes the network again: the fields of its module, but for how it is trained and run."""
+  left_out = ('parent', 'name', 'dtype', 'remat', 'dropout')
+  return {f.name: getattr(unet, f.name) for f in dataclasses.fields(unet) if f.name not in left_out}
