@@ -50,6 +50,8 @@ def make_train_step(networks: Networks, config, parts: int = 1):
   optimizer = make_optimizer(config.optimizer, config.steps)
   discriminator_optimizer = make_optimizer(config.discriminator_optimizer, config.steps)
   relativistic = config.adversarial.loss == 'relativistic'
+  # A known weight goes into its loss: of a plain sum of gradients, compilers for TPU sum each once over devices.
+  fixed = 1.0 if config.adversarial.adaptive else config.adversarial.weight
 
   def step(state: GeneratorState, batch, frozen, rng):
     keys = step_keys(rng, state.step, 6)
@@ -78,9 +80,8 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     def adversarial_loss(trained, draws, real_logits):
       fakes = microbatch.mapped(functools.partial(fakes_of, trained), parts)(prior(keys[1]), prior_cond, draws)
       logits, _ = networks.judge(state.discriminator, fakes[1], prior_cond)
-      if relativistic:
-        return losses.relativistic_generator(real_logits, logits), fakes
-      return losses.hinge_generator(logits), fakes
+      loss = losses.relativistic_generator(real_logits, logits) if relativistic else losses.hinge_generator(logits)
+      return fixed * loss, (loss, fakes)
 
     def judged(variables, images, maps, cond, gamma):
       """(logits, updated statistics, gradient penalty or 0) of images, whose maps these are."""
@@ -104,11 +105,12 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     if relativistic:
       real_maps = maps_of(reals, draws)
       real_logits, _ = networks.judge(state.discriminator, real_maps, real_cond)
-    (adv, (fakes, fake_maps)), adv_grads = jax.value_and_grad(adversarial_loss, has_aux=True)(
+    (_, (adv, (fakes, fake_maps))), adv_grads = jax.value_and_grad(adversarial_loss, has_aux=True)(
       state.params, draws, real_logits
     )
     weight = adversarial_weight(config.adversarial, rec_grads, adv_grads)
-    grads = jax.tree.map(lambda r, a: config.reconstruction.weight * r + weight * a, rec_grads, adv_grads)
+    factor = weight if config.adversarial.adaptive else 1.0
+    grads = jax.tree.map(lambda r, a: config.reconstruction.weight * r + factor * a, rec_grads, adv_grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 

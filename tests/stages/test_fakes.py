@@ -77,3 +77,13 @@ def test_penalties_stand_beside_the_hinge_loss_too():
   plain, weighed = (one_step('fresh', r1=r1)[1] for r1 in (0.0, 3.0))
   assert 'r1' not in plain and 'r2' not in weighed
   assert float(weighed['discriminator'] - plain['discriminator']) == pytest.approx(3 / 2 / 64, rel=1e-3)
+
+
+def test_a_fixed_weight_is_the_adaptive_one_whose_ratio_is_held_at_1():
+  """The one is a factor of the loss, the other of its gradient."""
+  weightings = [{'weight': 2.5, 'adaptive': False}, {'weight': 2.5, 'low': 1.0, 'high': 1.0}]
+  (fixed, known), (held, measured) = (one_step('fresh', **weights) for weights in weightings)
+  assert abs(float(scale_of(fixed.params)) - 0.5) > 0.01
+  assert float(scale_of(fixed.params)) == pytest.approx(float(scale_of(held.params)), rel=1e-6)
+  for name, value in known.items():
+    assert float(value) == pytest.approx(float(measured[name]), rel=1e-6), name
