@@ -22,6 +22,7 @@ def scale_of(params):
 NETWORKS = types.SimpleNamespace(
   sigma_max=80.0,
   invert=None,
+  law=None,
   generate=lambda params, noise, cond: scale_of(params) * noise / 80,
   distance=lambda frozen, a, b, draws: jnp.mean((a - b) ** 2, (1, 2, 3)),
   distance_draws=lambda rng, count: {},
