@@ -8,8 +8,9 @@ of the held-out digits; 93.1 % at 8 px (teacher 87.1 %, real 94.0 %).
 
 `pagoda plan --config=experiments/mnist.py --topology=v5e-8 --aot`: XLA's compiler for TPU v5e, float32, per phase the
 FLOPs per image as written (compiled), HBM per chip in all (state as stored on the chip, temporary, program), what a
-chip sends in a step, and the seconds of the compilation on two shared cores (taken with a batch of 32 in distill, and
-before inversion asked for float32 products):
+chip sends in a step, and the seconds of the compilation on two shared cores (taken with a batch of 32 in distill;
+before inversion asked for float32 products and left its results split, so that it now sends nothing; and before a
+fixed adversarial weight was a factor of its loss, with which distill sends 6.0 MB):
 
   teacher    86.9 M (89.7 M)   63.9 MB (21.8, 31.1, 11.0)    5.4 MB of all-reduce    53 s
   invert      521 M  (522 M)   15.8 MB ( 5.5,  5.6,  4.7)   57.3 kB of all-gather    29 s

@@ -52,8 +52,9 @@ CHIPS = {
   'v5e': Chip(197e12, 16e9, ('TPU v5 lite', 'TPU v5e'), 4, 819e9, 200e9, lanes=128, **_TPU),
   'v5p': Chip(459e12, 95e9, ('TPU v5', 'TPU v5p'), 4, 2765e9, 600e9, lanes=128, **_TPU),
   'v6e': Chip(918e12, 32e9, ('TPU v6 lite', 'TPU v6e'), 4, 1638e9, 400e9, lanes=256, **_TPU),
-  # NVIDIA's data sheets, without sparsity; of the SXM modules where nothing else is said. Links: NVLink, one way; of
-  # PCIe cards, their bus. Networks: of a DGX, one 200 Gbit/s (A100) or 400 Gbit/s adapter a GPU. Lanes: 16 bytes of
+  # As published, without sparsity; of the SXM modules where nothing else is said (memory and NVLink as others quote
+  # NVIDIA's data sheets; bandwidths of PCIe cards and ratios of peaks unchecked). Links: NVLink, one way; of PCIe
+  # cards, their bus. Networks: of a DGX, one 200 Gbit/s (A100) or 400 Gbit/s adapter a GPU. Lanes: 16 bytes of
   # bfloat16, which tensor cores read at once.
   'a100': Chip(312e12, 80e9, ('A100-SXM4-80GB', 'A100 80GB PCIe'), 8, 2039e9, 300e9, 200e9, **_A100),
   'a100-40gb': Chip(312e12, 40e9, ('A100-SXM4-40GB', 'A100-PCIE-40GB'), 8, 1555e9, 300e9, 200e9, **_A100),
