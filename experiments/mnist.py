@@ -37,6 +37,8 @@ table, at the end of the run, is in the README. 29.5 TFLOP in training (teacher 
 
 from pagoda_jax import config as c
 
+VARIANTS = ('guided',)  # that tests/test_experiments.py runs too
+
 
 def get_config(variant: str = ''):
   """variant: 'guided' for classifier-free guidance, otherwise ''."""

@@ -141,17 +141,8 @@ def one_device(monkeypatch):
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
 
 
-@pytest.fixture
-def quick():
-  """Compiled in haste: two steps never win back the time of a good program."""
-  before = jax.config.jax_disable_most_optimizations
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
-
-
 @each
-def test_is_valid_and_trains_two_steps_of_every_phase(path, variant, published, one_device, quick, tmp_path):
+def test_is_valid_and_trains_two_steps_of_every_phase(path, variant, published, one_device, tmp_path):
   full = load(path).get_config(variant)
   validation.validate(full, 1)
   make_data.write_class_folders(tmp_path / 'photos')

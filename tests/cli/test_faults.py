@@ -195,7 +195,7 @@ def test_no_experiment_file_at_all(tmp_path, capsys):
 REQUIRED = {
   'run': [runs.CONFIG, '--workdir=no'], 'train': [runs.CONFIG, '--workdir=no', '--phase=teacher'],
   'plan': [runs.CONFIG], 'sample': ['--workdir=no'], 'prepare': ['--output=no'], 'inspect': ['--workdir=no'],
-  'convert': ['--input=no', '--output=no'],
+  'ema': ['--workdir=no', '--std=0.1', '--output=no'], 'convert': ['--input=no', '--output=no'],
 }  # fmt: skip
 
 

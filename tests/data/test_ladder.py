@@ -259,11 +259,11 @@ def test_grids_show_the_pictures_that_the_phase_is_trained_on(ladder, tmp_path, 
     def __init__(self, *args):
       self.side = configs.phase_resolution(config, args[1])
 
-    def __call__(self, params, noise, labels):
+    def __call__(self, params, noise, labels, omegas):
       return np.zeros((8, self.side, self.side, 3), np.uint8)
 
     def draw(self, params, seed, labels):
-      return self(params, None, labels)
+      return self(params, None, labels, None)
 
   monkeypatch.setattr(grids.sampling, 'Sampler', Black)
   monkeypatch.setattr(grids.noise_store, 'read_holdout', lambda _: {'noise': np.zeros(8), 'label': np.zeros(8)})

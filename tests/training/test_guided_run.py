@@ -103,7 +103,7 @@ def drawn(folder, out, *flags):
 def test_one_evaluation_draws_any_strength_and_several_stand_side_by_side(run, tmp_path, capsys, caplog, monkeypatch):
   config, out = tiny.get_config('guided'), tmp_path / 'x.npz'
   # Four steps have taught them nothing of it.
-  taught = lambda folder, step: (step_tools.params_of(models.make_unet(config, folder.name)), 4)
+  taught = lambda folder, *_: (step_tools.params_of(models.make_unet(config, folder.name)), 4)
   monkeypatch.setattr(checkpoints, 'read_generator', taught)
   for phase in ('teacher', 'distill', 'grow_16'):
     one = {omega: drawn(run, out, f'--phase={phase}', f'--guidance={omega}') for omega in (1, 3)}
