@@ -4,6 +4,7 @@ New files are found by themselves. A file's constant VARIANTS names what may sta
 """
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
@@ -136,13 +137,19 @@ def published(tmp_path, monkeypatch):
 @pytest.fixture
 def one_device(monkeypatch):
   device = jax.devices()[:1]
-  monkeypatch.setattr(jax, 'devices', lambda: device)
-  monkeypatch.setattr(jax, 'local_devices', lambda: device)
+  monkeypatch.setattr(jax, 'devices', lambda *args: device)
+  monkeypatch.setattr(jax, 'local_devices', lambda **kwargs: device)
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
 
 
+@pytest.fixture
+def quick(monkeypatch):
+  """Compiled in haste: two steps never win back the time of a good program."""
+  monkeypatch.setattr(jax, 'jit', functools.partial(jax.jit, compiler_options=step_tools.QUICK))
+
+
 @each
-def test_is_valid_and_trains_two_steps_of_every_phase(path, variant, published, one_device, tmp_path):
+def test_is_valid_and_trains_two_steps_of_every_phase(path, variant, published, one_device, quick, tmp_path):
   full = load(path).get_config(variant)
   validation.validate(full, 1)
   make_data.write_class_folders(tmp_path / 'photos')
