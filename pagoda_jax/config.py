@@ -89,12 +89,15 @@ def _group(make, **defaults) -> dict:
 
 @_keys
 def optimizer():
-  """An optimiser of optax; `learning_rate` is reached after `warmup_steps`, then constant or cosine."""
+  """An optimiser of optax; `learning_rate` is reached after `warmup_steps`, and what follows is its schedule."""
   return {
     'name': ('radam', one_of(*OPTIMIZERS)),
     'learning_rate': (1e-4, number('(0, 100]')),
     'warmup_steps': (0, integer('[0, 1_000_000_000]')),
-    'schedule': ('constant', one_of('constant', 'cosine')),  # cosine: falls to zero at the phase's last step
+    # cosine: falls to zero at the phase's last step; inverse_sqrt: from step `decay_from` on by 1/sqrt(step) (EDM2,
+    # whose weights of fixed magnitude learn as fast in the end as at first)
+    'schedule': ('constant', one_of('constant', 'cosine', 'inverse_sqrt')),
+    'decay_from': (35_000, integer('[1, 1_000_000_000]')),
     'b1': (0.9, number('[0, 1)')),
     'b2': (0.999, number('[0, 1)')),
     'clip_norm': (0.0, number('[0, 1e9]')),  # largest global gradient norm; 0 = no clipping
@@ -108,13 +111,14 @@ def network():
   For published weights, `pagoda convert` prints the values.
   """
   return {
-    # EDM's ADM; 'guided': guided-diffusion's and PaGoDA's ADM; 'ddpmpp': EDM's DDPM++
-    'form': ('edm', one_of('edm', 'guided', 'ddpmpp')),
+    # EDM's ADM; 'guided': guided-diffusion's and PaGoDA's ADM; 'ddpmpp': EDM's DDPM++; 'edm2': EDM2's
+    'form': ('edm', one_of('edm', 'guided', 'ddpmpp', 'edm2')),
     'channels': (192, integer('[2, 16_384]', multiple_of=2)),  # even: sines and cosines of the noise level
     'channel_mult': ((1, 2, 3, 4), each(number('(0, 64]'), 1, 10)),  # highest resolution first
     'decoder_channel_mult': ((), each(number('(0, 64]'), 0, 10)),  # (): channel_mult
     'stem_channels': (0, integer('[0, 16_384]')),  # of the first convolution; 0: as in the form's publications
     'embed_channels': (0, integer('[0, 65_536]')),  # of the noise level's and label's embedding; 0: 4 * channels
+                                                    # ('edm2': of the widest level)
     'num_blocks': (3, integer('[1, 64]')),
     'attention_resolutions': ((32, 16, 8), each(SIDE)),
     'mid_attention': (True, flag),
@@ -154,6 +158,8 @@ def teacher():
     'ema_std': ((), each(number('[0.001, 0.288]'), 0, 10)),
     'augmentation': _group(augmentation),
     'label_dropout': (0.0, number('[0, 1]')),
+    # 'edm2' networks: learns how large the loss is at each noise level, and divides by it (EDM2, equation 21)
+    'uncertainty': (False, flag),
     'p_mean': (-1.2, number('[-10, 10]')),
     'p_std': (1.2, number('[0, 5]')),
     'matmul_precision': ('default', MATMUL_PRECISION),

@@ -119,6 +119,12 @@ def _validate_shared(config):
 
 def _validate_network(config):
   network, levels = config.network, len(config.network.channel_mult)
+  if network.form == 'edm2':
+    _check(not network.augment_dim, 'config.network.augment_dim', network.augment_dim,
+           "must be 0 where config.network.form is 'edm2', which has no input for augmentation labels")
+    stem = network.stem_channels
+    _check(not stem, 'config.network.stem_channels', stem,
+           "must be 0 where config.network.form is 'edm2': its stem is as wide as its first level")
   _check(len(network.decoder_channel_mult) in (0, levels), 'config.network.decoder_channel_mult',
          network.decoder_channel_mult, f'must have {levels} levels, as config.network.channel_mult, or none')
   for key in ('channel_mult', 'decoder_channel_mult'):
@@ -218,10 +224,14 @@ def _validate_guide(config, path, phase, earlier):
 
 
 def _validate_teacher(config, phase, path):
+  _check(not phase.uncertainty or config.network.form == 'edm2', f'{path}.uncertainty', phase.uncertainty,
+         f"must be False where config.network.form = {config.network.form!r}: 'edm2' alone has what learns it")
   kept = configs.ema_names(phase)
   _check(len(set(kept)) == len(kept), f'{path}.ema_halflife', phase.ema_halflife,
          f'and {path}.ema_std = {phase.ema_std}: must name no average twice')
   augmentation = phase.augmentation
+  _check(not augmentation.rate or config.network.form != 'edm2', f'{path}.augmentation.rate', augmentation.rate,
+         "must be 0 where config.network.form is 'edm2', which has no input for augmentation labels")
   labels = sum(configs.TEACHER_AUGMENTATIONS[name] for name in augmentation.transforms)
   _check(not augmentation.rate or config.network.augment_dim == labels, 'config.network.augment_dim',
          config.network.augment_dim, f'must be {labels}, the labels of {path}.augmentation.transforms = '
@@ -274,6 +284,9 @@ def _validate_training(phase, path):
   for key in ('optimizer', 'discriminator_optimizer'):
     if key in phase:
       warmup = phase[key].warmup_steps
+      begin = phase[key].decay_from
+      _check(phase[key].schedule != 'inverse_sqrt' or warmup <= begin, f'{path}.{key}.decay_from', begin,
+             f'lies within the warm-up: must be at least {path}.{key}.warmup_steps = {warmup}')
       _check(phase[key].schedule != 'cosine' or warmup < phase.steps, f'{path}.{key}.warmup_steps', warmup,
              f'leaves no step for the cosine: must be less than {path}.steps = {phase.steps}')
 

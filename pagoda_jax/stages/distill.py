@@ -18,7 +18,7 @@ from pagoda_jax.method import losses, microbatch
 from pagoda_jax.networks import growth
 from pagoda_jax.stages import guide
 from pagoda_jax.stages.models import Networks
-from pagoda_jax.stages.state import GeneratorState, guarded, make_optimizer, mix, step_keys
+from pagoda_jax.stages.state import GeneratorState, guarded, make_optimizer, mix, step_keys, updated
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):
@@ -112,7 +112,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     factor = weight if config.adversarial.adaptive else 1.0
     grads = jax.tree.map(lambda r, a: config.reconstruction.weight * r + factor * a, rec_grads, adv_grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = updated(networks.unet, state.params, updates)
 
     fake_cond = prior_cond
     if config.fakes == 'fresh':

@@ -15,6 +15,7 @@ import optax
 
 from pagoda_jax import config as configs
 from pagoda_jax.method import ema
+from pagoda_jax.networks import edm2
 
 Tree = Any
 
@@ -60,9 +61,12 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
   if config.schedule == 'cosine':
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, steps)
   else:
+    after = optax.constant_schedule(config.learning_rate)
+    if config.schedule == 'inverse_sqrt':  # counts from the end of the warm-up
+      after = lambda count: config.learning_rate / jnp.sqrt(
+        jnp.maximum((count + config.warmup_steps) / config.decay_from, 1))
     schedule = optax.join_schedules(
-      [optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1)),
-       optax.constant_schedule(config.learning_rate)],
+      [optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1)), after],
       [config.warmup_steps],
     )
   make = getattr(optax, config.name)
@@ -107,9 +111,21 @@ def copy(tree: Tree) -> Tree:
 
 
 @jax.named_scope('update')
+def updated(unet, params: Tree, updates: Tree) -> Tree:
+  """A U-Net's parameters, or those of them that are trained, after an optimiser's updates."""
+  new = optax.apply_updates(params, updates)
+  return edm2.forced(new, params) if unet.magnitude_preserving else new
+
+
+@jax.named_scope('update')
 def mix(average: Tree, params: Tree, decay: float) -> Tree:
-  """Exponential moving average: decay * average + (1 - decay) * params."""
-  return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p.astype(e.dtype), average, params)
+  """Exponential moving average: decay * average + (1 - decay) * params; of constants, themselves."""
+
+  def mixed(path, e, p):
+    # Their average would drift by its rounding.
+    return e if path[-1].key in edm2.CONSTANTS else decay * e + (1 - decay) * p.astype(e.dtype)
+
+  return jax.tree_util.tree_map_with_path(mixed, average, params)
 
 
 @jax.named_scope('update')

@@ -21,6 +21,8 @@ EARLIER = {
   'matmul_precision': 'default',
   # Teachers had one average of constant decay, and no augmentation.
   'ema_halflife': [], 'ema_rampup': 0.05, 'ema_std': [], 'start_ema': '',
+  # Networks were EDM's, and learning rates constant or a cosine.
+  'uncertainty': False, 'decay_from': 35_000,
   'rate': 0.0, 'transforms': list(configs.EDM_AUGMENTATIONS),
   # Generators had no guidance, and the hinge loss.
   'guide': '', 'loss': 'hinge', 'r1': 0.0, 'r2': 0.0,

@@ -16,6 +16,7 @@ from absl import logging
 from pagoda_jax.weights.convert import (
   diffusers,
   edm,
+  edm2,
   inception,
   lpips,
   mapping,
@@ -31,6 +32,7 @@ from pagoda_jax.weights.convert.unpickle import DAMAGE
 
 FORMATS = {
   'edm': edm,
+  'edm2': edm2,
   'pagoda': pagoda,
   'timm': timm,
   'lpips': lpips,
@@ -40,11 +42,12 @@ FORMATS = {
   'random_projections': random_projections,
 }
 
-UNET_FORMATS = ('edm', 'pagoda')  # of teachers and generators
+UNET_FORMATS = ('edm', 'edm2', 'pagoda')  # of teachers and generators
 
 # A name of this form is in every state dict of the format, and of no other's.
 _SIGNS = {
   'edm': r'model\.enc\.\d+x\d+_conv\.weight',
+  'edm2': r'unet\.enc\.\d+x\d+_conv\.weight',
   'pagoda': r'input_blocks\.0\.0\.weight',
   'timm': r'(patch_embed\.proj|conv_stem)\.weight',
   'lpips': r'(net\.slice1|features)\.0\.weight',
