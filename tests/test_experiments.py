@@ -25,6 +25,7 @@ from pagoda_jax.networks.frozen.vgg_lpips import LPIPS
 from pagoda_jax.planning import plan
 from pagoda_jax.runtime import topologies
 from pagoda_jax.stages import models
+from pagoda_jax.use import to_published
 from pagoda_jax.weights import locate
 from pagoda_jax.weights.convert import folders, formats
 
@@ -114,7 +115,7 @@ def write_starts(config, folder):
       options = {field.name: getattr(unet, field.name) for field in dataclasses.fields(unet)
                  if field.name not in ('parent', 'name', 'dtype', 'remat')}
       written[phase.init_from] = str(folder / f'weights{len(written)}')
-      file_format = 'pagoda' if config.network.form == 'guided' else 'edm'
+      file_format = to_published.FORMATS[config.network.form]
       folders.write_converted(written[phase.init_from], formats.Converted({'params': params}, options, file_format),
                               {'file': 'random', 'sha256': name})
     phase.init_from = written[phase.init_from]

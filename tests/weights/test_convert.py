@@ -12,7 +12,7 @@ from absl import flags
 from flax import traverse_util
 
 from pagoda_jax.cli import convert as command
-from pagoda_jax.networks.unet import EDM_ADM, GUIDED_ADM, GrownLevel
+from pagoda_jax.networks.unet import EDM2, EDM_ADM, GUIDED_ADM, GrownLevel
 from pagoda_jax.runtime.files import file_digest
 from pagoda_jax.weights import published
 from pagoda_jax.weights.convert import folders, formats, torch_files
@@ -27,6 +27,10 @@ SMALL = {
   'pagoda': GUIDED_ADM | {
     'resolution': 8, 'channels': 32, 'channel_mult': (1, 2), 'stem_channels': 32, 'num_blocks': 1,
     'attention_resolutions': (4,), 'channels_per_head': 16, 'num_classes': 3, 'grown': (GrownLevel(32, 1, False),),
+  },
+  'edm2': EDM2 | {
+    'resolution': 8, 'channels': 64, 'channel_mult': (1, 2), 'num_blocks': 1, 'attention_resolutions': (4,),
+    'num_classes': 3, 'embed_channels': 32,
   },
   'timm': {
     'architecture': 'deit', 'width': 16, 'depth': 1, 'head_channels': 8, 'mlp_width': 32, 'patch': 4, 'grid': 2,
