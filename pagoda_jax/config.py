@@ -31,6 +31,8 @@ GENERATOR_METRICS = ('loss', 'adversarial', 'weight', 'discriminator', 'logit_re
                      'discriminator_grad_norm')
 METRICS = {'teacher': ('loss', 'grad_norm'), 'guide': ('loss', 'grad_norm', 'omega_real', 'omega_real_std'),
            'distill': GENERATOR_METRICS, 'grow': GENERATOR_METRICS}
+# Beside them, where the pairs have a discriminator of their own.
+PAIRS_METRICS = tuple(f'pairs_{name}' for name in GENERATOR_METRICS if name not in ('loss', 'grad_norm'))
 LAWS = ('constant', 'uniform', 'truncated_normal')  # of the strength of guidance
 BACKBONES = ('tf_efficientnet_lite0', 'deit_base_distilled_patch16_224')
 # Those of optax that take a learning rate and are told nothing but gradients and parameters: not lbfgs, which wants
@@ -48,6 +50,7 @@ BLOCKS = integer('[0, 64]')
 WEIGHT = number('[0, 1e6]')  # of a loss
 OMEGA = number('[0, 100]')  # strength of guidance
 DEVICES = integer('[1, 1_000_000]', also=-1)
+THAWED = Range("a resolution or a block's name", lambda value: SIDE.holds(value) or bool(value) and text.holds(value))
 # Of float32 products: 'default' is the chip's (bfloat16 factors on TPU, TF32 on GPU), 'highest' is float32.
 MATMUL_PRECISION = one_of('default', 'high', 'highest')
 
@@ -275,6 +278,11 @@ def _generator_phase(stage: str) -> dict:
     'reconstruction': _group(reconstruction),
     'discriminator': _group(discriminator),
     'adversarial': _group(adversarial),
+    # of a second discriminator, of pictures and their reconstructions (release at 512 px: 0.5, adaptive); 0: none
+    'reconstruction_adversarial': _group(adversarial, weight=0.0),
+    # 'joint': one update by the sum of all gradients; 'separate' (release from 256 px on): by those taken on the pairs,
+    # then by L_adv's
+    'update': ('joint', one_of('joint', 'separate')),
     'pairs_fraction': (1.0, number('(0, 1]')),  # share of the store's pairs that L_rec sees
     # scale inverted noise to mean 0, deviation sigma_max: for weak teachers
     'standardize_noise': (False, flag),
@@ -290,7 +298,7 @@ def distill():
 
 @_keys
 def grow():
-  """Stage 3, the generator `start` grown to `resolution` (new and last old blocks train).
+  """Stage 3, the generator `start` grown to `resolution` (the new blocks, the head and what `thaw` says train).
 
   METHOD has a fixed weight of 1.0, beside feature distances. Beside 'pixels', the default here, that makes the
   adversarial gradient some 30 times L_rec's: the weight is adaptive.
@@ -304,6 +312,9 @@ def grow():
     'channels': (192, WIDTH),
     'num_blocks': (2, BLOCKS),
     'scale_shift': (False, flag),
+    # of the decoder that it starts from: resolutions of levels, blocks ('dec_32_block1') or the release's numbers
+    # ('output_blocks.9'); (): the level of the highest resolution, as in the paper. The release: output_blocks.9 and up
+    'thaw': ((), each(THAWED)),
     'adversarial': _group(adversarial, weight=1.0),
   }
 
@@ -426,3 +437,47 @@ def growth_chain(config: ConfigDict, name: str) -> list[ConfigDict]:
     chain.insert(0, config.phases[name])
     name = config.phases[name].start
   return chain
+
+
+def metrics(phase: ConfigDict) -> tuple[str, ...]:
+  """What the train step of a phase measures."""
+  paired = phase.stage in GENERATOR_STAGES and phase.reconstruction_adversarial.weight > 0
+  return METRICS[phase.stage] + (PAIRS_METRICS if paired else ())
+
+
+def decoder_blocks(config: ConfigDict, name: str) -> dict[str, str]:
+  """{block of the decoder of a phase's U-Net, in the order of their calls: its name in the authors' release}."""
+  chain, levels, last = growth_chain(config, name), len(config.network.channel_mult), -1
+  found = {}
+  for level in reversed(range(levels)):
+    side = config.base_resolution >> level
+    if level < levels - 1:  # it closes the level below, in the sequence of that one's last block
+      found[f'dec_{side}_up'] = last
+    for block in range(config.network.num_blocks + 1):
+      last += 1
+      found[f'dec_{side}_block{block}'] = last
+  side = config.base_resolution
+  grown = [count for _, count, _ in (chain[0].init_levels if chain else ())]
+  for phase in chain:
+    while side << len(grown) < phase.resolution:
+      grown.append(phase.num_blocks)
+  for count in grown:
+    side *= 2
+    for block in ('up', *(f'block{index}' for index in range(count))):
+      last += 1
+      found[f'dec_{side}_{block}'] = last
+  return {block: f'output_blocks.{number}' for block, number in found.items()}
+
+
+def thawed_blocks(config: ConfigDict, name: str) -> tuple[str, ...]:
+  """The decoder's blocks that a growth phase trains: the new ones, and those that `thaw` names."""
+  start, thaw = start_resolution(config, name), config.phases[name].thaw
+  return tuple(
+    block for block, released in decoder_blocks(config, name).items()
+    if {block, released, side_of(block)} & set(thaw or (start,)) or side_of(block) > start
+  )
+
+
+def side_of(block: str) -> int:
+  """The resolution of a decoder's block, by its name."""
+  return int(block.split('_')[1])

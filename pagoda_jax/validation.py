@@ -178,7 +178,7 @@ def _validate_phase(config, name, earlier, shards):
            f'must be a multiple of {shards}, the devices that config.mesh = {dict(config.mesh)} splits it over')
   if phase.stage in configs.TRAINED_STAGES:
     _validate_training(phase, path)
-    best, choices = config.checkpoint.best, configs.METRICS[phase.stage]
+    best, choices = config.checkpoint.best, configs.metrics(phase)
     _check(not best or best in choices, 'config.checkpoint.best', best,
            f"must be '' or a metric of every phase; {name} ({phase.stage}) has {', '.join(choices)}")
     if shards:
@@ -248,6 +248,12 @@ def _validate_growth(config, name, earlier):
          f'must be {start} (the resolution of {phase.start or phase.init_from}) times 2, 4, 8, ...')
   _check(phase.resolution <= config.data.resolution, f'{path}.resolution', phase.resolution,
          f'must not exceed config.data.resolution = {config.data.resolution}')
+  blocks = configs.decoder_blocks(config, name)
+  known = {*blocks, *blocks.values(), *map(configs.side_of, blocks)}
+  old = [f'{block} ({released})' for block, released in blocks.items() if configs.side_of(block) <= start]
+  for entry in phase.thaw:
+    _check(entry in known, f'{path}.thaw', phase.thaw,
+           f'{entry!r} must be a resolution of the decoder or one of its blocks: {", ".join(old)}')
   if phase.start:
     before = config.phases[phase.start].standardize_noise
     _check(phase.standardize_noise == before, f'{path}.standardize_noise', phase.standardize_noise,
@@ -293,7 +299,8 @@ def _validate_training(phase, path):
 
 def _validate_losses(config, name):
   phase, path, side = config.phases[name], f'config.phases.{name}', configs.phase_resolution(config, name)
-  rec, disc, adv = phase.reconstruction, phase.discriminator, phase.adversarial
+  rec, disc = phase.reconstruction, phase.discriminator
+  adv, of_pairs = phase.adversarial, phase.reconstruction_adversarial
   if rec.distance == 'pixels':
     weights = rec.scale_weights
     _check(any(weights), f'{path}.reconstruction.scale_weights', weights, 'must have one that is not 0')
@@ -309,10 +316,14 @@ def _validate_losses(config, name):
          f'is told no strength of guidance, and config.guidance.law is {config.guidance.law!r}')
   _check(not disc.conditional or config.data.num_classes != 0, f'{path}.discriminator.conditional', disc.conditional,
          'must be False without labels: config.data.num_classes is 0')
-  _check(adv.low <= adv.high, f'{path}.adversarial.low', adv.low,
-         f'must not exceed {path}.adversarial.high = {adv.high}')
+  for key, group in (('adversarial', adv), ('reconstruction_adversarial', of_pairs)):
+    _check(group.low <= group.high, f'{path}.{key}.low', group.low,
+           f'must not exceed {path}.{key}.high = {group.high}')
   _check(rec.weight or adv.weight, f'{path}.reconstruction.weight', rec.weight,
          f'and {path}.adversarial.weight = {adv.weight}: one of them must not be 0')
+  for key, weight in (('reconstruction', rec.weight or of_pairs.weight), ('adversarial', adv.weight)):
+    _check(weight or phase['update'] == 'joint', f'{path}.{key}.weight', weight,
+           f"must not be 0 where {path}.update = 'separate': nothing would be left of that update")
 
 
 def _halvings(side: int, least: int) -> int:

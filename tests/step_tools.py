@@ -73,9 +73,10 @@ def start_of(config, name, frozen=None):
     return networks, jax.device_get(state.init_teacher(params, phase))
   fixed = {}
   if name == 'grow_16':
-    params, fixed = growth.split_trainable(params, (8, 16))
+    params, fixed = growth.split_trainable(params, configs.thawed_blocks(config, name))
   opponent = models.init_discriminator(networks, frozen or {}, configs.phase_resolution(config, name), RNG)
-  return networks, jax.device_get(state.init_generator(params, fixed, opponent, phase))
+  of_pairs = state.copy(opponent) if phase.reconstruction_adversarial.weight else None
+  return networks, jax.device_get(state.init_generator(params, fixed, opponent, phase, of_pairs))
 
 
 def params_of(unet):

@@ -32,8 +32,14 @@ class _Flag(flags.BooleanParser):
       raise ValueError('must be true or false') from None
 
 
+class _Text(flags.ArgumentParser):
+  def parse(self, argument) -> str | None:
+    # Of the key `update`, config_flags takes the method of that name of every ConfigDict for the default.
+    return None if callable(argument) else super().parse(argument)
+
+
 # Of --config.KEY=VALUE, by the type of the key's default; validation.py knows its range.
-for _type, _parser in ((int, _WholeNumber()), (float, _Number()), (bool, _Flag())):
+for _type, _parser in ((int, _WholeNumber()), (float, _Number()), (bool, _Flag()), (str, _Text())):
   config_flags.register_flag_parser_for_type(_type, _parser)
 
 

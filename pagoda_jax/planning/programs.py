@@ -115,9 +115,9 @@ def begun(config, name: str, params, discriminator):
   if phase.stage in ('teacher', 'guide'):
     return state.init_teacher(params, phase)
   if phase.stage == 'grow':
-    sides = configs.start_resolution(config, name), configs.phase_resolution(config, name)
-    params, fixed, _ = grow.grown_params(params, params, *sides)
-  return state.init_generator(params, fixed, discriminator, phase)
+    params, fixed, _ = grow.grown_params(params, params, configs.thawed_blocks(config, name))
+  of_pairs = state.copy(discriminator) if phase.reconstruction_adversarial.weight else None
+  return state.init_generator(params, fixed, discriminator, phase, of_pairs)
 
 
 def _begun(config, name: str, networks, frozen):

@@ -42,7 +42,8 @@ class GeneratorState:
   """State of stages 2 and 3: two players. `fixed` is {} where the whole generator trains.
 
   `discriminator` holds all its variables: {'params': trained, other collections (spectral norm
-  vectors, batch statistics): updated by its forward passes}.
+  vectors, batch statistics): updated by its forward passes}. `pairs_discriminator` is the same of the
+  pairs' own; without one, it and its optimiser's state are {}.
   """
 
   step: jax.Array
@@ -54,10 +55,15 @@ class GeneratorState:
   opt_state: Tree
   discriminator: Tree
   discriminator_opt_state: Tree
+  pairs_discriminator: Tree = flax.struct.field(default_factory=dict)
+  pairs_discriminator_opt_state: Tree = flax.struct.field(default_factory=dict)
 
 
-def make_optimizer(config, steps: int) -> optax.GradientTransformation:
-  """The optimiser of optax that a config's `optimizer` group names (config.optimizer explains its keys)."""
+def make_optimizer(config, steps: int, updates: int = 1) -> optax.GradientTransformation:
+  """The optimiser of optax that a config's `optimizer` group names (config.optimizer explains its keys).
+
+  Its schedule is one of steps, in each of which it makes so many updates.
+  """
   if config.schedule == 'cosine':
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, steps)
   else:
@@ -72,7 +78,7 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
   make = getattr(optax, config.name)
   accepted = inspect.signature(make).parameters
   moments = {key: config[key] for key in ('b1', 'b2') if key in accepted}
-  transform = make(schedule, **moments)
+  transform = make(lambda count: schedule(count // updates), **moments)
   if config.clip_norm:
     transform = optax.chain(optax.clip_by_global_norm(config.clip_norm), transform)
   return optax.GradientTransformation(transform.init, jax.named_scope('update')(transform.update))
@@ -86,8 +92,15 @@ def init_teacher(params: Tree, config) -> TeacherState:
     **_counters(), params=params, ema=copy(params), opt_state=optimizer.init(params), other_emas=others)
 
 
-def init_generator(params: Tree, fixed: Tree, discriminator: Tree, config) -> GeneratorState:
+def init_generator(
+  params: Tree, fixed: Tree, discriminator: Tree, config, pairs_discriminator: Tree | None = None
+) -> GeneratorState:
   """State at step 0 of a generator whose trained leaves are `params` and whose other leaves are `fixed`."""
+  discriminator_optimizer = make_optimizer(config.discriminator_optimizer, config.steps)
+  of_pairs = {}
+  if pairs_discriminator:
+    of_pairs = {'pairs_discriminator': pairs_discriminator,
+                'pairs_discriminator_opt_state': discriminator_optimizer.init(pairs_discriminator['params'])}
   return GeneratorState(
     **_counters(),
     params=params,
@@ -95,9 +108,8 @@ def init_generator(params: Tree, fixed: Tree, discriminator: Tree, config) -> Ge
     ema=copy(params),
     opt_state=make_optimizer(config.optimizer, config.steps).init(params),
     discriminator=discriminator,
-    discriminator_opt_state=make_optimizer(config.discriminator_optimizer, config.steps).init(
-      discriminator['params']
-    ),
+    discriminator_opt_state=discriminator_optimizer.init(discriminator['params']),
+    **of_pairs,
   )
 
 

@@ -119,12 +119,15 @@ def init_generator(config, folder, name: str, networks, frozen, key) -> tuple[st
     params, _ = growth.grow_params(models.init_unet(networks.unet, generator_key), params)
   if phase.stage == 'grow':
     fresh = models.init_unet(networks.unet, generator_key)
-    start = configs.start_resolution(config, name)
-    params, fixed, report = grow.grown_params(fresh, params, start, resolution)
+    params, fixed, report = grow.grown_params(fresh, params, configs.thawed_blocks(config, name))
     where = f'{where}, grown: {report}'
   discriminator = models.init_discriminator(networks, frozen, resolution, discriminator_key)
   discriminator, embedding = frozen_weights.with_class_embedding(config, name, discriminator)
-  begun = state.init_generator(state.copy(params), state.copy(fixed), discriminator, phase)
+  of_pairs = None
+  if phase.reconstruction_adversarial.weight:
+    of_pairs = models.init_discriminator(networks, frozen, resolution, jax.random.fold_in(discriminator_key, 1))
+    of_pairs, _ = frozen_weights.with_class_embedding(config, name, of_pairs)
+  begun = state.init_generator(state.copy(params), state.copy(fixed), discriminator, phase, of_pairs)
   return begun, '\n'.join(filter(None, (f'starts from {where}', embedding)))
 
 

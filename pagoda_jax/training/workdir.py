@@ -16,7 +16,7 @@ from pagoda_jax.training.claims import WorkdirError
 # What may differ between two runs of one phase: how long, on what, and how much is written down.
 # What lies at init_from is compared itself, by `check_inputs`.
 FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify')
-# Keys that came later: what was computed before, by phases whose config.json lacks them.
+# Ends of the names of keys that came later: what was computed before, by phases whose config.json lacks them.
 EARLIER = {
   'matmul_precision': 'default',
   # Teachers had one average of constant decay, and no augmentation.
@@ -24,8 +24,10 @@ EARLIER = {
   # Networks were EDM's, and learning rates constant or a cosine.
   'uncertainty': False, 'decay_from': 35_000,
   'rate': 0.0, 'transforms': list(configs.EDM_AUGMENTATIONS),
-  # Generators had no guidance, and the hinge loss.
-  'guide': '', 'loss': 'hinge', 'r1': 0.0, 'r2': 0.0,
+  # Generators had no guidance, the hinge loss, one update a step, one discriminator, and thawed as the paper does.
+  'guide': '', 'loss': 'hinge', 'r1': 0.0, 'r2': 0.0, 'update': 'joint', 'thaw': [],
+  'reconstruction_adversarial.weight': 0.0, 'reconstruction_adversarial.adaptive': True,
+  'reconstruction_adversarial.low': 0.01, 'reconstruction_adversarial.high': 10.0,
 }
 INVERTED_WITH = 'inverted_with'  # in inputs.json: which network made a generator phase's noise
 SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')
@@ -83,7 +85,7 @@ def check_claim(folder, config, name: str) -> None:
 
 
 def _differences(found: dict, wanted: dict) -> list[str]:
-  absent = {key: EARLIER[last] for key in {*wanted} - {*found} if (last := key.rsplit('.', 1)[-1]) in EARLIER}
+  absent = {key: value for key in {*wanted} - {*found} for end, value in EARLIER.items() if key.endswith(f'.{end}')}
   found = absent | found
   return [
     f'  {key}: there {found.get(key, "absent")!r}, here {wanted.get(key, "absent")!r}'

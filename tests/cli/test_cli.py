@@ -90,7 +90,8 @@ def test_inspect_prints_one_digest_for_everything_and_the_tree(finished, capsys)
   assert f'step 4: sha256 {digest(finished, "grow_16")[1]}' in out
   assert re.search(r'\| params/out_conv/kernel +\| \(3, 3, 8, 1\) +\| float32 +\| 72 ', out)
   leaves = trees.flat_leaves(checkpoints.read_state(finished / 'grow_16')[0])
-  shown = {path: leaf for path, leaf in leaves.items() if re.match(r'params/|fixed/|discriminator/params/', path)}
+  parts = r'params/|fixed/|(pairs_)?discriminator/params/'
+  shown = {path: leaf for path, leaf in leaves.items() if re.match(parts, path)}
   assert set(re.findall(r'^\| (\S+/\S+) ', out, re.MULTILINE)) == set(shown)
   assert f'Total: {sum(leaf.size for leaf in shown.values()):,} -- ' in out
   assert re.search(r'^  opt_state: [\d,]+ numbers$', out, re.MULTILINE)

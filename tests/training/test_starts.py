@@ -123,6 +123,15 @@ def test_growth_from_weights_that_have_grown_already(tmp_path, base):
     starts.read_start(config, tmp_path, 'grow_16')
 
 
+def test_growth_from_another_run_agrees_with_it_about_the_noise(finished):
+  config = tiny.get_config()
+  config.phases.grow_16.update({'start': '', 'init_from': str(finished / 'distill'), 'standardize_noise': True})
+  with pytest.raises(starts.StartError, match='knows noise of standardize_noise = False, .*grow_16.* = True; must be'):
+    starts.read_start(config, finished, 'grow_16')
+  config.phases.grow_16.standardize_noise = False
+  starts.read_start(config, finished, 'grow_16')
+
+
 def test_another_architecture_is_refused_key_by_key(tmp_path, base):
   written(tmp_path / 'w', base)
   config = experiment(tmp_path / 'w', {'form': 'guided', 'num_blocks': 2})
