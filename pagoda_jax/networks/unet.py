@@ -301,7 +301,7 @@ class UNet(nn.Module):
     dense = layers.embedding_dense
     label = None
     if self.num_classes:
-      label = cond.get('label', jnp.full(c_noise.shape, -1))
+      label = cond.get('label', jnp.broadcast_to(-1, c_noise.shape))  # of a symbolic batch too
     if self.magnitude_preserving:
       x = edm2.Embedding(self.stem_width, self.embed_width, self.num_classes, name='embedding')(c_noise, label)
       return edm2.mp_silu(self._with_omega(x, cond))
