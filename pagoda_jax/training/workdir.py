@@ -121,6 +121,8 @@ def claim(folder, config, name: str) -> None:
 def read_config(folder) -> ConfigDict:
   """The experiment whose phases a work directory holds, as its newest config.json has it.
 
+  Keys that came later are as they were before them.
+
   Raises:
     WorkdirError: there is none, or it is damaged.
   """
@@ -128,7 +130,20 @@ def read_config(folder) -> ConfigDict:
   if not paths:
     raise WorkdirError(f'{folder}: no phase of any experiment there; start one with `pagoda run`')
   newest = max(paths, key=lambda path: path.stat().mtime)
-  return ConfigDict(claims.read(newest.parent)['config'], sort_keys=False)
+  config = _completed(claims.read(newest.parent)['config'], configs.experiment.table())
+  for phase in config['phases'].values():
+    _completed(phase, configs.PHASES[phase['stage']].table())
+  return ConfigDict(config, sort_keys=False)
+
+
+def _completed(values: dict, table: dict) -> dict:
+  """The values, with those added that a table of config.py has and an earlier version had not."""
+  for key, entry in table.items():
+    if isinstance(entry, dict):
+      values[key] = _completed(values.get(key, {}), entry)
+    else:
+      values.setdefault(key, EARLIER.get(key, entry[0]))
+  return values
 
 
 def progress(folder, config, name: str) -> int:
