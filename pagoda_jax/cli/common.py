@@ -73,6 +73,14 @@ def define_file(fv, name: str, default: str | None, help: str) -> None:
   flags.register_validator(name, lambda path: _check_place(path, stat.S_ISREG, 'a file'), flag_values=fv)
 
 
+def define_place(fv, name: str, default: str | None, help: str) -> None:
+  """A flag that names a file to write where it has a suffix, and a folder to write to where it has none."""
+  flags.DEFINE_string(name, default, help, flag_values=fv)
+  is_file = lambda path: bool(path) and bool(os.path.splitext(path)[1])
+  flags.register_validator(name, lambda path: _check_place(path, *(
+    (stat.S_ISREG, 'a file') if is_file(path) else (stat.S_ISDIR, 'a folder'))), flag_values=fv)
+
+
 def _check_place(path: str | None, fits, kind: str) -> bool:
   """Refuses what cannot be `kind`: before minutes of work, and not after."""
   if path is None or '://' in path:
