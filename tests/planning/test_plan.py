@@ -246,7 +246,7 @@ def test_inversion_is_planned_as_it_runs():
   program = programs.make(config, 'invert', 8)
   zeros = lambda tree: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
   with jax.set_mesh(mesh):
-    solver = inverting._Solver(config, 'invert', zeros(program.state), mesh)
+    solver = inverting.Solver(config, 'invert', zeros(program.state), mesh)
     run = solver._step.lower(solver._params, sharding.place_batch(zeros(program.batch), mesh))
   results = lambda lowered: signature(lowered).partition('->')[2]
   assert results(program.trace(mesh).lower()) == results(run) and 'data' in results(run)
