@@ -44,6 +44,18 @@ def resize(
   return images
 
 
+def resize_as_pillow(pixels: jax.Array, size: int) -> jax.Array:
+  """uint8 values, as floats [..., H, W, C], as Pillow's bicubic filter resizes 8-bit pictures, to a square.
+
+  Rows first, then columns, each rounded to 8 bits.
+  """
+  for axis in (-2, -3):
+    if pixels.shape[axis] != size:
+      matrix = resize_matrix(pixels.shape[axis], size, 'bicubic', antialias=True)
+      pixels = jnp.clip(jnp.floor(_along(pixels, jnp.asarray(matrix, pixels.dtype), axis) + 0.5), 0, 255)
+  return pixels
+
+
 def _along(images, matrix, axis):
   subscripts = 'oi,...iwc->...owc' if axis == -3 else 'oi,...hic->...hoc'
   # At the default precision an accelerator would round the images to bfloat16.
