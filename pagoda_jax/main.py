@@ -15,6 +15,7 @@ COMMANDS = {
   'train': 'one phase of an experiment',
   'plan': 'what each phase of an experiment costs, before it runs',
   'sample': 'images from a trained phase, to .png or .npz',
+  'evaluate': "FID and its relatives of a phase's samples, or of finished pictures",
   'prepare': 'pictures from anywhere into ArrayRecord shards of one resolution',
   'bench': 'how fast this machine runs a phase (step, sample, invert), reads pictures (data), converts (convert)',
   'inspect': "a work directory's checkpoints, parameters and digests",
