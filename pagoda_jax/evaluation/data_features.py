@@ -35,7 +35,7 @@ DOMAIN = '/data-features'  # of random keys, with seed 0
 
 
 class SmallNetwork(nn.Module):
-  """Convolutions of stride 2 down to 4 px, then means over space: features, and `outputs` numbers of them."""
+  """Convolutions of stride 2 down to 4 px, then a layer of features, and `outputs` numbers of them."""
 
   outputs: int
   width: int = 64
@@ -43,13 +43,13 @@ class SmallNetwork(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x [B, S, S, C] in [-1, 1] -> (features [B, 2 * width], outputs [B, `outputs`])."""
-    x = nn.relu(nn.Conv(self.width // 2, (3, 3), name='conv_in')(x))
     level = 0
-    while x.shape[1] > 4:
-      level += 1
-      x = nn.Conv(min(self.width << (level - 1), 2 * self.width), (3, 3), 2, name=f'conv{level}')(x)
+    while x.shape[1] > 4 or not level:
+      kernel, stride = (3, 3) if level else (5, 5), 2 if x.shape[1] > 4 else 1
+      x = nn.Conv(2 * self.width if level else self.width, kernel, stride, name=f'conv{level}')(x)
       x = nn.relu(nn.GroupNorm(8, name=f'norm{level}')(x))
-    features = nn.Dense(2 * self.width, name='features')(jnp.mean(x, axis=(1, 2)))
+      level += 1
+    features = nn.Dense(2 * self.width, name='features')(x.reshape(len(x), -1))
     return features, nn.Dense(self.outputs, name='outputs')(nn.relu(features))
 
 

@@ -94,7 +94,8 @@ def build(config, phase_name: str) -> Networks:
     return Networks(**shared)
   estimate = _estimator(make_unet(config, phase.guide), config.diffusion, law) if phase.get('guide') else None
   resolution = configs.phase_resolution(config, phase_name)
-  penalised = phase.adversarial.r1 or phase.adversarial.r2  # kernels of attention cannot be differentiated twice
+  # Kernels of attention cannot be differentiated twice; configs from before the penalties have no such keys.
+  penalised = phase.adversarial.get('r1') or phase.adversarial.get('r2')
   discriminator, view = _discriminator(
     phase.discriminator, config.data.num_classes, law is not None, resolution, unet.dtype,
     'xla' if penalised else unet.attention_form)
