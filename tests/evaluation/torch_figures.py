@@ -1,4 +1,4 @@
-"""Figures of torch-fidelity 0.4 and pytorch-fid on the pictures of two .npz; run by test_agreement in their environment.
+"""Figures of torch-fidelity 0.4 and pytorch-fid on the pictures of two .npz: test_agreement runs it in their Python.
 
 python torch_figures.py SAMPLES.npz REFERENCE.npz WEIGHTS.pth OUT.json
 """
