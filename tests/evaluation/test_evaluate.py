@@ -269,7 +269,8 @@ def test_a_folder_of_odd_pictures(tmp_path):
 
 REFUSED = [
   ('cmmd', 'inception', 'no CLIP'), ('clip', 'inception', 'text encoders of CLIP'),
-  ('fdr6', 'inception', 'six encoders'), ('fidd', 'inception', "no metric 'fidd'"), ('sfid', 'data', "Inception's maps"),
+  ('fdr6', 'inception', 'six encoders'), ('fidd', 'inception', "no metric 'fidd'"),
+  ('sfid', 'data', "Inception's maps"),
   ('psnr', 'inception', 'is of pairs'),
 ]
 
