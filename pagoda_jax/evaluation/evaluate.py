@@ -96,7 +96,8 @@ def of_phase(config, folder, name: str, step: str, asked: Request, ema: str = ''
     EvaluationError, ValueError: it cannot be measured as asked.
     WorkdirError, CheckpointError and as `of_images`: something is not there or damaged.
   """
-  phase_folder, mesh = epath.Path(folder) / name, sharding.make_mesh(**config.mesh)
+  phase_folder, mesh = epath.Path(folder) / name, sharding.make_mesh()
+  asked = dataclasses.replace(asked, weights_dir=asked.weights_dir or config.weights_dir)
   chosen = steps_of(phase_folder, step, config.checkpoint)
   labels = sampling.parse_labels(asked.labels, asked.num_images, config.data.num_classes, asked.seed)
   reference = references.open_reference(asked.reference or references.DATA, folder, name, None, 0, asked.weights_dir)
@@ -238,7 +239,11 @@ class _Run:
                 if name in plans.FRECHET and found['held_out'].get(name, 0) > 0}
       if ratios:
         found['fd_ratio'] = {'of': ratios, 'mean': float(np.mean(list(ratios.values())))}
-    held = sums.held_bytes + (self._of_reference.held_bytes if self._of_reference else 0)
+    held = sum(each.held_bytes for each in (sums, self._of_reference, self._held_out) if each)
+    notes = self.plan.notes(sums, self._widths)
+    if self._held_out is not None and self._held_out.count != sums.count:
+      notes.append(f'{self._held_out.count:,} pictures are held out, and the samples are {sums.count:,}: the fewer, the '
+                   'larger a Frechet distance')
     height_and_width = {'resolution': self.asked.resolution} if self.asked.resolution else {}
     return found | {
       'samples': described | height_and_width,
@@ -246,7 +251,7 @@ class _Run:
         {} if self.reference.pictures is None else {'count': self.reference.pictures.count}),
       'features': {name: encoder.described for name, encoder in self.encoders.items()},
       'how': self.plan.how(sums, self._of_reference),
-      'notes': self.plan.notes(sums, self._widths),
+      'notes': notes,
       'bytes_held_for_features': held,
       'versions': {'pagoda_jax': __version__, 'jax': jax.__version__, 'numpy': np.__version__},
     }

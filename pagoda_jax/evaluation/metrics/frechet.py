@@ -22,7 +22,7 @@ class Moments:
     centred, step = features - mean, mean - self._mean
     if self.count:
       self._scatter += centred.T @ centred + np.outer(step, step) * (self.count * len(features) / total)
-      self._mean += step * (len(features) / total)
+      self._mean = self._mean + step * (len(features) / total)
     else:
       self._mean, self._scatter = mean, centred.T @ centred
     self.count = total
