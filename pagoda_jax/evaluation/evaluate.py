@@ -242,7 +242,7 @@ class _Run:
     held = sum(each.held_bytes for each in (sums, self._of_reference, self._held_out) if each)
     notes = self.plan.notes(sums, self._widths)
     if self._held_out is not None and self._held_out.count != sums.count:
-      notes.append(f'{self._held_out.count:,} pictures are held out, and the samples are {sums.count:,}: the fewer, the '
+      notes.append(f'{self._held_out.count:,} pictures are held out, the samples are {sums.count:,}: the fewer, the '
                    'larger a Frechet distance')
     height_and_width = {'resolution': self.asked.resolution} if self.asked.resolution else {}
     return found | {
