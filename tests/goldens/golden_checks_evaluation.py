@@ -27,7 +27,7 @@ def check_dinov2(side):
   """Features of 8-bit pictures, enlarged as Pillow does; at 56 px the position grid is reduced from 5 to 4."""
   arrays, meta = golden_tools.load('evaluation')
   meta, images = meta['dinov2'], arrays['dinov2/img_uint8']
-  resized = np.asarray(resize.resize_as_pillow(images.astype(np.float32), side))
+  resized = np.asarray(resize.resize_as_pillow(images, side))
   np.testing.assert_array_equal(resized, arrays[f'dinov2/{side}/resized_uint8'])
   state_dict = golden_tools.rule_state_dict(meta['params'], meta['prefix'])
   options = dinov2.options(state_dict)

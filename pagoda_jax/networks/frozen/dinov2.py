@@ -33,7 +33,7 @@ class DINOv2(nn.Module):
 
   def __call__(self, images: jax.Array) -> jax.Array:
     """images uint8 [B, H, W, 3 or 1 (gray)] -> the class token after the last norm, [B, width] float32."""
-    pixels = resize.resize_as_pillow(images.astype(jnp.float32), self.input_size)
+    pixels = resize.resize_as_pillow(images, self.input_size)
     mean, deviation = projections.NORMALIZATION['deit']
     return self.features((pixels / 255 - jnp.array(mean)) / jnp.array(deviation))
 
