@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from pagoda_jax import __version__
+import pagoda_jax
 from pagoda_jax import config as configs
 from pagoda_jax.data.images import quantized
 from pagoda_jax.evaluation import data_features, encoders, paired, plans, references
@@ -253,7 +253,7 @@ class _Run:
       'how': self.plan.how(sums, self._of_reference),
       'notes': notes,
       'bytes_held_for_features': held,
-      'versions': {'pagoda_jax': __version__, 'jax': jax.__version__, 'numpy': np.__version__},
+      'versions': {'pagoda_jax': pagoda_jax.__version__, 'jax': jax.__version__, 'numpy': np.__version__},
     }
 
 
