@@ -15,6 +15,7 @@ COMMANDS = {
   'train': 'one phase of an experiment',
   'plan': 'what each phase of an experiment costs, before it runs',
   'sample': 'images from a trained phase or from weights: a grid, a folder, arrays, an animation',
+  'evaluate': "FID and its relatives of a phase's samples, or of finished pictures",
   'edit': 'pictures: reconstruct | super_resolve | restyle | inpaint | deblur | colorize | interpolate',
   'export': 'a generator as a StableHLO program and its weights, which need only jax; ONNX from there',
   'publish': 'a folder for a model hub: what `export` writes, a model card and samples',

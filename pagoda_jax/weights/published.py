@@ -160,6 +160,15 @@ REGISTRY: tuple[Published, ...] = (
     format='timm',
   ),
   Published(
+    name='dinov2_vitl14',
+    what='DINOv2 ViT-L/14, without registers: features of FD-DINOv2 (pagoda evaluate)',
+    page='https://github.com/facebookresearch/dinov2#pretrained-backbones-via-pytorch-hub',
+    url='https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth',
+    file_name='dinov2_vitl14_pretrain.pth',
+    licence='Apache-2.0',
+    format='dinov2',
+  ),
+  Published(
     name='in_embeddings_tf_efficientnet_lite0',
     what='ImageNet class embedding (1000 x 320) of the projected discriminator',
     page='https://github.com/autonomousvision/stylegan-xl/tree/main/in_embeddings',

@@ -47,6 +47,7 @@ SMALL = {
     'projection_width': 3,
   },
 }  # fmt: skip
+SMALL['dinov2'] = SMALL['timm'] | {'distilled': False, 'layer_scale': True}
 SMALL['random_projections'] = {
   'backbone': SMALL['timm'] | {'depth': 4}, 'reassembly_widths': (2, 3, 4, 5), 'widths': (4, 4, 6, 8),
   'mixed_widths': (4, 2, 3, 4),
@@ -55,6 +56,7 @@ SMALL['random_projections'] = {
 CARRIED = {
   'edm': 'model.dec.8x8_up.conv0.resample_filter',
   'timm': 'head.weight',
+  'dinov2': 'mask_token',
   'lpips': 'scaling_layer.shift',
   'inception': 'Conv2d_1a_3x3.bn.num_batches_tracked',
   'stylegan_xl': 'mini_discs.0.main.0.main.1.num_batches_tracked',
@@ -64,6 +66,7 @@ CARRIED = {
 ASKED = {
   'pagoda': {'resolution': 8, 'channels_per_head': 16, 'grown_num_blocks': 1, 'attention_order': 'legacy'},
   'timm': {'head_channels': 8},
+  'dinov2': {'head_channels': 8},
   'random_projections': {'head_channels': 8},
   'diffusers': {'groups': 2},
 }
