@@ -43,7 +43,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     networks.invert is given, 'base_image' [B, h, w, C] and 'key' int32 [B] stand in place of 'noise'. With
     guidance: 'omega' [B] of the pairs, beside 'noise'; and where H > h 'real_base_image' [B, h, w, C]. frozen:
     {'features': {name: variables}} of the frozen feature networks (frozen_weights.load), without any, {};
-    {'teacher': params} for networks.invert and networks.teach, with which the pairs' images are not looked at; and
+    {'teacher': params} for networks.invert and networks.draw, with which the pairs' images are not looked at; and
     {'guide': params} for networks.estimate.
     rng: one typed key for the whole run. metrics: float32 scalars. A step with a number that is not
     finite leaves the state as it was, but for its counters.
@@ -163,13 +163,13 @@ def make_train_step(networks: Networks, config, parts: int = 1):
 def pairs_of(networks: Networks, batch, frozen, key: jax.Array) -> tuple[jax.Array, jax.Array]:
   """L_rec's pairs, constants: images [B, H, W, C] in [-1, 1] and the noise [B, h, w, C] that shall make them.
 
-  The noise is what the batch brings, or inverted by the teacher here and now; where networks.teach is given, it is of
+  The noise is what the batch brings, or inverted by the teacher here and now; where networks.draw is given, it is of
   the prior, and the images are what the teacher makes of it.
   """
   images = normalize(batch['image'])
-  if networks.teach is not None:
+  if networks.draw is not None:
     noise = networks.sigma_max * jax.random.normal(key, images.shape)
-    return jax.lax.stop_gradient(networks.teach(frozen['teacher'], noise, {'label': batch['label']})), noise
+    return jax.lax.stop_gradient(networks.draw(frozen['teacher'], noise, {'label': batch['label']})), noise
   if networks.invert is None:
     return images, batch['noise']
   return images, jax.lax.stop_gradient(networks.invert(frozen['teacher'], batch | {'image': batch['base_image']}))

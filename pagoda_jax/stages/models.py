@@ -39,9 +39,8 @@ class Networks:
     law: of the strength of guidance that the generator takes as an input; None: it takes none.
     omega_of_keys: omega_of_keys(int32 [B]) -> [B], that pictures are inverted with, where the step inverts them.
     estimate: estimate(omega_phi's params, images [B, R, R, C], labels) -> omega [B]; None without such a network.
-    draw: draw(teacher's params, noise, cond) -> images, guided, that the estimator learns from; None for others.
-    teach: teach(teacher's params, noise, cond) -> images [B, R, R, C], where the step learns the teacher's own
-      images in place of real ones (inverting.make_teacher); None elsewhere.
+    draw: draw(teacher's params, noise, cond) -> images [B, R, R, C] that the step learns from: the estimator's guided
+      ones, or the pairs of a phase whose `pairs` are the teacher's; None for others.
   """
 
   unet: UNet
@@ -57,7 +56,6 @@ class Networks:
   omega_of_keys: Callable[..., jax.Array] | None = None
   estimate: Callable[..., jax.Array] | None = None
   draw: Callable[..., jax.Array] | None = None
-  teach: Callable[..., jax.Array] | None = None
 
   def apply(self, params, x, c_noise, cond, **kwargs) -> jax.Array:
     """The raw U-Net of a parameter tree."""

@@ -4,7 +4,6 @@ Hosts do not talk to each other: a shard is a fixed range of keys, so any number
 any time, go on at the first shard that is not there.
 """
 
-import functools
 import io
 import time
 
@@ -91,15 +90,6 @@ def make_omega_of_keys(config):
   """omega_of_keys(int32 [B]) -> float32 [B]: the strength that each picture is inverted with; None without guidance."""
   law = models.law_of(config)
   return law and (lambda keys: law.of_pictures(randomness.key_for(config.seed, randomness.GUIDANCE), keys))
-
-
-def make_teacher(config, name: str):
-  """teach(params, noise, cond) -> images: the way back of what phase `name` inverts, through the same noise levels."""
-  phase, networks = config.phases[name], models.build(config, name)
-  levels = diffusion.sigmas(phase.num_levels, **sampling.schedule(config))
-  teach = lambda params, noise, cond: diffusion.heun_sample(
-    functools.partial(networks.denoise, params), noise, levels, cond, clip=phase.clip_denoised)
-  return models.at_matmul_precision(phase.matmul_precision, teach)
 
 
 def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> None:

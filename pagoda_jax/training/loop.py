@@ -56,9 +56,10 @@ def make_step(config, name: str, num_devices: int = 1) -> tuple[models.Networks,
     networks = dataclasses.replace(networks, invert=inverting.make_inverter(config, phase.noise),
                                    omega_of_keys=inverting.make_omega_of_keys(config))
   if configs.learns_from_teacher(phase):
-    networks = dataclasses.replace(networks, teach=inverting.make_teacher(config, phase.noise))
+    levels = config.phases[phase.noise].num_levels
+    networks = dataclasses.replace(networks, draw=sampler.make_teachers_draw(config, name, levels))
   if phase.stage == 'guide':
-    networks = dataclasses.replace(networks, draw=sampler.make_teachers_draw(config, name))
+    networks = dataclasses.replace(networks, draw=sampler.make_teachers_draw(config, name, phase.sample_levels))
   parts = microbatch.count_parts(phase.batch_size, num_devices, config.microbatch)
   make = {'teacher': teacher, 'guide': guide, 'distill': distill, 'grow': grow}[phase.stage].make_train_step
   return networks, models.at_matmul_precision(phase.matmul_precision, make(networks, phase, parts))

@@ -24,6 +24,7 @@ EARLIER = {
   'rate': 0.0, 'transforms': list(configs.EDM_AUGMENTATIONS),
   # Generators had no guidance, and the hinge loss.
   'guide': '', 'loss': 'hinge', 'r1': 0.0, 'r2': 0.0,
+  'pairs': 'data',
 }
 INVERTED_WITH = 'inverted_with'  # in inputs.json: which network made a generator phase's noise
 SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')

@@ -22,6 +22,7 @@ def scale_of(params):
 NETWORKS = types.SimpleNamespace(
   sigma_max=80.0,
   invert=None,
+  draw=None,
   law=None,
   generate=lambda params, noise, cond: scale_of(params) * noise / 80,
   distance=lambda frozen, a, b, draws: jnp.mean((a - b) ** 2, (1, 2, 3)),
@@ -32,7 +33,7 @@ NETWORKS = types.SimpleNamespace(
 )
 
 
-def one_step(fakes, **adversarial):
+def one_step(fakes, networks=NETWORKS, frozen=None, **adversarial):
   phase = c.distill(fakes=fakes, optimizer=c.optimizer(name='sgd', learning_rate=1.0),
                     adversarial=c.adversarial(**adversarial))
   params = {PLACE[0]: {PLACE[1]: {PLACE[2]: jnp.float32(0.5)}}}
@@ -41,7 +42,7 @@ def one_step(fakes, **adversarial):
   batch = {'image': rng.normal(size=(4, 8, 8, 1)).astype(np.float32), 'label': np.zeros(4, np.int32),
            'noise': 80 * rng.normal(size=(4, 8, 8, 1)).astype(np.float32)}
   batch |= {'real_image': batch['image'], 'real_label': batch['label']}
-  return jax.jit(distill.make_train_step(NETWORKS, phase))(start, batch, {}, RNG)
+  return jax.jit(distill.make_train_step(networks, phase))(start, batch, frozen or {}, RNG)
 
 
 def test_shared_fakes_are_those_of_the_generators_loss():
@@ -55,6 +56,13 @@ def test_fresh_fakes_are_other_noise_through_the_generator_just_updated():
   assert abs(float(scale_of(after.params)) - 0.5) > 0.1
   assert float(metrics['logit_fake']) == pytest.approx(float(scale_of(after.params) * noise.mean()), rel=1e-5)
   assert float(metrics['logit_fake']) != pytest.approx(-float(metrics['adversarial']), rel=1e-2)
+
+
+def test_pairs_of_the_teacher_are_what_it_makes_of_the_steps_own_noise():
+  draw = lambda params, noise, cond: params * noise / 80
+  _, metrics = one_step('fresh', types.SimpleNamespace(**vars(NETWORKS) | {'draw': draw}), {'teacher': jnp.float32(2)})
+  noise = jax.random.normal(state.step_keys(RNG, jnp.int32(0), 7)[6], (4, 8, 8, 1))
+  assert float(metrics['loss']) == pytest.approx(float(jnp.mean((1.5 * noise) ** 2)), rel=1e-5)  # 2 there, 0.5 here
 
 
 @pytest.mark.parametrize('fakes', ['fresh', 'shared'])
