@@ -292,8 +292,15 @@ def _generator_phase(stage: str) -> dict:
 @_keys
 def distill():
   """Stage 2, the one-step generator at the base resolution (METHOD: 0.2 x adaptive weight, RAdam)."""
-  # Both as in invert(): the generator begins as a copy of that network.
-  return _generator_phase('distill') | {'teacher': ('teacher', text), 'start_ema': ('', text), 'init_from': ('', text)}
+  return _generator_phase('distill') | {
+    # Both as in invert(): the generator begins as a copy of that network.
+    'teacher': ('teacher', text),
+    'start_ema': ('', text),
+    'init_from': ('', text),
+    # what L_rec compares: 'data', real images and their inverted noise (PaGoDA); 'teacher', the teacher's multi-step
+    # images and the noise of the prior that it made them from (noise-to-data distillation), made inside the step
+    'pairs': ('data', one_of('data', 'teacher')),
+  }
 
 
 @_keys
@@ -416,6 +423,11 @@ def ema_names(phase: ConfigDict) -> tuple[str, ...]:
   """Names of the averages that a phase keeps of its weights; the first is what others read of it by default."""
   named = [f'{kind}_{value:.15g}' for kind in ('halflife', 'std') for value in phase.get(f'ema_{kind}', ())]
   return tuple(named) or ('ema',)
+
+
+def learns_from_teacher(phase: ConfigDict) -> bool:
+  """Whether a phase's pairs are the teacher's own images and their noise."""
+  return phase.get('pairs') == 'teacher'
 
 
 def phase_resolution(config: ConfigDict, name: str) -> int:

@@ -205,6 +205,11 @@ def _validate_phase(config, name, earlier, shards):
            f'is the type of what is stored, and {path}.store is False; it must be float32')
   if phase.stage == 'grow':
     _validate_growth(config, name, earlier)
+  if configs.learns_from_teacher(phase):
+    law = config.guidance.law
+    _check(law == 'none', f'{path}.pairs', phase.pairs, f"must be 'data' with guidance: config.guidance.law is {law!r}")
+    _check(phase.pairs_fraction == 1, f'{path}.pairs_fraction', phase.pairs_fraction,
+           f"must be 1 with {path}.pairs = 'teacher': each pair is made once, inside its step")
   if phase.stage in configs.GENERATOR_STAGES:
     _check_reference(config, path, 'noise', phase.noise, earlier, ('invert',))
     _check(config.phases[phase.noise].store or not phase.standardize_noise, f'{path}.standardize_noise',

@@ -75,7 +75,7 @@ def make(config, name: str, num_devices: int = 1) -> Program:
   if phase.stage in configs.GENERATOR_STAGES:
     batch |= {'real_image': image, 'real_label': label}
     small = (count, base, base, config.data.channels)
-    if networks.invert is None:
+    if networks.invert is None and networks.draw is None:
       batch['noise'] = jax.ShapeDtypeStruct(small, jnp.float32)
       if networks.law is not None:
         batch['omega'] = jax.ShapeDtypeStruct((count,), jnp.float32)

@@ -39,7 +39,8 @@ class Networks:
     law: of the strength of guidance that the generator takes as an input; None: it takes none.
     omega_of_keys: omega_of_keys(int32 [B]) -> [B], that pictures are inverted with, where the step inverts them.
     estimate: estimate(omega_phi's params, images [B, R, R, C], labels) -> omega [B]; None without such a network.
-    draw: draw(teacher's params, noise, cond) -> images, guided, that the estimator learns from; None for others.
+    draw: draw(teacher's params, noise, cond) -> images [B, R, R, C] that the step learns from: the estimator's guided
+      ones, or the pairs of a phase whose `pairs` are the teacher's; None for others.
   """
 
   unet: UNet

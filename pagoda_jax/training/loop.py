@@ -55,8 +55,11 @@ def make_step(config, name: str, num_devices: int = 1) -> tuple[models.Networks,
   if phase.get('noise') and not config.phases[phase.noise].store:
     networks = dataclasses.replace(networks, invert=inverting.make_inverter(config, phase.noise),
                                    omega_of_keys=inverting.make_omega_of_keys(config))
+  if configs.learns_from_teacher(phase):
+    levels = config.phases[phase.noise].num_levels
+    networks = dataclasses.replace(networks, draw=sampler.make_teachers_draw(config, name, levels))
   if phase.stage == 'guide':
-    networks = dataclasses.replace(networks, draw=sampler.make_teachers_draw(config, name))
+    networks = dataclasses.replace(networks, draw=sampler.make_teachers_draw(config, name, phase.sample_levels))
   parts = microbatch.count_parts(phase.batch_size, num_devices, config.microbatch)
   make = {'teacher': teacher, 'guide': guide, 'distill': distill, 'grow': grow}[phase.stage].make_train_step
   return networks, models.at_matmul_precision(phase.matmul_precision, make(networks, phase, parts))
@@ -80,7 +83,7 @@ def make_phase(config, folder, name: str, num_devices: int = 1) -> Phase:
   teacher_params = inverting.check_store(config, folder, phase.noise)
   frozen = frozen_weights.load(config, name)
   store = epath.Path(folder) / phase.noise
-  if config.phases[phase.noise].store:
+  if config.phases[phase.noise].store and not configs.learns_from_teacher(phase):
     noise = noise_store.open_store(store, networks.sigma_max, phase.standardize_noise)
   else:
     noise = streams.ToInvert(noise_store.read_manifest(store)['count'], config.base_resolution)
