@@ -90,6 +90,9 @@ def reduced(config, photos):
       if phase.stage == 'grow':
         phase.channels = narrow(phase.channels)
         phase.init_levels = tuple((narrow(level[0]), min(level[1], 1), level[2]) for level in phase.init_levels)
+        blocks = configs.decoder_blocks(config, name)  # fewer than before
+        known = {*blocks, *blocks.values(), *map(configs.side_of, blocks)}
+        phase.thaw = tuple(entry for entry in phase.thaw if entry in known)
       if 'discriminator' in phase:
         side = configs.phase_resolution(config, name)
         phase.discriminator.channels = WIDTH
