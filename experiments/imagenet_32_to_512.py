@@ -22,34 +22,18 @@ PLAN
 """
 
 from pagoda_jax import config as c
+from pagoda_jax import ladder
 
 TEACHER = 'weights/pagoda_teacher_32'
 LEVELS = (32, 64, 128, 256, 512)
 VARIANTS = ('published,stop=64,lpips',)
 
 
-def parse_variant(variant: str) -> dict:
-  """{'published': bool, 'lpips': bool, 'stop': px} of a text such as 'published,stop=64'.
-
-  Raises:
-    ConfigError: names the part that is no variant.
-  """
-  options = {'published': False, 'lpips': False, 'stop': LEVELS[-1]}
-  choices = {f'stop={side}': ('stop', side) for side in LEVELS}
-  choices |= {'published': ('published', True), 'lpips': ('lpips', True)}
-  for part in filter(None, variant.split(',')):
-    if part not in choices:
-      raise c.ConfigError(f'imagenet_32_to_512.py:{variant}: {part!r} must be one of {", ".join(choices)}')
-    key, value = choices[part]
-    options[key] = value
-  return options
-
-
 def get_config(variant: str = ''):
   """`variant`: '' or some of published, stop=32, lpips, joined by commas."""
-  options = parse_variant(variant)
+  chosen, stop = ladder.variant_options(variant, ('published', 'lpips'), LEVELS)
   config = c.experiment(base_resolution=32)
-  config.data.update({'source': 'array_record', 'path': 'data/imagenet512', 'resolution': options['stop'],
+  config.data.update({'source': 'array_record', 'path': 'data/imagenet512', 'resolution': stop,
                       'channels': 3, 'num_classes': 1000, 'mirror': True, 'workers': 16})
   config.network = c.network(form='guided', channels=256, channel_mult=(1, 2, 4), num_blocks=3,
                              attention_resolutions=(16, 8))
@@ -58,7 +42,7 @@ def get_config(variant: str = ''):
   # for eight chips at 512 px.
   config.microbatch = 1
   teacher = {'teacher': '', 'init_from': TEACHER}
-  if not options['published']:
+  if 'published' not in chosen:
     # The paper's batch; the rest as EDM trains at 64 px (Karras et al. 2022, appendix F), see imagenet_64_to_512.py.
     config.network.dropout = 0.1
     c.add_phase(config, 'teacher', c.teacher(
@@ -75,7 +59,7 @@ def get_config(variant: str = ''):
     'optimizer': c.optimizer(name='radam', learning_rate=8e-6),
     'discriminator_optimizer': c.optimizer(name='radam', learning_rate=2e-3),
     'ema': 0.999,
-    'reconstruction': c.reconstruction(distance='lpips' if options['lpips'] else 'projected'),
+    'reconstruction': c.reconstruction(distance='lpips' if 'lpips' in chosen else 'projected'),
     # below 256 px pictures are resized to 224 for the feature networks, from there on they come at their own size
     'discriminator': c.discriminator(features='projected'),
   }
@@ -90,7 +74,7 @@ def get_config(variant: str = ''):
   }
   start, thawed = 'distill', (32,)
   for side, rung in rungs.items():
-    if side <= options['stop']:
+    if side <= stop:
       c.add_phase(config, f'grow_{side}', c.grow(**players | {
         'start': start,
         'resolution': side,

@@ -9,7 +9,7 @@ import tiny
 from runs import CONFIG, pagoda
 
 from pagoda_jax import config as configs
-from pagoda_jax import validation
+from pagoda_jax import ladder, validation
 from pagoda_jax.stages import models, state
 from pagoda_jax.weights.convert import pagoda as pagoda_names
 
@@ -337,19 +337,19 @@ def test_what_thaws_is_named_as_the_network_and_the_release_name_it(init_levels,
   if init_levels:
     phase.start = ''
   unet = models.make_unet(config, 'grow_16')
-  names = configs.decoder_blocks(config, 'grow_16')
+  names = ladder.decoder_blocks(config, 'grow_16')
   assert list(names) == [block.name for block in unet.blocks()[2]]
   assert names == {block: pagoda_names.block_names(unet)[block][0] for block in names}
-  new = [block for block in names if configs.side_of(block) > configs.start_resolution(config, 'grow_16')]
+  new = [block for block in names if ladder.side_of(block) > ladder.start_resolution(config, 'grow_16')]
   assert len(new) == 3
-  last = [block for block in names if configs.side_of(block) == configs.start_resolution(config, 'grow_16')]
+  last = [block for block in names if ladder.side_of(block) == ladder.start_resolution(config, 'grow_16')]
   phase.thaw = tuple(f'output_blocks.{number}' for number in range(9, 16))
   released = ['dec_8_block1', 'dec_8_block2', 'dec_8_block3', 'dec_16_up', *(f'dec_16_block{i}' for i in range(4))]
-  assert configs.thawed_blocks(config, 'grow_16') == (*released, *new)
+  assert ladder.thawed_blocks(config, 'grow_16') == (*released, *new)
   phase.thaw = (16, 'dec_8_up')
-  assert configs.thawed_blocks(config, 'grow_16') == ('dec_8_up', 'dec_16_up', *released[4:], *new)
+  assert ladder.thawed_blocks(config, 'grow_16') == ('dec_8_up', 'dec_16_up', *released[4:], *new)
   phase.thaw = ()
-  assert configs.thawed_blocks(config, 'grow_16') == (*last, *new)
+  assert ladder.thawed_blocks(config, 'grow_16') == (*last, *new)
 
 
 def test_a_microbatch_divides_every_devices_share_or_holds_it_whole():

@@ -19,7 +19,7 @@ import step_tools
 from ml_collections import ConfigDict
 
 from pagoda_jax import config as configs
-from pagoda_jax import pipeline, validation
+from pagoda_jax import ladder, pipeline, validation
 from pagoda_jax.method import perception
 from pagoda_jax.networks.frozen.vgg_lpips import LPIPS
 from pagoda_jax.planning import plan
@@ -90,8 +90,8 @@ def reduced(config, photos):
       if phase.stage == 'grow':
         phase.channels = narrow(phase.channels)
         phase.init_levels = tuple((narrow(level[0]), min(level[1], 1), level[2]) for level in phase.init_levels)
-        blocks = configs.decoder_blocks(config, name)  # fewer than before
-        known = {*blocks, *blocks.values(), *map(configs.side_of, blocks)}
+        blocks = ladder.decoder_blocks(config, name)  # fewer than before
+        known = {*blocks, *blocks.values(), *map(ladder.side_of, blocks)}
         phase.thaw = tuple(entry for entry in phase.thaw if entry in known)
       if 'discriminator' in phase:
         side = configs.phase_resolution(config, name)

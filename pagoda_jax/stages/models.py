@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from pagoda_jax import config as configs
+from pagoda_jax import ladder
 from pagoda_jax.method import diffusion, guidance, perception
 from pagoda_jax.networks import unet as unets
 from pagoda_jax.networks.discriminator import DiscriminatorEnsemble
@@ -160,7 +161,7 @@ def make_unet(config, phase_name: str) -> UNet:
   With guidance generators take its strength as an input, and the estimator has no decoder.
   """
   stage = config.phases[phase_name].stage
-  chain = configs.growth_chain(config, phase_name)
+  chain = ladder.growth_chain(config, phase_name)
   grown = [unets.grown_level(level) for level in (chain[0].init_levels if chain else ())]
   resolution = config.base_resolution << len(grown)
   for growth in chain:

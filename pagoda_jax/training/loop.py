@@ -12,6 +12,7 @@ from absl import logging
 from etils import epath
 
 from pagoda_jax import config as configs
+from pagoda_jax import ladder
 from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.method import microbatch
@@ -122,7 +123,7 @@ def init_generator(config, folder, name: str, networks, frozen, key) -> tuple[st
     params, _ = growth.grow_params(models.init_unet(networks.unet, generator_key), params)
   if phase.stage == 'grow':
     fresh = models.init_unet(networks.unet, generator_key)
-    params, fixed, report = grow.grown_params(fresh, params, configs.thawed_blocks(config, name))
+    params, fixed, report = grow.grown_params(fresh, params, ladder.thawed_blocks(config, name))
     where = f'{where}, grown: {report}'
   discriminator = models.init_discriminator(networks, frozen, resolution, discriminator_key)
   discriminator, embedding = frozen_weights.with_class_embedding(config, name, discriminator)
