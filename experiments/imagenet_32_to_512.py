@@ -18,7 +18,7 @@ Before the first run: pictures and feature networks as imagenet_64_to_512.py say
 Published (Kim et al. 2024), one evaluation an image, without guidance: FID-50k 0.79 at 32 px. Of what grows from it
 no figure and no script is published: what the rungs take is what the release's scripts take for a 64 px base.
 
-PLAN
+What it takes: `pagoda plan --config=experiments/imagenet_32_to_512.py --topology=v5e-256`.
 """
 
 from pagoda_jax import config as c

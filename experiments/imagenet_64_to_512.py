@@ -28,7 +28,16 @@ Before the first run:
 Published (Kim et al. 2024), one evaluation an image, without guidance, FID-50k: 1.21 at 64 px (recall 0.63), 1.48 at
 128, 1.56 at 256 (IS 259.6), 1.80 at 512. Theirs took one node of 8 H100 up to 256 px and 64 A100 at 512 px.
 
-PLAN
+`pagoda plan --topology=v5e-256` (arithmetic at 33 % MFU): memory of a chip's 16 GB, a step, and in all
+
+  teacher     7.0 GB    263 ms    11,400 chip-hours (7,550 with `--config.mesh.fsdp=2 --config.microbatch=8`)
+  invert      5.0 GB    16.2 s    180 chip-hours for 1.28 M pictures and their mirror images, 64 a chip at once
+  distill     9.3 GB     54 ms    347 chip-hours
+  grow_128    3.7 GB     31 ms    201 chip-hours
+  grow_256    5.1 GB     61 ms    392 chip-hours
+  grow_512    9.9 GB    188 ms    1,203 chip-hours
+
+and of grow_512 on v5p-64 10.1 of 95 GB, 740 ms, 592 chip-hours; on 8xh100 10.9 of 80 GB, 1.39 s, 278 chip-hours.
 """
 
 from pagoda_jax import config as c

@@ -1,6 +1,7 @@
 """Every file of experiments/, in every variant that it names: valid, can be planned, and two steps of each phase run.
 
-New files are found by themselves. A file's constant VARIANTS names what may stand after its colon ('' aside).
+New files are found by themselves. A file's constant VARIANTS names what may stand after its colon ('' aside), which is
+run with `pytest -m slow`.
 """
 
 import dataclasses
@@ -46,7 +47,9 @@ def load(path):
 
 
 CASES = [(path, variant) for path in EXPERIMENTS for variant in ('', *getattr(load(path), 'VARIANTS', ()))]
-each = pytest.mark.parametrize('path, variant', CASES, ids=[f'{path.stem}:{variant}' for path, variant in CASES])
+each = pytest.mark.parametrize('path, variant', [
+  pytest.param(path, variant, id=f'{path.stem}:{variant}', marks=[pytest.mark.slow] if variant else [])
+  for path, variant in CASES])
 
 
 def scaled(value, factor):
