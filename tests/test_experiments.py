@@ -1,7 +1,7 @@
 """Every file of experiments/, in every variant that it names: valid, can be planned, and two steps of each phase run.
 
-New files are found by themselves. A file's constant VARIANTS names what may stand after its colon ('' aside), which is
-run with `pytest -m slow`.
+New files are found by themselves. A file's constant VARIANTS names what may stand after its colon ('' aside). What has
+more than five phases is run by `pytest -m slow`.
 """
 
 import dataclasses
@@ -47,9 +47,9 @@ def load(path):
 
 
 CASES = [(path, variant) for path in EXPERIMENTS for variant in ('', *getattr(load(path), 'VARIANTS', ()))]
+slow = lambda path, variant: [pytest.mark.slow] if len(load(path).get_config(variant).order) > 5 else []
 each = pytest.mark.parametrize('path, variant', [
-  pytest.param(path, variant, id=f'{path.stem}:{variant}', marks=[pytest.mark.slow] if variant else [])
-  for path, variant in CASES])
+  pytest.param(path, variant, id=f'{path.stem}:{variant}', marks=slow(path, variant)) for path, variant in CASES])
 
 
 def scaled(value, factor):

@@ -24,8 +24,8 @@ from pagoda_jax.stages import distill, models, state
 from pagoda_jax.weights.convert import mapping, random_projections, stylegan_xl
 
 # Weights of the discriminator's blocks but their statistics. Activations near 0, where LeakyReLU bends, change slope if
-# its maps move by a rounding: by 1e-5 of their size, gradients move by up to 1e-2; by 1e-4, up to 2.5e-2. The original in float32 and in
-# float64 differ by up to 1.8e-2.
+# its maps move by a rounding: by 1e-5 of their size, gradients move by up to 1e-2; by 1e-4, up to 2.5e-2. The original
+# in float32 and in float64 differ by up to 1.8e-2.
 KINKED = re.compile(r'main\.\d\.main\.(0\.weight_orig|1\.(weight|bias))$')
 # Compiling is most of the time.
 QUICK = {'xla_backend_optimization_level': 0}
