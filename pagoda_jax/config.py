@@ -292,8 +292,15 @@ def _generator_phase(stage: str) -> dict:
 @_keys
 def distill():
   """Stage 2, the one-step generator at the base resolution (METHOD: 0.2 x adaptive weight, RAdam)."""
-  # Both as in invert(): the generator begins as a copy of that network.
-  return _generator_phase('distill') | {'teacher': ('teacher', text), 'start_ema': ('', text), 'init_from': ('', text)}
+  return _generator_phase('distill') | {
+    # Both as in invert(): the generator begins as a copy of that network.
+    'teacher': ('teacher', text),
+    'start_ema': ('', text),
+    'init_from': ('', text),
+    # what L_rec compares: 'data', real images and their inverted noise (PaGoDA); 'teacher', the teacher's multi-step
+    # images and the noise of the prior that it made them from (noise-to-data distillation), made inside the step
+    'pairs': ('data', one_of('data', 'teacher')),
+  }
 
 
 @_keys
@@ -418,66 +425,18 @@ def ema_names(phase: ConfigDict) -> tuple[str, ...]:
   return tuple(named) or ('ema',)
 
 
+def learns_from_teacher(phase: ConfigDict) -> bool:
+  """Whether a phase's pairs are the teacher's own images and their noise."""
+  return phase.get('pairs') == 'teacher'
+
+
 def phase_resolution(config: ConfigDict, name: str) -> int:
   """Side in pixels of the images that a phase works on."""
   phase = config.phases[name]
   return phase.resolution if phase.stage == 'grow' else config.base_resolution
 
 
-def start_resolution(config: ConfigDict, name: str) -> int:
-  """Side in pixels of the images of the generator that a growth phase grows."""
-  phase = config.phases[name]
-  return phase_resolution(config, phase.start) if phase.start else config.base_resolution << len(phase.init_levels)
-
-
-def growth_chain(config: ConfigDict, name: str) -> list[ConfigDict]:
-  """The growth phases from the base generator, or one from elsewhere, up to phase `name`, lowest resolution first."""
-  chain = []
-  while name and config.phases[name].stage == 'grow':
-    chain.insert(0, config.phases[name])
-    name = config.phases[name].start
-  return chain
-
-
 def metrics(phase: ConfigDict) -> tuple[str, ...]:
   """What the train step of a phase measures."""
   paired = phase.stage in GENERATOR_STAGES and phase.reconstruction_adversarial.weight > 0
   return METRICS[phase.stage] + (PAIRS_METRICS if paired else ())
-
-
-def decoder_blocks(config: ConfigDict, name: str) -> dict[str, str]:
-  """{block of the decoder of a phase's U-Net, in the order of their calls: its name in the authors' release}."""
-  chain, levels, last = growth_chain(config, name), len(config.network.channel_mult), -1
-  found = {}
-  for level in reversed(range(levels)):
-    side = config.base_resolution >> level
-    if level < levels - 1:  # it closes the level below, in the sequence of that one's last block
-      found[f'dec_{side}_up'] = last
-    for block in range(config.network.num_blocks + 1):
-      last += 1
-      found[f'dec_{side}_block{block}'] = last
-  side = config.base_resolution
-  grown = [count for _, count, _ in (chain[0].init_levels if chain else ())]
-  for phase in chain:
-    while side << len(grown) < phase.resolution:
-      grown.append(phase.num_blocks)
-  for count in grown:
-    side *= 2
-    for block in ('up', *(f'block{index}' for index in range(count))):
-      last += 1
-      found[f'dec_{side}_{block}'] = last
-  return {block: f'output_blocks.{number}' for block, number in found.items()}
-
-
-def thawed_blocks(config: ConfigDict, name: str) -> tuple[str, ...]:
-  """The decoder's blocks that a growth phase trains: the new ones, and those that `thaw` names."""
-  start, thaw = start_resolution(config, name), config.phases[name].thaw
-  return tuple(
-    block for block, released in decoder_blocks(config, name).items()
-    if {block, released, side_of(block)} & set(thaw or (start,)) or side_of(block) > start
-  )
-
-
-def side_of(block: str) -> int:
-  """The resolution of a decoder's block, by its name."""
-  return int(block.split('_')[1])

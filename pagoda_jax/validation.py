@@ -10,6 +10,7 @@ import re
 from ml_collections import ConfigDict
 
 from pagoda_jax import config as configs
+from pagoda_jax import ladder
 from pagoda_jax.config import ConfigError
 
 PHASE_NAME = re.compile(r'\w[\w-]*', re.ASCII)  # a folder's, in a key and on the command line
@@ -205,6 +206,11 @@ def _validate_phase(config, name, earlier, shards):
            f'is the type of what is stored, and {path}.store is False; it must be float32')
   if phase.stage == 'grow':
     _validate_growth(config, name, earlier)
+  if configs.learns_from_teacher(phase):
+    law = config.guidance.law
+    _check(law == 'none', f'{path}.pairs', phase.pairs, f"must be 'data' with guidance: config.guidance.law is {law!r}")
+    _check(phase.pairs_fraction == 1, f'{path}.pairs_fraction', phase.pairs_fraction,
+           f"must be 1 with {path}.pairs = 'teacher': each pair is made once, inside its step")
   if phase.stage in configs.GENERATOR_STAGES:
     _check_reference(config, path, 'noise', phase.noise, earlier, ('invert',))
     _check(config.phases[phase.noise].store or not phase.standardize_noise, f'{path}.standardize_noise',
@@ -243,14 +249,14 @@ def _validate_growth(config, name, earlier):
   _check_start(config, path, 'start', phase, earlier, configs.GENERATOR_STAGES)
   _check(phase.init_from or not phase.init_levels, f'{path}.init_levels', phase.init_levels,
          f'describes the generator of init_from, and {path}.init_from is empty')
-  start = configs.start_resolution(config, name)
+  start = ladder.start_resolution(config, name)
   _check(_is_doubling(start, phase.resolution), f'{path}.resolution', phase.resolution,
          f'must be {start} (the resolution of {phase.start or phase.init_from}) times 2, 4, 8, ...')
   _check(phase.resolution <= config.data.resolution, f'{path}.resolution', phase.resolution,
          f'must not exceed config.data.resolution = {config.data.resolution}')
-  blocks = configs.decoder_blocks(config, name)
-  known = {*blocks, *blocks.values(), *map(configs.side_of, blocks)}
-  old = [f'{block} ({released})' for block, released in blocks.items() if configs.side_of(block) <= start]
+  blocks = ladder.decoder_blocks(config, name)
+  known = {*blocks, *blocks.values(), *map(ladder.side_of, blocks)}
+  old = [f'{block} ({released})' for block, released in blocks.items() if ladder.side_of(block) <= start]
   for entry in phase.thaw:
     _check(entry in known, f'{path}.thaw', phase.thaw,
            f'{entry!r} must be a resolution of the decoder or one of its blocks: {", ".join(old)}')

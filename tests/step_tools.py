@@ -9,6 +9,7 @@ import tiny
 from jax.extend import core
 
 from pagoda_jax import config as configs
+from pagoda_jax import ladder
 from pagoda_jax.method import perception
 from pagoda_jax.networks import growth
 from pagoda_jax.runtime import sharding
@@ -73,7 +74,7 @@ def start_of(config, name, frozen=None):
     return networks, jax.device_get(state.init_teacher(params, phase))
   fixed = {}
   if name == 'grow_16':
-    params, fixed = growth.split_trainable(params, configs.thawed_blocks(config, name))
+    params, fixed = growth.split_trainable(params, ladder.thawed_blocks(config, name))
   opponent = models.init_discriminator(networks, frozen or {}, configs.phase_resolution(config, name), RNG)
   of_pairs = state.copy(opponent) if phase.reconstruction_adversarial.weight else None
   return networks, jax.device_get(state.init_generator(params, fixed, opponent, phase, of_pairs))

@@ -9,7 +9,7 @@ import tiny
 from runs import CONFIG, pagoda
 
 from pagoda_jax import config as configs
-from pagoda_jax import validation
+from pagoda_jax import ladder, validation
 from pagoda_jax.stages import models, state
 from pagoda_jax.weights.convert import pagoda as pagoda_names
 
@@ -39,6 +39,7 @@ BAD = [
   ('phases.distill.reconstruction.distance', 'l3', ["'l3'", 'pixels']),
   ('phases.distill.discriminator.augment', ('sepia',), ["'sepia'", 'brightness']),
   ('phases.distill.optimizer.name', 'adan2', ["'adan2'", 'one of', 'radam']),
+  ('phases.distill.pairs', 'noise', ["config.phases.distill.pairs = 'noise'", 'data, teacher']),
   ('phases.distill.pairs_fraction', 1.5, ['pairs_fraction = 1.5', '(0, 1]']),
   ('phases.invert.dtype', 'int8', ["'int8'", 'float32, float16']),
   ('order', ('teacher', 'invert', 'grow_16'), ['config.phases.grow_16.start', 'none; add one of stage distill']),
@@ -154,6 +155,7 @@ GUIDED_BAD = [
   ('evaluation.guidance', (1.0,), ['config.evaluation.guidance = (1.0,)', 'config.evaluation.samples']),
   ('evaluation.guidance', (math.nan,), ['config.evaluation.guidance = (nan,)', 'each a number in [0, 100]']),
   ('data.num_classes', 0, ["config.guidance.law = 'uniform'", 'without labels']),
+  ('phases.distill.pairs', 'teacher', ["config.phases.distill.pairs = 'teacher'", "must be 'data' with guidance"]),
 ]
 
 
@@ -168,7 +170,7 @@ def test_refuses_of_guidance(key, value, expected):
     assert text in str(error.value)
 
 
-def test_a_constant_strength_needs_no_estimator_and_no_guidance_no_strengths():
+def test_what_keys_that_exclude_each_other_must_be():
   config = tiny.get_config('guided')
   config.order = tuple(name for name in config.order if name != 'guide')
   with config.unlocked():
@@ -180,6 +182,10 @@ def test_a_constant_strength_needs_no_estimator_and_no_guidance_no_strengths():
   validation.validate(config, 8)
   config.guidance.update({'law': 'truncated_normal', 'mean': 5.0})
   with pytest.raises(configs.ConfigError, match=r'guidance.mean = 5.0: must lie between .*low = 1.0 and high = 4.0'):
+    validation.validate(config, 8)
+  config = tiny.get_config()
+  config.phases.distill.update({'pairs': 'teacher', 'pairs_fraction': 0.5})
+  with pytest.raises(configs.ConfigError, match="distill.pairs_fraction = 0.5: must be 1 with .*pairs = 'teacher'"):
     validation.validate(config, 8)
   config = tiny.get_config()
   config.evaluation.update({'samples': 10, 'guidance': (1.0,)})
@@ -331,19 +337,19 @@ def test_what_thaws_is_named_as_the_network_and_the_release_name_it(init_levels,
   if init_levels:
     phase.start = ''
   unet = models.make_unet(config, 'grow_16')
-  names = configs.decoder_blocks(config, 'grow_16')
+  names = ladder.decoder_blocks(config, 'grow_16')
   assert list(names) == [block.name for block in unet.blocks()[2]]
   assert names == {block: pagoda_names.block_names(unet)[block][0] for block in names}
-  new = [block for block in names if configs.side_of(block) > configs.start_resolution(config, 'grow_16')]
+  new = [block for block in names if ladder.side_of(block) > ladder.start_resolution(config, 'grow_16')]
   assert len(new) == 3
-  last = [block for block in names if configs.side_of(block) == configs.start_resolution(config, 'grow_16')]
+  last = [block for block in names if ladder.side_of(block) == ladder.start_resolution(config, 'grow_16')]
   phase.thaw = tuple(f'output_blocks.{number}' for number in range(9, 16))
   released = ['dec_8_block1', 'dec_8_block2', 'dec_8_block3', 'dec_16_up', *(f'dec_16_block{i}' for i in range(4))]
-  assert configs.thawed_blocks(config, 'grow_16') == (*released, *new)
+  assert ladder.thawed_blocks(config, 'grow_16') == (*released, *new)
   phase.thaw = (16, 'dec_8_up')
-  assert configs.thawed_blocks(config, 'grow_16') == ('dec_8_up', 'dec_16_up', *released[4:], *new)
+  assert ladder.thawed_blocks(config, 'grow_16') == ('dec_8_up', 'dec_16_up', *released[4:], *new)
   phase.thaw = ()
-  assert configs.thawed_blocks(config, 'grow_16') == (*last, *new)
+  assert ladder.thawed_blocks(config, 'grow_16') == (*last, *new)
 
 
 def test_a_microbatch_divides_every_devices_share_or_holds_it_whole():

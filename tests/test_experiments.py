@@ -1,6 +1,7 @@
 """Every file of experiments/, in every variant that it names: valid, can be planned, and two steps of each phase run.
 
-New files are found by themselves. A file's constant VARIANTS names what may stand after its colon ('' aside).
+New files are found by themselves. A file's constant VARIANTS names what may stand after its colon ('' aside). What has
+more than five phases is run by `pytest -m slow`.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import step_tools
 from ml_collections import ConfigDict
 
 from pagoda_jax import config as configs
-from pagoda_jax import pipeline, validation
+from pagoda_jax import ladder, pipeline, validation
 from pagoda_jax.method import perception
 from pagoda_jax.networks.frozen.vgg_lpips import LPIPS
 from pagoda_jax.planning import plan
@@ -46,7 +47,9 @@ def load(path):
 
 
 CASES = [(path, variant) for path in EXPERIMENTS for variant in ('', *getattr(load(path), 'VARIANTS', ()))]
-each = pytest.mark.parametrize('path, variant', CASES, ids=[f'{path.stem}:{variant}' for path, variant in CASES])
+slow = lambda path, variant: [pytest.mark.slow] if len(load(path).get_config(variant).order) > 5 else []
+each = pytest.mark.parametrize('path, variant', [
+  pytest.param(path, variant, id=f'{path.stem}:{variant}', marks=slow(path, variant)) for path, variant in CASES])
 
 
 def scaled(value, factor):
@@ -90,6 +93,9 @@ def reduced(config, photos):
       if phase.stage == 'grow':
         phase.channels = narrow(phase.channels)
         phase.init_levels = tuple((narrow(level[0]), min(level[1], 1), level[2]) for level in phase.init_levels)
+        blocks = ladder.decoder_blocks(config, name)  # fewer than before
+        known = {*blocks, *blocks.values(), *map(ladder.side_of, blocks)}
+        phase.thaw = tuple(entry for entry in phase.thaw if entry in known)
       if 'discriminator' in phase:
         side = configs.phase_resolution(config, name)
         phase.discriminator.channels = WIDTH

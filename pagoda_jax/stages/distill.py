@@ -48,7 +48,8 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     networks.invert is given, 'base_image' [B, h, w, C] and 'key' int32 [B] stand in place of 'noise'. With
     guidance: 'omega' [B] of the pairs, beside 'noise'; and where H > h 'real_base_image' [B, h, w, C]. frozen:
     {'features': {name: variables}} of the frozen feature networks (frozen_weights.load), without any, {};
-    {'teacher': params} for networks.invert; and {'guide': params} for networks.estimate.
+    {'teacher': params} for networks.invert and networks.draw, with which the pairs' images are not looked at; and
+    {'guide': params} for networks.estimate.
     rng: one typed key for the whole run. metrics: float32 scalars. A step with a number that is not
     finite leaves the state as it was, but for its counters.
   """
@@ -59,10 +60,10 @@ def make_train_step(networks: Networks, config, parts: int = 1):
   relativistic = config.adversarial.loss == 'relativistic'
 
   def step(state: GeneratorState, batch, frozen, rng):
-    keys = step_keys(rng, state.step, 8)
-    images, reals = normalize(batch['image']), normalize(batch['real_image'])
+    keys = step_keys(rng, state.step, 9)
+    reals = normalize(batch['real_image'])
     cond, real_cond = {'label': batch['label']}, {'label': batch['real_label']}
-    noise = noise_of(networks, batch, frozen)
+    images, noise = pairs_of(networks, batch, frozen, keys[8])
     pair_cond, real_cond = cond | omega_of_pairs(networks, batch), real_cond | omega_of_reals(networks, batch, frozen)
     prior_cond = real_cond if relativistic else cond | omega_of_fakes(networks, keys[5], 0, len(images))
 
@@ -227,11 +228,19 @@ def added(grads, others, factor):
   return jax.tree.map(lambda g, o: g + factor * o, grads, others)
 
 
-def noise_of(networks: Networks, batch, frozen) -> jax.Array:
-  """The batch's inverted noise [B, h, w, C]: what it brings, or by the teacher here and now; a constant either way."""
+def pairs_of(networks: Networks, batch, frozen, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """L_rec's pairs, constants: images [B, H, W, C] in [-1, 1] and the noise [B, h, w, C] that shall make them.
+
+  The noise is what the batch brings, or inverted by the teacher here and now; where networks.draw is given, it is of
+  the prior, and the images are what the teacher makes of it.
+  """
+  images = normalize(batch['image'])
+  if networks.draw is not None:
+    noise = networks.sigma_max * jax.random.normal(key, images.shape)
+    return jax.lax.stop_gradient(networks.draw(frozen['teacher'], noise, {'label': batch['label']})), noise
   if networks.invert is None:
-    return batch['noise']
-  return jax.lax.stop_gradient(networks.invert(frozen['teacher'], batch | {'image': batch['base_image']}))
+    return images, batch['noise']
+  return images, jax.lax.stop_gradient(networks.invert(frozen['teacher'], batch | {'image': batch['base_image']}))
 
 
 def omega_of_pairs(networks: Networks, batch) -> dict[str, jax.Array]:

@@ -19,7 +19,7 @@ def grown_params(new_params, old_params, thaw):
   Args:
     new_params: freshly initialised parameters at the new resolution.
     old_params: the generator to grow (its EMA).
-    thaw: the decoder's blocks that train, new ones included (config.thawed_blocks).
+    thaw: the decoder's blocks that train, new ones included (ladder.thawed_blocks).
 
   Returns:
     (trained, fixed, report): two trees that `networks.growth.merge` joins, and what was copied.

@@ -26,6 +26,7 @@ EARLIER = {
   'rate': 0.0, 'transforms': list(configs.EDM_AUGMENTATIONS),
   # Generators had no guidance, the hinge loss, one update a step, one discriminator, and thawed as the paper does.
   'guide': '', 'loss': 'hinge', 'r1': 0.0, 'r2': 0.0, 'update': 'joint', 'thaw': [],
+  'pairs': 'data',
   'reconstruction_adversarial.weight': 0.0, 'reconstruction_adversarial.adaptive': True,
   'reconstruction_adversarial.low': 0.01, 'reconstruction_adversarial.high': 10.0,
 }

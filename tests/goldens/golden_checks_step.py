@@ -6,6 +6,7 @@ networks' `feature_draws` and `distance_draws`.
 
 import functools
 import math
+import re
 from unittest import mock
 
 import golden_tools
@@ -22,6 +23,10 @@ from pagoda_jax.networks.discriminator import DiscriminatorEnsemble
 from pagoda_jax.stages import distill, models, state
 from pagoda_jax.weights.convert import mapping, random_projections, stylegan_xl
 
+# Weights of the discriminator's blocks but their statistics. Activations near 0, where LeakyReLU bends, change slope if
+# its maps move by a rounding: by 1e-5 of their size, gradients move by up to 1e-2; by 1e-4, up to 2.5e-2. The original
+# in float32 and in float64 differ by up to 1.8e-2.
+KINKED = re.compile(r'main\.\d\.main\.(0\.weight_orig|1\.(weight|bias))$')
 # Compiling is most of the time.
 QUICK = {'xla_backend_optimization_level': 0}
 
@@ -148,6 +153,8 @@ def check_changes(part):
       kernel = next(k for k in (name[:-4] + 'weight', name[:-4] + 'weight_orig') if k in new)
       moved = np.sqrt(np.mean((new[kernel] - old[kernel]) ** 2))
       error, allowed = np.sqrt(np.mean((new[name] - old[name]) ** 2)), 1e-2 * moved
+    elif part == 'D' and KINKED.search(name):
+      allowed += 2e-2 * np.linalg.norm(arrays[f'change/D/{name}'][0])
     if error > allowed:
       wrong.append(f'{name}: {error:.1e}, allowed {allowed:.1e}')
   assert not wrong, '\n'.join(wrong)

@@ -23,6 +23,7 @@ NETWORKS = types.SimpleNamespace(
   unet=types.SimpleNamespace(magnitude_preserving=False),
   sigma_max=80.0,
   invert=None,
+  draw=None,
   law=None,
   generate=lambda params, noise, cond: scale_of(params) * noise / 80,
   distance=lambda frozen, a, b, draws: jnp.mean((a - b) ** 2, (1, 2, 3)),
@@ -45,9 +46,9 @@ def begun(phase, of_pairs=None):
   return state.init_generator(params, {}, {'params': {'w': jnp.float32(1)}}, phase, of_pairs)
 
 
-def one_step(fakes, **changes):
+def one_step(fakes, networks=NETWORKS, frozen=None, **changes):
   phase = c.distill(fakes=fakes, **changes, optimizer=c.optimizer(name='sgd', learning_rate=1.0))
-  return jax.jit(distill.make_train_step(NETWORKS, phase))(begun(phase), batch_of_four(), {}, RNG)
+  return jax.jit(distill.make_train_step(networks, phase))(begun(phase), batch_of_four(), frozen or {}, RNG)
 
 
 def test_shared_fakes_are_those_of_the_generators_loss():
@@ -57,17 +58,24 @@ def test_shared_fakes_are_those_of_the_generators_loss():
 
 def test_fresh_fakes_are_other_noise_through_the_generator_just_updated():
   after, metrics = one_step('fresh')
-  noise = jax.random.normal(state.step_keys(RNG, jnp.int32(0), 6)[3], (4, 8, 8, 1))
+  noise = jax.random.normal(state.step_keys(RNG, jnp.int32(0), 9)[3], (4, 8, 8, 1))
   assert abs(float(scale_of(after.params)) - 0.5) > 0.1
   assert float(metrics['logit_fake']) == pytest.approx(float(scale_of(after.params) * noise.mean()), rel=1e-5)
   assert float(metrics['logit_fake']) != pytest.approx(-float(metrics['adversarial']), rel=1e-2)
+
+
+def test_pairs_of_the_teacher_are_what_it_makes_of_the_steps_own_noise():
+  draw = lambda params, noise, cond: params * noise / 80
+  _, metrics = one_step('fresh', types.SimpleNamespace(**vars(NETWORKS) | {'draw': draw}), {'teacher': jnp.float32(2)})
+  noise = jax.random.normal(state.step_keys(RNG, jnp.int32(0), 9)[8], (4, 8, 8, 1))
+  assert float(metrics['loss']) == pytest.approx(float(jnp.mean((1.5 * noise) ** 2)), rel=1e-5)  # 2 there, 0.5 here
 
 
 @pytest.mark.parametrize('fakes', ['fresh', 'shared'])
 def test_r3gans_losses_and_penalties_on_players_of_one_number(fakes):
   after, metrics = one_step(fakes, adversarial=c.adversarial(loss='relativistic', r1=3.0, r2=5.0))
   logits = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32).mean(1, keepdims=True)
-  noise = {key: jax.random.normal(state.step_keys(RNG, jnp.int32(0), 6)[key], (4, 8, 8, 1)) for key in (1, 3)}
+  noise = {key: jax.random.normal(state.step_keys(RNG, jnp.int32(0), 9)[key], (4, 8, 8, 1)) for key in (1, 3)}
   of = lambda scale, key: scale * np.asarray(noise[key]).mean((1, 2, 3))[:, None]
   softplus = lambda x: np.log1p(np.exp(x)).mean()
   assert float(metrics['adversarial']) == pytest.approx(softplus(logits - of(0.5, 1)), rel=1e-5)

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from pagoda_jax import config as configs
-from pagoda_jax import main
+from pagoda_jax import ladder, main
 from pagoda_jax.networks.unet import EDM_ADM, EDM_DDPMPP, GUIDED_ADM, UNet
 from pagoda_jax.runtime import trees
 from pagoda_jax.stages import architectures, models
@@ -112,7 +112,7 @@ def test_growth_from_weights_that_have_grown_already(tmp_path, base):
   config.data.resolution = 32
   config.phases.grow_16.update({'start': '', 'init_from': str(tmp_path / 'w'), 'init_levels': ((8, 1, False),),
                                 'resolution': 32})
-  assert configs.start_resolution(config, 'grow_16') == 16
+  assert ladder.start_resolution(config, 'grow_16') == 16
   found, _ = starts.read_start(config, tmp_path, 'grow_16')
   assert checkpoints.digest(found) == checkpoints.digest(params)
   unet = models.make_unet(config, 'grow_16')
