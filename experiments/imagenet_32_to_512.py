@@ -26,7 +26,7 @@ from pagoda_jax import ladder
 
 TEACHER = 'weights/pagoda_teacher_32'
 LEVELS = (32, 64, 128, 256, 512)
-VARIANTS = ('published,stop=64,lpips',)
+VARIANTS = ('published,stop=32', 'published,stop=64,lpips')
 
 
 def get_config(variant: str = ''):

@@ -45,7 +45,7 @@ from pagoda_jax import ladder
 
 TEACHER, NEXT_TEACHER = 'weights/edm_imagenet64', 'weights/edm2_img64_s'
 LEVELS = (64, 128, 256, 512)
-VARIANTS = ('published,stop=128,lpips', 'next,stop=128')
+VARIANTS = ('published,stop=64,lpips', 'next,stop=64', 'next,stop=128')
 
 
 def get_config(variant: str = ''):

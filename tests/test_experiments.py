@@ -1,7 +1,7 @@
 """Every file of experiments/, in every variant that it names: valid, can be planned, and two steps of each phase run.
 
 New files are found by themselves. A file's constant VARIANTS names what may stand after its colon ('' aside). What has
-more than five phases is run by `pytest -m slow`.
+more than five phases, or grows with published feature networks, is run by `pytest -m slow`.
 """
 
 import dataclasses
@@ -47,9 +47,17 @@ def load(path):
 
 
 CASES = [(path, variant) for path in EXPERIMENTS for variant in ('', *getattr(load(path), 'VARIANTS', ()))]
-slow = lambda path, variant: [pytest.mark.slow] if len(load(path).get_config(variant).order) > 5 else []
+
+
+def takes_long(config):
+  grown = [phase.discriminator.features for phase in config.phases.values() if phase.stage == 'grow']
+  return len(config.order) > 5 or any(features != 'pixels' for features in grown)
+
+
 each = pytest.mark.parametrize('path, variant', [
-  pytest.param(path, variant, id=f'{path.stem}:{variant}', marks=slow(path, variant)) for path, variant in CASES])
+  pytest.param(path, variant, id=f'{path.stem}:{variant}',
+               marks=[pytest.mark.slow] if takes_long(load(path).get_config(variant)) else [])
+  for path, variant in CASES])
 
 
 def scaled(value, factor):
@@ -138,7 +146,7 @@ def published(tmp_path, monkeypatch):
   monkeypatch.setattr(published_files, 'VGG', vgg)
   monkeypatch.setenv(locate.ENVIRONMENT, str(tmp_path / 'published'))
   published_files.unlocked(monkeypatch)
-  published_files.write(tmp_path / 'published', *configs.BACKBONES, 'vgg16', 'lpips_vgg')
+  published_files.write(tmp_path / 'published', *configs.BACKBONES, perception.DINO_NAME, 'vgg16', 'lpips_vgg')
 
 
 @pytest.fixture

@@ -406,7 +406,9 @@ def test_a_generators_checkpoint_from_before_the_pairs_discriminator_is_gone_on_
   restored, there = saver.restore(4, sharding.abstract(programs.make(config, 'distill').state, mesh))
   saver.close()
   assert isinstance(restored, state.GeneratorState) and restored.pairs_discriminator == {} and there == position
-  assert checkpoints.digest(vars(restored)) == checkpoints.digest(saved)
+  for field, value in saved.items():
+    for kept, there in zip(jax.tree.leaves(value), jax.tree.leaves(getattr(restored, field)), strict=True):
+      np.testing.assert_array_equal(kept, there)
   workdir.check_claim(copied, config, 'distill')
   config.phases.distill['update'] = 'separate'
   with pytest.raises(claims.WorkdirError, match="phases.distill.update: there 'joint', here 'separate'"):
