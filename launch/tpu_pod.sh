@@ -3,7 +3,7 @@
 #   bash launch/tpu_pod.sh create --name=pagoda --type=v5litepod-64 --zone=us-west4-a [--spot]
 #   bash launch/tpu_pod.sh status --name=pagoda --zone=us-west4-a
 #   bash launch/tpu_pod.sh run    --name=pagoda --type=v5litepod-64 --zone=us-west4-a -- \
-#     --config=experiments/imagenet64.py --workdir=gs://BUCKET/imagenet64
+#     --config=experiments/imagenet_64_to_512.py:published --workdir=gs://BUCKET/imagenet
 #   bash launch/tpu_pod.sh logs   --name=pagoda --zone=us-west4-a [--worker=0]
 #   bash launch/tpu_pod.sh watch  --name=pagoda --type=v5litepod-64 --zone=us-west4-a --spot -- --config=... --workdir=...
 #   bash launch/tpu_pod.sh delete --name=pagoda --zone=us-west4-a

@@ -31,6 +31,8 @@ GENERATOR_METRICS = ('loss', 'adversarial', 'weight', 'discriminator', 'logit_re
                      'discriminator_grad_norm')
 METRICS = {'teacher': ('loss', 'grad_norm'), 'guide': ('loss', 'grad_norm', 'omega_real', 'omega_real_std'),
            'distill': GENERATOR_METRICS, 'grow': GENERATOR_METRICS}
+# Beside them, where the pairs have a discriminator of their own.
+PAIRS_METRICS = tuple(f'pairs_{name}' for name in GENERATOR_METRICS if name not in ('loss', 'grad_norm'))
 LAWS = ('constant', 'uniform', 'truncated_normal')  # of the strength of guidance
 BACKBONES = ('tf_efficientnet_lite0', 'deit_base_distilled_patch16_224')
 # Those of optax that take a learning rate and are told nothing but gradients and parameters: not lbfgs, which wants
@@ -48,6 +50,7 @@ BLOCKS = integer('[0, 64]')
 WEIGHT = number('[0, 1e6]')  # of a loss
 OMEGA = number('[0, 100]')  # strength of guidance
 DEVICES = integer('[1, 1_000_000]', also=-1)
+THAWED = Range("a resolution or a block's name", lambda value: SIDE.holds(value) or bool(value) and text.holds(value))
 # Of float32 products: 'default' is the chip's (bfloat16 factors on TPU, TF32 on GPU), 'highest' is float32.
 MATMUL_PRECISION = one_of('default', 'high', 'highest')
 
@@ -89,12 +92,15 @@ def _group(make, **defaults) -> dict:
 
 @_keys
 def optimizer():
-  """An optimiser of optax; `learning_rate` is reached after `warmup_steps`, then constant or cosine."""
+  """An optimiser of optax; `learning_rate` is reached after `warmup_steps`, and what follows is its schedule."""
   return {
     'name': ('radam', one_of(*OPTIMIZERS)),
     'learning_rate': (1e-4, number('(0, 100]')),
     'warmup_steps': (0, integer('[0, 1_000_000_000]')),
-    'schedule': ('constant', one_of('constant', 'cosine')),  # cosine: falls to zero at the phase's last step
+    # cosine: falls to zero at the phase's last step; inverse_sqrt: from step `decay_from` on by 1/sqrt(step) (EDM2,
+    # whose weights of fixed magnitude learn as fast in the end as at first)
+    'schedule': ('constant', one_of('constant', 'cosine', 'inverse_sqrt')),
+    'decay_from': (35_000, integer('[1, 1_000_000_000]')),
     'b1': (0.9, number('[0, 1)')),
     'b2': (0.999, number('[0, 1)')),
     'clip_norm': (0.0, number('[0, 1e9]')),  # largest global gradient norm; 0 = no clipping
@@ -108,13 +114,14 @@ def network():
   For published weights, `pagoda convert` prints the values.
   """
   return {
-    # EDM's ADM; 'guided': guided-diffusion's and PaGoDA's ADM; 'ddpmpp': EDM's DDPM++
-    'form': ('edm', one_of('edm', 'guided', 'ddpmpp')),
+    # EDM's ADM; 'guided': guided-diffusion's and PaGoDA's ADM; 'ddpmpp': EDM's DDPM++; 'edm2': EDM2's
+    'form': ('edm', one_of('edm', 'guided', 'ddpmpp', 'edm2')),
     'channels': (192, integer('[2, 16_384]', multiple_of=2)),  # even: sines and cosines of the noise level
     'channel_mult': ((1, 2, 3, 4), each(number('(0, 64]'), 1, 10)),  # highest resolution first
     'decoder_channel_mult': ((), each(number('(0, 64]'), 0, 10)),  # (): channel_mult
     'stem_channels': (0, integer('[0, 16_384]')),  # of the first convolution; 0: as in the form's publications
     'embed_channels': (0, integer('[0, 65_536]')),  # of the noise level's and label's embedding; 0: 4 * channels
+                                                    # ('edm2': of the widest level)
     'num_blocks': (3, integer('[1, 64]')),
     'attention_resolutions': ((32, 16, 8), each(SIDE)),
     'mid_attention': (True, flag),
@@ -154,6 +161,8 @@ def teacher():
     'ema_std': ((), each(number('[0.001, 0.288]'), 0, 10)),
     'augmentation': _group(augmentation),
     'label_dropout': (0.0, number('[0, 1]')),
+    # 'edm2' networks: learns how large the loss is at each noise level, and divides by it (EDM2, equation 21)
+    'uncertainty': (False, flag),
     'p_mean': (-1.2, number('[-10, 10]')),
     'p_std': (1.2, number('[0, 5]')),
     'matmul_precision': ('default', MATMUL_PRECISION),
@@ -269,6 +278,11 @@ def _generator_phase(stage: str) -> dict:
     'reconstruction': _group(reconstruction),
     'discriminator': _group(discriminator),
     'adversarial': _group(adversarial),
+    # of a second discriminator, of pictures and their reconstructions (release at 512 px: 0.5, adaptive); 0: none
+    'reconstruction_adversarial': _group(adversarial, weight=0.0),
+    # 'joint': one update by the sum of all gradients; 'separate' (release from 256 px on): by those taken on the pairs,
+    # then by L_adv's
+    'update': ('joint', one_of('joint', 'separate')),
     'pairs_fraction': (1.0, number('(0, 1]')),  # share of the store's pairs that L_rec sees
     # scale inverted noise to mean 0, deviation sigma_max: for weak teachers
     'standardize_noise': (False, flag),
@@ -278,13 +292,20 @@ def _generator_phase(stage: str) -> dict:
 @_keys
 def distill():
   """Stage 2, the one-step generator at the base resolution (METHOD: 0.2 x adaptive weight, RAdam)."""
-  # Both as in invert(): the generator begins as a copy of that network.
-  return _generator_phase('distill') | {'teacher': ('teacher', text), 'start_ema': ('', text), 'init_from': ('', text)}
+  return _generator_phase('distill') | {
+    # Both as in invert(): the generator begins as a copy of that network.
+    'teacher': ('teacher', text),
+    'start_ema': ('', text),
+    'init_from': ('', text),
+    # what L_rec compares: 'data', real images and their inverted noise (PaGoDA); 'teacher', the teacher's multi-step
+    # images and the noise of the prior that it made them from (noise-to-data distillation), made inside the step
+    'pairs': ('data', one_of('data', 'teacher')),
+  }
 
 
 @_keys
 def grow():
-  """Stage 3, the generator `start` grown to `resolution` (new and last old blocks train).
+  """Stage 3, the generator `start` grown to `resolution` (the new blocks, the head and what `thaw` says train).
 
   METHOD has a fixed weight of 1.0, beside feature distances. Beside 'pixels', the default here, that makes the
   adversarial gradient some 30 times L_rec's: the weight is adaptive.
@@ -298,6 +319,9 @@ def grow():
     'channels': (192, WIDTH),
     'num_blocks': (2, BLOCKS),
     'scale_shift': (False, flag),
+    # of the decoder that it starts from: resolutions of levels, blocks ('dec_32_block1') or the release's numbers
+    # ('output_blocks.9'); (): the level of the highest resolution, as in the paper. The release: output_blocks.9 and up
+    'thaw': ((), each(THAWED)),
     'adversarial': _group(adversarial, weight=1.0),
   }
 
@@ -401,22 +425,18 @@ def ema_names(phase: ConfigDict) -> tuple[str, ...]:
   return tuple(named) or ('ema',)
 
 
+def learns_from_teacher(phase: ConfigDict) -> bool:
+  """Whether a phase's pairs are the teacher's own images and their noise."""
+  return phase.get('pairs') == 'teacher'
+
+
 def phase_resolution(config: ConfigDict, name: str) -> int:
   """Side in pixels of the images that a phase works on."""
   phase = config.phases[name]
   return phase.resolution if phase.stage == 'grow' else config.base_resolution
 
 
-def start_resolution(config: ConfigDict, name: str) -> int:
-  """Side in pixels of the images of the generator that a growth phase grows."""
-  phase = config.phases[name]
-  return phase_resolution(config, phase.start) if phase.start else config.base_resolution << len(phase.init_levels)
-
-
-def growth_chain(config: ConfigDict, name: str) -> list[ConfigDict]:
-  """The growth phases from the base generator, or one from elsewhere, up to phase `name`, lowest resolution first."""
-  chain = []
-  while name and config.phases[name].stage == 'grow':
-    chain.insert(0, config.phases[name])
-    name = config.phases[name].start
-  return chain
+def metrics(phase: ConfigDict) -> tuple[str, ...]:
+  """What the train step of a phase measures."""
+  paired = phase.stage in GENERATOR_STAGES and phase.reconstruction_adversarial.weight > 0
+  return METRICS[phase.stage] + (PAIRS_METRICS if paired else ())

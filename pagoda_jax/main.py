@@ -14,7 +14,11 @@ COMMANDS = {
   'run': 'all phases of an experiment in order; goes on where it stopped',
   'train': 'one phase of an experiment',
   'plan': 'what each phase of an experiment costs, before it runs',
-  'sample': 'images from a trained phase, to .png or .npz',
+  'sample': 'images from a trained phase or from weights: a grid, a folder, arrays, an animation',
+  'evaluate': "FID and its relatives of a phase's samples, or of finished pictures",
+  'edit': 'pictures: reconstruct | super_resolve | restyle | inpaint | deblur | colorize | interpolate',
+  'export': 'a generator as a StableHLO program and its weights, which need only jax; ONNX from there',
+  'publish': 'a folder for a model hub: what `export` writes, a model card and samples',
   'prepare': 'pictures from anywhere into ArrayRecord shards of one resolution',
   'bench': 'how fast this machine runs a phase (step, sample, invert), reads pictures (data), converts (convert)',
   'inspect': "a work directory's checkpoints, parameters and digests",
@@ -22,7 +26,7 @@ COMMANDS = {
   'ema': "an average of a teacher's weights that was not kept, from its checkpoints; to a folder for init_from",
   'weights': 'list | check [NAME ...] | path NAME: published files on this machine',
 }
-WITH_WORDS = ('bench', 'weights')  # the others take flags only
+WITH_WORDS = ('bench', 'edit', 'weights')  # the others take flags only
 
 
 def usage() -> str:

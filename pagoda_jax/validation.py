@@ -10,6 +10,7 @@ import re
 from ml_collections import ConfigDict
 
 from pagoda_jax import config as configs
+from pagoda_jax import ladder
 from pagoda_jax.config import ConfigError
 
 PHASE_NAME = re.compile(r'\w[\w-]*', re.ASCII)  # a folder's, in a key and on the command line
@@ -119,6 +120,12 @@ def _validate_shared(config):
 
 def _validate_network(config):
   network, levels = config.network, len(config.network.channel_mult)
+  if network.form == 'edm2':
+    _check(not network.augment_dim, 'config.network.augment_dim', network.augment_dim,
+           "must be 0 where config.network.form is 'edm2', which has no input for augmentation labels")
+    stem = network.stem_channels
+    _check(not stem, 'config.network.stem_channels', stem,
+           "must be 0 where config.network.form is 'edm2': its stem is as wide as its first level")
   _check(len(network.decoder_channel_mult) in (0, levels), 'config.network.decoder_channel_mult',
          network.decoder_channel_mult, f'must have {levels} levels, as config.network.channel_mult, or none')
   for key in ('channel_mult', 'decoder_channel_mult'):
@@ -172,7 +179,7 @@ def _validate_phase(config, name, earlier, shards):
            f'must be a multiple of {shards}, the devices that config.mesh = {dict(config.mesh)} splits it over')
   if phase.stage in configs.TRAINED_STAGES:
     _validate_training(phase, path)
-    best, choices = config.checkpoint.best, configs.METRICS[phase.stage]
+    best, choices = config.checkpoint.best, configs.metrics(phase)
     _check(not best or best in choices, 'config.checkpoint.best', best,
            f"must be '' or a metric of every phase; {name} ({phase.stage}) has {', '.join(choices)}")
     if shards:
@@ -199,6 +206,11 @@ def _validate_phase(config, name, earlier, shards):
            f'is the type of what is stored, and {path}.store is False; it must be float32')
   if phase.stage == 'grow':
     _validate_growth(config, name, earlier)
+  if configs.learns_from_teacher(phase):
+    law = config.guidance.law
+    _check(law == 'none', f'{path}.pairs', phase.pairs, f"must be 'data' with guidance: config.guidance.law is {law!r}")
+    _check(phase.pairs_fraction == 1, f'{path}.pairs_fraction', phase.pairs_fraction,
+           f"must be 1 with {path}.pairs = 'teacher': each pair is made once, inside its step")
   if phase.stage in configs.GENERATOR_STAGES:
     _check_reference(config, path, 'noise', phase.noise, earlier, ('invert',))
     _check(config.phases[phase.noise].store or not phase.standardize_noise, f'{path}.standardize_noise',
@@ -218,10 +230,14 @@ def _validate_guide(config, path, phase, earlier):
 
 
 def _validate_teacher(config, phase, path):
+  _check(not phase.uncertainty or config.network.form == 'edm2', f'{path}.uncertainty', phase.uncertainty,
+         f"must be False where config.network.form = {config.network.form!r}: 'edm2' alone has what learns it")
   kept = configs.ema_names(phase)
   _check(len(set(kept)) == len(kept), f'{path}.ema_halflife', phase.ema_halflife,
          f'and {path}.ema_std = {phase.ema_std}: must name no average twice')
   augmentation = phase.augmentation
+  _check(not augmentation.rate or config.network.form != 'edm2', f'{path}.augmentation.rate', augmentation.rate,
+         "must be 0 where config.network.form is 'edm2', which has no input for augmentation labels")
   labels = sum(configs.TEACHER_AUGMENTATIONS[name] for name in augmentation.transforms)
   _check(not augmentation.rate or config.network.augment_dim == labels, 'config.network.augment_dim',
          config.network.augment_dim, f'must be {labels}, the labels of {path}.augmentation.transforms = '
@@ -233,11 +249,17 @@ def _validate_growth(config, name, earlier):
   _check_start(config, path, 'start', phase, earlier, configs.GENERATOR_STAGES)
   _check(phase.init_from or not phase.init_levels, f'{path}.init_levels', phase.init_levels,
          f'describes the generator of init_from, and {path}.init_from is empty')
-  start = configs.start_resolution(config, name)
+  start = ladder.start_resolution(config, name)
   _check(_is_doubling(start, phase.resolution), f'{path}.resolution', phase.resolution,
          f'must be {start} (the resolution of {phase.start or phase.init_from}) times 2, 4, 8, ...')
   _check(phase.resolution <= config.data.resolution, f'{path}.resolution', phase.resolution,
          f'must not exceed config.data.resolution = {config.data.resolution}')
+  blocks = ladder.decoder_blocks(config, name)
+  known = {*blocks, *blocks.values(), *map(ladder.side_of, blocks)}
+  old = [f'{block} ({released})' for block, released in blocks.items() if ladder.side_of(block) <= start]
+  for entry in phase.thaw:
+    _check(entry in known, f'{path}.thaw', phase.thaw,
+           f'{entry!r} must be a resolution of the decoder or one of its blocks: {", ".join(old)}')
   if phase.start:
     before = config.phases[phase.start].standardize_noise
     _check(phase.standardize_noise == before, f'{path}.standardize_noise', phase.standardize_noise,
@@ -274,13 +296,17 @@ def _validate_training(phase, path):
   for key in ('optimizer', 'discriminator_optimizer'):
     if key in phase:
       warmup = phase[key].warmup_steps
+      begin = phase[key].decay_from
+      _check(phase[key].schedule != 'inverse_sqrt' or warmup <= begin, f'{path}.{key}.decay_from', begin,
+             f'lies within the warm-up: must be at least {path}.{key}.warmup_steps = {warmup}')
       _check(phase[key].schedule != 'cosine' or warmup < phase.steps, f'{path}.{key}.warmup_steps', warmup,
              f'leaves no step for the cosine: must be less than {path}.steps = {phase.steps}')
 
 
 def _validate_losses(config, name):
   phase, path, side = config.phases[name], f'config.phases.{name}', configs.phase_resolution(config, name)
-  rec, disc, adv = phase.reconstruction, phase.discriminator, phase.adversarial
+  rec, disc = phase.reconstruction, phase.discriminator
+  adv, of_pairs = phase.adversarial, phase.reconstruction_adversarial
   if rec.distance == 'pixels':
     weights = rec.scale_weights
     _check(any(weights), f'{path}.reconstruction.scale_weights', weights, 'must have one that is not 0')
@@ -296,10 +322,14 @@ def _validate_losses(config, name):
          f'is told no strength of guidance, and config.guidance.law is {config.guidance.law!r}')
   _check(not disc.conditional or config.data.num_classes != 0, f'{path}.discriminator.conditional', disc.conditional,
          'must be False without labels: config.data.num_classes is 0')
-  _check(adv.low <= adv.high, f'{path}.adversarial.low', adv.low,
-         f'must not exceed {path}.adversarial.high = {adv.high}')
+  for key, group in (('adversarial', adv), ('reconstruction_adversarial', of_pairs)):
+    _check(group.low <= group.high, f'{path}.{key}.low', group.low,
+           f'must not exceed {path}.{key}.high = {group.high}')
   _check(rec.weight or adv.weight, f'{path}.reconstruction.weight', rec.weight,
          f'and {path}.adversarial.weight = {adv.weight}: one of them must not be 0')
+  for key, weight in (('reconstruction', rec.weight or of_pairs.weight), ('adversarial', adv.weight)):
+    _check(weight or phase['update'] == 'joint', f'{path}.{key}.weight', weight,
+           f"must not be 0 where {path}.update = 'separate': nothing would be left of that update")
 
 
 def _halvings(side: int, least: int) -> int:

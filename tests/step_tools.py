@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny
+from jax.extend import core
 
 from pagoda_jax import config as configs
+from pagoda_jax import ladder
 from pagoda_jax.method import perception
 from pagoda_jax.networks import growth
 from pagoda_jax.runtime import sharding
@@ -72,9 +74,10 @@ def start_of(config, name, frozen=None):
     return networks, jax.device_get(state.init_teacher(params, phase))
   fixed = {}
   if name == 'grow_16':
-    params, fixed = growth.split_trainable(params, (8, 16))
+    params, fixed = growth.split_trainable(params, ladder.thawed_blocks(config, name))
   opponent = models.init_discriminator(networks, frozen or {}, configs.phase_resolution(config, name), RNG)
-  return networks, jax.device_get(state.init_generator(params, fixed, opponent, phase))
+  of_pairs = state.copy(opponent) if phase.reconstruction_adversarial.weight else None
+  return networks, jax.device_get(state.init_generator(params, fixed, opponent, phase, of_pairs))
 
 
 def params_of(unet):
@@ -117,3 +120,22 @@ def run_step(name, devices, fsdp=1, batch=None):
     batch = sharding.place_batch({key: value[rows] for key, value in batch.items()}, mesh)
     out, metrics = jitted(step, placed, mesh)(placed, batch, sharding.place(frozen_of(name), mesh), jax.device_get(RNG))
     return jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))((out, metrics)))
+
+
+# What adds terms up in the type of its operand. Products sum in float32 whatever their type; the windows of the
+# max pools do not overlap, and so their gradient adds nothing up.
+SUMS = {'reduce_sum', 'reduce_window_sum', 'reduce_window', 'cumsum', 'scatter-add', 'psum'}
+
+
+def sums_in_bfloat16(jaxpr) -> list[str]:
+  """The sums of more than two bfloat16 terms in a program; up-sampling's gradient sums two by two."""
+  found = []
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name in SUMS and eqn.invars[0].aval.dtype == jnp.bfloat16:
+      operand, result = eqn.invars[0].aval, eqn.outvars[0].aval
+      if eqn.primitive.name != 'reduce_sum' or operand.size > 2 * result.size:
+        found.append(f'{eqn.primitive} of {operand.str_short()} in {eqn.source_info.name_stack}')
+    for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: isinstance(x, core.ClosedJaxpr)):
+      if hasattr(value, 'jaxpr') or hasattr(value, 'eqns'):
+        found += sums_in_bfloat16(getattr(value, 'jaxpr', value))
+  return found

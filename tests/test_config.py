@@ -9,8 +9,9 @@ import tiny
 from runs import CONFIG, pagoda
 
 from pagoda_jax import config as configs
-from pagoda_jax import validation
-from pagoda_jax.stages import state
+from pagoda_jax import ladder, validation
+from pagoda_jax.stages import models, state
+from pagoda_jax.weights.convert import pagoda as pagoda_names
 
 
 def set_key(key, value):
@@ -38,6 +39,7 @@ BAD = [
   ('phases.distill.reconstruction.distance', 'l3', ["'l3'", 'pixels']),
   ('phases.distill.discriminator.augment', ('sepia',), ["'sepia'", 'brightness']),
   ('phases.distill.optimizer.name', 'adan2', ["'adan2'", 'one of', 'radam']),
+  ('phases.distill.pairs', 'noise', ["config.phases.distill.pairs = 'noise'", 'data, teacher']),
   ('phases.distill.pairs_fraction', 1.5, ['pairs_fraction = 1.5', '(0, 1]']),
   ('phases.invert.dtype', 'int8', ["'int8'", 'float32, float16']),
   ('order', ('teacher', 'invert', 'grow_16'), ['config.phases.grow_16.start', 'none; add one of stage distill']),
@@ -52,7 +54,7 @@ BAD = [
   ('data.max_unreadable', 1.5, ['config.data.max_unreadable = 1.5', '[0, 1]']),
   ('data.resolution', 32, ['config.data.resolution = 32', 'must be 16', 'grow_16']),
   ('data.num_classes', 0, ['discriminator.conditional', 'num_classes is 0']),
-  ('network.form', 'vdm', ["config.network.form = 'vdm'", 'edm, guided, ddpmpp']),
+  ('network.form', 'vdm', ["config.network.form = 'vdm'", 'edm, guided, ddpmpp, edm2']),
   ('network.decoder_channel_mult', (1, 2), ['config.network.decoder_channel_mult', 'must have 1 levels']),
   ('network.num_heads', -1, ['config.network.num_heads = -1', '[0, 1024]']),
   ('phases.distill.discriminator.features', 'vgg', ["'vgg'", 'pixels, projected']),
@@ -102,9 +104,17 @@ BAD = [
   ('phases.distill.discriminator.scales', 3, ['scales = 3', 'at most 2', '8 px']),
   ('phases.distill.discriminator.scales', 0, ['scales = 0', '[1, 10]']),
   ('phases.distill.adversarial.low', 11.0, ['adversarial.low = 11.0', 'adversarial.high = 10.0']),
+  ('phases.grow_16.thaw', (8, 32), ['grow_16.thaw = (8, 32)', '32 must be', 'dec_8_block0 (output_blocks.0)']),
+  ('phases.grow_16.thaw', ('enc_8_block0',), ["'enc_8_block0' must be", 'dec_8_block1 (output_blocks.1)']),
+  ('phases.grow_16.thaw', (True,), ['grow_16.thaw = (True,)', 'each a resolution or']),
+  ('phases.grow_16.update', 'both', ["'both'", 'joint, separate']),
+  ('phases.grow_16.adversarial.weight', 0, ['grow_16.adversarial.weight = 0', "update = 'separate'"]),
+  ('phases.grow_16.reconstruction_adversarial.low', 11, ['reconstruction_adversarial.low = 11', 'high = 10.0']),
   ('phases.grow_16.standardize_noise', True, ['grow_16.standardize_noise = True', 'must be False, as']),
   ('phases.teacher.optimizer', configs.optimizer(schedule='cosine', warmup_steps=4),
    ['optimizer.warmup_steps = 4', 'less than config.phases.teacher.steps = 4']),
+  ('phases.teacher.optimizer', configs.optimizer(schedule='inverse_sqrt', warmup_steps=4, decay_from=3),
+   ['optimizer.decay_from = 3', 'at least config.phases.teacher.optimizer.warmup_steps = 4']),
   ('phases.invert.start_ema', 'std_0.1', ["start_ema = 'std_0.1'", "'' or one of ema, the averages of teacher"]),
   ('phases.teacher.ema_std', (0.3,), ['ema_std = (0.3,)', '[0.001, 0.288]']),
   ('phases.teacher.ema_halflife', (5e5, 500_000), ['ema_halflife = (500000.0, 500000)', 'no average twice']),
@@ -145,6 +155,7 @@ GUIDED_BAD = [
   ('evaluation.guidance', (1.0,), ['config.evaluation.guidance = (1.0,)', 'config.evaluation.samples']),
   ('evaluation.guidance', (math.nan,), ['config.evaluation.guidance = (nan,)', 'each a number in [0, 100]']),
   ('data.num_classes', 0, ["config.guidance.law = 'uniform'", 'without labels']),
+  ('phases.distill.pairs', 'teacher', ["config.phases.distill.pairs = 'teacher'", "must be 'data' with guidance"]),
 ]
 
 
@@ -159,7 +170,7 @@ def test_refuses_of_guidance(key, value, expected):
     assert text in str(error.value)
 
 
-def test_a_constant_strength_needs_no_estimator_and_no_guidance_no_strengths():
+def test_what_keys_that_exclude_each_other_must_be():
   config = tiny.get_config('guided')
   config.order = tuple(name for name in config.order if name != 'guide')
   with config.unlocked():
@@ -173,6 +184,10 @@ def test_a_constant_strength_needs_no_estimator_and_no_guidance_no_strengths():
   with pytest.raises(configs.ConfigError, match=r'guidance.mean = 5.0: must lie between .*low = 1.0 and high = 4.0'):
     validation.validate(config, 8)
   config = tiny.get_config()
+  config.phases.distill.update({'pairs': 'teacher', 'pairs_fraction': 0.5})
+  with pytest.raises(configs.ConfigError, match="distill.pairs_fraction = 0.5: must be 1 with .*pairs = 'teacher'"):
+    validation.validate(config, 8)
+  config = tiny.get_config()
   config.evaluation.update({'samples': 10, 'guidance': (1.0,)})
   with pytest.raises(configs.ConfigError, match="evaluation.guidance = .* config.guidance.law = 'none'"):
     validation.validate(config, 8)
@@ -181,7 +196,7 @@ def test_a_constant_strength_needs_no_estimator_and_no_guidance_no_strengths():
 FLAGS = ('mirror verify mid_attention clip_denoised add_noise store spectral_norm conditional adaptive scale_shift '
          'shard_frozen batches')
 TEXTS = 'data.path data.name split weights_dir teacher.init_from'
-TUPLES = ('ema_halflife ema_std remat augment init_levels attention_resolutions decoder_channel_mult '
+TUPLES = ('ema_halflife ema_std remat augment init_levels thaw attention_resolutions decoder_channel_mult '
           'evaluation.guidance')
 # What most keys cannot be, and the ends of the names of those that can.
 HOSTILE = [
@@ -190,11 +205,12 @@ HOSTILE = [
   (-math.inf, ''),
   (-1, 'num_classes workers mesh.data p_mean'),
   (0, 'seed holdout workers max_unreadable stem_channels embed_channels num_heads augment_dim dropout warmup_steps b1 '
-      'b2 clip_norm ema ema_rampup rate p_mean p_std weight mean low r1 r2 grow_16.num_blocks microbatch keep_every '
+      'b2 clip_norm ema ema_rampup rate p_mean p_std reconstruction.weight distill.adversarial.weight '
+      'reconstruction_adversarial.weight mean low r1 r2 grow_16.num_blocks microbatch keep_every '
       'evaluation.samples'),
   (1.5, 'learning_rate clip_norm p_mean p_std weight mean std low high r1 r2 sigma_min sigma_max sigma_data rho'),
   (1e30, ''),
-  (10**9, 'seed steps warmup_steps clip_norm every_steps samples_every keep_every'),
+  (10**9, 'seed steps warmup_steps decay_from clip_norm every_steps samples_every keep_every'),
   (10**400, ''),
   ('', f'{TEXTS} init_from start_ema best'),
   ('x', TEXTS),
@@ -257,6 +273,7 @@ def test_every_key_of_every_stage_refuses_what_it_cannot_be():
   ('phases.distill.steps=1e3', 'flag --config.phases.distill.steps=1e3: must be a whole number'),
   ('phases.distill.optimizer.b1=x', 'flag --config.phases.distill.optimizer.b1=x: must be a number'),
   ('data.mirror=maybe', 'flag --config.data.mirror=maybe: must be true or false'),
+  ('phases.grow_16.update=both', "config.phases.grow_16.update = 'both': must be one of joint, separate"),
   ('phases.distill.optimizer.b1=nan', 'config.phases.distill.optimizer.b1 = nan: must be a number in [0, 1)'),
   ('network.channel_mult=x', "config.network.channel_mult = ('x',): must be a tuple of 1 to 10 values, each a number"),
 ])
@@ -295,6 +312,44 @@ def test_every_optimizer_on_the_list_updates_parameters_and_keeps_the_shapes_of_
     before = jax.eval_shape(optimizer.init, params)
     updates, after = jax.eval_shape(optimizer.update, params, before, params)
     assert updates == params and after == before, name
+
+
+def test_a_schedule_is_one_of_steps_whatever_number_of_updates_each_makes():
+  config = configs.optimizer(name='sgd', learning_rate=1.0, warmup_steps=2, schedule='cosine')
+  rates = {}
+  for updates in (1, 2):
+    optimizer, params = state.make_optimizer(config, 6, updates), jnp.zeros(())
+    inner, rates[updates] = optimizer.init(params), []
+    for _ in range(6 * updates):
+      change, inner = optimizer.update(jnp.ones(()), inner, params)
+      rates[updates].append(-float(change))
+  assert rates[2] == [rate for rate in rates[1] for _ in range(2)] and rates[1][:3] == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize('init_levels, resolution', [((), 32), (((8, 0, False), (8, 3, True)), 128)])
+def test_what_thaws_is_named_as_the_network_and_the_release_name_it(init_levels, resolution):
+  """By levels, blocks and the release's numbers; the release of a base of four levels thaws blocks 9 and up."""
+  config = tiny.get_config()
+  config.base_resolution = 16
+  config.network.update({'channel_mult': (1, 1, 1, 1), 'num_blocks': 3})
+  phase = config.phases.grow_16
+  phase.update({'resolution': resolution, 'num_blocks': 2, 'init_levels': init_levels})
+  if init_levels:
+    phase.start = ''
+  unet = models.make_unet(config, 'grow_16')
+  names = ladder.decoder_blocks(config, 'grow_16')
+  assert list(names) == [block.name for block in unet.blocks()[2]]
+  assert names == {block: pagoda_names.block_names(unet)[block][0] for block in names}
+  new = [block for block in names if ladder.side_of(block) > ladder.start_resolution(config, 'grow_16')]
+  assert len(new) == 3
+  last = [block for block in names if ladder.side_of(block) == ladder.start_resolution(config, 'grow_16')]
+  phase.thaw = tuple(f'output_blocks.{number}' for number in range(9, 16))
+  released = ['dec_8_block1', 'dec_8_block2', 'dec_8_block3', 'dec_16_up', *(f'dec_16_block{i}' for i in range(4))]
+  assert ladder.thawed_blocks(config, 'grow_16') == (*released, *new)
+  phase.thaw = (16, 'dec_8_up')
+  assert ladder.thawed_blocks(config, 'grow_16') == ('dec_8_up', 'dec_16_up', *released[4:], *new)
+  phase.thaw = ()
+  assert ladder.thawed_blocks(config, 'grow_16') == (*last, *new)
 
 
 def test_a_microbatch_divides_every_devices_share_or_holds_it_whole():

@@ -1,6 +1,7 @@
 """Every file of experiments/, in every variant that it names: valid, can be planned, and two steps of each phase run.
 
-New files are found by themselves. A file's constant VARIANTS names what may stand after its colon ('' aside).
+New files are found by themselves. A file's constant VARIANTS names what may stand after its colon ('' aside). What has
+more than five phases, or grows with published feature networks, is run by `pytest -m slow`.
 """
 
 import dataclasses
@@ -19,12 +20,13 @@ import step_tools
 from ml_collections import ConfigDict
 
 from pagoda_jax import config as configs
-from pagoda_jax import pipeline, validation
+from pagoda_jax import ladder, pipeline, validation
 from pagoda_jax.method import perception
 from pagoda_jax.networks.frozen.vgg_lpips import LPIPS
 from pagoda_jax.planning import plan
 from pagoda_jax.runtime import topologies
 from pagoda_jax.stages import models
+from pagoda_jax.use import to_published
 from pagoda_jax.weights import locate
 from pagoda_jax.weights.convert import folders, formats
 
@@ -45,7 +47,17 @@ def load(path):
 
 
 CASES = [(path, variant) for path in EXPERIMENTS for variant in ('', *getattr(load(path), 'VARIANTS', ()))]
-each = pytest.mark.parametrize('path, variant', CASES, ids=[f'{path.stem}:{variant}' for path, variant in CASES])
+
+
+def takes_long(config):
+  grown = [phase.discriminator.features for phase in config.phases.values() if phase.stage == 'grow']
+  return len(config.order) > 5 or any(features != 'pixels' for features in grown)
+
+
+each = pytest.mark.parametrize('path, variant', [
+  pytest.param(path, variant, id=f'{path.stem}:{variant}',
+               marks=[pytest.mark.slow] if takes_long(load(path).get_config(variant)) else [])
+  for path, variant in CASES])
 
 
 def scaled(value, factor):
@@ -89,6 +101,9 @@ def reduced(config, photos):
       if phase.stage == 'grow':
         phase.channels = narrow(phase.channels)
         phase.init_levels = tuple((narrow(level[0]), min(level[1], 1), level[2]) for level in phase.init_levels)
+        blocks = ladder.decoder_blocks(config, name)  # fewer than before
+        known = {*blocks, *blocks.values(), *map(ladder.side_of, blocks)}
+        phase.thaw = tuple(entry for entry in phase.thaw if entry in known)
       if 'discriminator' in phase:
         side = configs.phase_resolution(config, name)
         phase.discriminator.channels = WIDTH
@@ -114,7 +129,7 @@ def write_starts(config, folder):
       options = {field.name: getattr(unet, field.name) for field in dataclasses.fields(unet)
                  if field.name not in ('parent', 'name', 'dtype', 'remat')}
       written[phase.init_from] = str(folder / f'weights{len(written)}')
-      file_format = 'pagoda' if config.network.form == 'guided' else 'edm'
+      file_format = to_published.FORMATS[config.network.form]
       folders.write_converted(written[phase.init_from], formats.Converted({'params': params}, options, file_format),
                               {'file': 'random', 'sha256': name})
     phase.init_from = written[phase.init_from]
@@ -131,7 +146,7 @@ def published(tmp_path, monkeypatch):
   monkeypatch.setattr(published_files, 'VGG', vgg)
   monkeypatch.setenv(locate.ENVIRONMENT, str(tmp_path / 'published'))
   published_files.unlocked(monkeypatch)
-  published_files.write(tmp_path / 'published', *configs.BACKBONES, 'vgg16', 'lpips_vgg')
+  published_files.write(tmp_path / 'published', *configs.BACKBONES, perception.DINO_NAME, 'vgg16', 'lpips_vgg')
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'pagoda_jax'
 # From the top floor down.
 FLOORS = (
   ('main',), ('cli',), ('pipeline',), ('bench',), ('use',), ('evaluation',), ('planning',), ('training',), ('weights',),
-  ('stages',), ('method',), ('networks',), ('data',), ('runtime',), ('config', 'validation', 'ranges'), ('__init__',),
+  ('stages',), ('method',), ('networks',), ('data',), ('runtime',),
+  ('config', 'validation', 'ranges', 'ladder'), ('__init__',),
 )
 HEIGHT = {room: -height for height, floor in enumerate(FLOORS) for room in floor}
 FILES = sorted(PACKAGE.rglob('*.py'))

@@ -26,5 +26,7 @@ def get_config(variant: str = ''):
     players['guide'] = 'guide'
   c.add_phase(config, 'invert', c.invert(num_levels=3, batch_size=512, shard_size=1024))
   c.add_phase(config, 'distill', c.distill(**players))
-  c.add_phase(config, 'grow_16', c.grow(resolution=16, channels=8, num_blocks=1, **players))
+  # As the release grows to 512 px: two updates a step, and a second discriminator.
+  c.add_phase(config, 'grow_16', c.grow(resolution=16, channels=8, num_blocks=1, update='separate',
+                                        reconstruction_adversarial=c.adversarial(weight=0.5), **players))
   return config

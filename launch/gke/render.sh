@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts training on GKE: fills in a JobSet and hands it to kubectl.
 #   bash launch/gke/render.sh --kind=tpu --name=pagoda --image=IMAGE --nodes=16 --accelerator=tpu-v5-lite-podslice \
-#     --topology=8x8 --chip=v5e -- --config=experiments/imagenet64.py --workdir=gs://BUCKET/imagenet64
+#     --topology=8x8 --chip=v5e -- --config=experiments/imagenet_64_to_512.py:published --workdir=gs://BUCKET/imagenet
 #   bash launch/gke/render.sh --kind=gpu --name=pagoda --image=IMAGE --nodes=2 -- --config=... --workdir=gs://...
 #
 # --kind            tpu or gpu

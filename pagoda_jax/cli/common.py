@@ -32,8 +32,14 @@ class _Flag(flags.BooleanParser):
       raise ValueError('must be true or false') from None
 
 
+class _Text(flags.ArgumentParser):
+  def parse(self, argument) -> str | None:
+    # Of the key `update`, config_flags takes the method of that name of every ConfigDict for the default.
+    return None if callable(argument) else super().parse(argument)
+
+
 # Of --config.KEY=VALUE, by the type of the key's default; validation.py knows its range.
-for _type, _parser in ((int, _WholeNumber()), (float, _Number()), (bool, _Flag())):
+for _type, _parser in ((int, _WholeNumber()), (float, _Number()), (bool, _Flag()), (str, _Text())):
   config_flags.register_flag_parser_for_type(_type, _parser)
 
 
@@ -65,6 +71,14 @@ def define_file(fv, name: str, default: str | None, help: str) -> None:
   """A flag that names a file to write; local or gs://."""
   flags.DEFINE_string(name, default, help, flag_values=fv)
   flags.register_validator(name, lambda path: _check_place(path, stat.S_ISREG, 'a file'), flag_values=fv)
+
+
+def define_place(fv, name: str, default: str | None, help: str) -> None:
+  """A flag that names a file to write where it has a suffix, and a folder to write to where it has none."""
+  flags.DEFINE_string(name, default, help, flag_values=fv)
+  is_file = lambda path: bool(path) and bool(os.path.splitext(path)[1])
+  flags.register_validator(name, lambda path: _check_place(path, *(
+    (stat.S_ISREG, 'a file') if is_file(path) else (stat.S_ISDIR, 'a folder'))), flag_values=fv)
 
 
 def _check_place(path: str | None, fits, kind: str) -> bool:

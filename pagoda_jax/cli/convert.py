@@ -46,7 +46,7 @@ def define_flags(fv: flags.FlagValues) -> None:
   )
   number('resolution', 'pagoda: pixels of the input; default: those of the published networks of these widths, or 64.')
   number('num_heads', 'pagoda: attention heads; default 0, by --channels_per_head.')
-  number('channels_per_head', 'pagoda: default 64.')
+  number('channels_per_head', 'pagoda, edm2: default 64.')
   number('grown_num_blocks', 'pagoda: residual blocks of an added level after the up-sampling one; default 2.')
   number('head_channels', 'timm, random_projections: channels of a DeiT head; default 64.')
   number('groups', 'diffusers: groups of the group norms; default 32.')

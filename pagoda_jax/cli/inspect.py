@@ -53,8 +53,9 @@ def describe(folder: epath.Path, config, step: str, whole: bool) -> list[str]:
 def parameters(state: dict) -> list[str]:
   """A table of the parameters, then how many numbers each part of the state has."""
   shown = {part: state[part] for part in ('params', 'fixed') if part in state}
-  if 'discriminator' in state:
-    shown['discriminator'] = {'params': state['discriminator']['params']}
+  for part in ('discriminator', 'pairs_discriminator'):
+    if state.get(part):
+      shown[part] = {'params': state[part]['params']}
   leaves = trees.flat_leaves(state)
   counts = {part: sum(leaf.size for path, leaf in leaves.items() if path.split('/')[0] == part) for part in state}
   return [parameter_overview.get_parameter_overview(shown, include_stats=False),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from pagoda_jax import config as configs
-from pagoda_jax import validation
+from pagoda_jax import ladder, validation
 from pagoda_jax.cli import common
 from pagoda_jax.data import noise_store
 from pagoda_jax.planning import lanes, plan, times
@@ -123,7 +123,7 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
 def lane_lines(config, name: str, topology) -> list[str]:
   """What widths of its U-Net leave empty; of growth, those of the levels that it adds: the others are as they are."""
   most, phase = topology.chip.lanes, config.phases[name]
-  above = configs.start_resolution(config, name) if phase.stage == 'grow' else 0
+  above = ladder.start_resolution(config, name) if phase.stage == 'grow' else 0
   wasteful = lanes.wasteful(models.make_unet(config, name), most, above)
   listed = lambda numbers: ' or '.join(map(str, numbers))
   levels = [f'{level.name} {level.useful:.0%} ({", ".join(map(str, level.widths))}; right: {listed(level.right)})'

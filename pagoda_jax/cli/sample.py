@@ -1,57 +1,60 @@
-"""`pagoda sample`: images from a trained phase or from converted weights, to .png or .npz."""
+"""`pagoda sample`: images from a trained phase or from weights, to .png, .npz, .webp or a folder."""
 
+import numpy as np
 from absl import flags
 from etils import epath
 
-from pagoda_jax.cli import common
+from pagoda_jax.cli import common, generators
+from pagoda_jax.data.images import image_grid
 from pagoda_jax.stages import sampler
 from pagoda_jax.use import sample
-
-LARGEST_SEED = 2**32 - 1  # of larger ones, JAX's keys take the last 32 bits
+from pagoda_jax.use.generator import LARGEST_SEED
 
 
 def define_flags(fv) -> None:
-  common.define_folder(fv, 'workdir', 'Work directory of a run.', required=False)
-  common.define_folder(fv, 'weights', 'Instead: a folder that `pagoda convert` has made of a teacher or generator.',
-                       required=False)
-  flags.DEFINE_enum('kind', None, ['teacher', 'generator'], 'With --weights: what they are of, where the published '
-                    'file is not known by its name.', flag_values=fv)
-  flags.DEFINE_integer('levels', None, "With --weights: noise levels of a teacher's sampler; default: 18.",
-                       lower_bound=2, upper_bound=10_000, flag_values=fv)
-  flags.DEFINE_string('phase', '', 'Phase to draw from; default: the last that has a checkpoint.', flag_values=fv)
-  flags.DEFINE_string('step', '', "Step of the checkpoint, or 'best'; default: the newest.", flag_values=fv)
-  flags.DEFINE_string('ema', '', "Of a teacher with several averages: which, such as std_0.1; default: the first.",
-                      flag_values=fv)
+  generators.define(fv)
   flags.DEFINE_integer('num_images', 64, 'Number of images, at each strength of guidance.', lower_bound=1,
                        flag_values=fv)
   flags.DEFINE_string('labels', 'cycle', "Classes: 'cycle', 'random', or a list such as 3,5,7.", flag_values=fv)
   flags.DEFINE_string('guidance', '', 'Strength of guidance, such as 3 (1: none); of several, such as 1,2,4,8, each '
                       'row of the grid shows one noise and label at all of them.', flag_values=fv)
+  flags.DEFINE_float('truncate', 1.0, 'What the noise is multiplied by: below 1, images are nearer to the average one '
+                     'and less varied.', lower_bound=0, upper_bound=10, flag_values=fv)
   flags.DEFINE_integer('seed', 0, 'Seed: the same seed gives the same images.', lower_bound=0,
                        upper_bound=LARGEST_SEED, flag_values=fv)
   flags.DEFINE_integer('batch_size', sampler.CHUNK, 'Images a call.', lower_bound=1, flag_values=fv)
-  common.define_file(fv, 'out', 'samples.png', 'File to write: .png (a grid) or .npz (arr_0, arr_1).')
+  flags.DEFINE_boolean('captions', False, 'With a .png: label and strength of guidance below each image.',
+                       flag_values=fv)
+  flags.DEFINE_integer('frames', 15, 'With a .webp: frames from one noise to the next.', lower_bound=1,
+                       upper_bound=1000, flag_values=fv)
+  common.define_place(fv, 'out', 'samples.png', 'What to write: a .png (a grid), a .npz (arr_0, arr_1), a .webp (the '
+                      "grid's images wander through noise and back), or, without suffix, a folder of .png files.")
 
 
 def run(fv, args) -> int:
   del args
-  if epath.Path(fv.out).suffix not in sample.FORMATS:
-    raise ValueError(f'--out={fv.out}: must end in {" or ".join(sample.FORMATS)}')
-  if (fv.workdir is None) == (fv.weights is None):
-    raise ValueError('give --workdir=RUN or --weights=FOLDER' + (', not both' if fv.weights else ''))
-  of_other = ('phase', 'step', 'ema') if fv.weights else ('kind', 'levels')
-  if given := [name for name in of_other if fv[name].present]:
-    raise ValueError(f'--{given[0]}={fv[given[0]].value}: is of {"--workdir" if fv.weights else "--weights"}, and '
-                     f'{"--weights" if fv.weights else "--workdir"} is given')
+  suffix = epath.Path(fv.out).suffix
+  if suffix and suffix not in sample.FORMATS:
+    raise ValueError(f'--out={fv.out}: must end in {" or ".join(sample.FORMATS)}, or in nothing for a folder of .png')
+  for name, needed in (('captions', '.png'), ('frames', '.webp')):
+    if fv[name].present and suffix != needed:
+      raise ValueError(f'--{name}: is of a {needed}, and --out={fv.out} is none')
+  if not suffix:
+    sample.check_empty(fv.out)
   omegas = sample.parse_guidance(fv.guidance)
-  how = fv.num_images, fv.labels, fv.seed, fv.batch_size, omegas
-  if fv.weights:
-    images, labels, kind = sample.draw_weights(fv.weights, fv.kind or '', fv.levels, *how)
-    what = f'{kind} of {fv.weights}'
+  if suffix == '.webp' and len(omegas) > 1:
+    raise ValueError(f'--guidance={fv.guidance}: an animation takes one strength')
+  generator = generators.opened(fv)
+  how = fv.num_images, fv.labels, fv.seed, fv.batch_size
+  if suffix == '.webp':
+    frames, _ = sample.wander(generator, *how, *(omegas or (None,)), fv.truncate, fv.frames)
+    sample.write_webp(fv.out, np.stack([image_grid(images) for images in frames]))
+    said = f'{len(frames)} frames of {fv.num_images} images'
   else:
-    images, labels, phase, step = sample.draw(fv.workdir, fv.phase, fv.step, *how, fv.ema)
-    what = f'phase {phase}, step {step}'
-  sample.write(fv.out, images, labels, omegas)
+    images, labels = sample.draw(generator, *how, omegas, fv.truncate)
+    sample.write(fv.out, images, labels, omegas, fv.captions)
+    said = f'{len(images)} images'
   strength = f', guidance {fv.guidance}' if omegas else ''
-  print(f'{fv.out}: {len(images)} images of {images.shape[1]} px, {what}{strength}')
+  truncated = f', noise times {fv.truncate:g}' if fv.truncate != 1 else ''
+  print(f'{fv.out}: {said} of {generator.resolution} px, {generator.where}{strength}{truncated}')
   return 0

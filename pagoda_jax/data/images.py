@@ -18,6 +18,11 @@ def normalize(images: jax.Array) -> jax.Array:
   return images.astype(jnp.float32)
 
 
+def quantized(images: jax.Array) -> jax.Array:
+  """`to_uint8` on the device."""
+  return jnp.clip(jnp.round((images.astype(jnp.float32) + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
 def to_uint8(images) -> np.ndarray:
   """[-1, 1] floats -> 0..255, rounded to nearest."""
   return np.clip(np.round((np.asarray(images, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 METHODS = ('nearest', 'bilinear', 'bicubic', 'area')
+PILLOW_BITS = 22  # of its fixed-point filters
 CENTERS = ('half_pixel', 'align_corners', 'legacy')
 
 
@@ -42,6 +43,35 @@ def resize(
       matrix = resize_matrix(images.shape[axis], side, method, antialias, centers)
       images = _along(images, jnp.asarray(matrix, images.dtype), axis)
   return images
+
+
+def resize_as_pillow(pixels: jax.Array, size: int) -> jax.Array:
+  """8-bit pictures [..., H, W, C], uint8 or whole numbers, as Pillow's bicubic filter resizes them to a square.
+
+  Rows first, then columns, each rounded to 8 bits; bit for bit: the filter is in fixed point, as Pillow's, and in parts
+  of 8 bits, whose products with pixels and their sums every matrix unit has exactly.
+
+  Returns:
+    float32 [..., size, size, C], whole numbers from 0 to 255.
+  """
+  pixels = pixels.astype(jnp.float32)
+  for axis in (-2, -3):
+    if pixels.shape[axis] != size:
+      parts = _fixed_point(pixels.shape[axis], size)
+      sums = [_along(pixels, jnp.asarray(part, jnp.float32), axis).astype(jnp.int32) for part in parts]
+      total = sum(part << (8 * place) for place, part in enumerate(sums))
+      rounded = (total + (1 << (PILLOW_BITS - 1))) >> PILLOW_BITS
+      pixels = jnp.clip(rounded, 0, 255).astype(jnp.float32)
+  return pixels
+
+
+@functools.cache
+def _fixed_point(old: int, new: int) -> list[np.ndarray]:
+  """Pillow's bicubic matrix times 2^PILLOW_BITS, as three matrices: whole numbers of 8 bits, the last with the sign."""
+  position = (np.arange(new) + 0.5) * (old / new) - 0.5
+  scaled = _antialiased_matrix(position, old, 'bicubic') * 2**PILLOW_BITS
+  whole = np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int64)
+  return [whole & 255, whole >> 8 & 255, whole >> 16]
 
 
 def _along(images, matrix, axis):

@@ -103,7 +103,8 @@ def one_step(network_apply, params, z, cond, sigma_max: float = 80.0, sigma_data
   Returns:
     [B, S, S, C] images, about [-1, 1], not clipped.
   """
-  c_noise = jnp.full(z.shape[:1], math.log(sigma_max) / 4, jnp.float32)
+  # Broadcast: ONNX's converter knows no other way to fill a batch of symbolic size.
+  c_noise = jnp.broadcast_to(np.float32(math.log(sigma_max) / 4), z.shape[:1])
   return network_apply(params, z / math.hypot(sigma_max, sigma_data), c_noise, cond, **kwargs)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from flax import traverse_util
 
-HEAD = ('out_norm', 'out_conv')
+HEAD = ('out_norm', 'out_conv', 'out_gain')
 
 
 class GrowthReport(NamedTuple):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pagoda_jax.networks import layers
+from pagoda_jax.networks import edm2, layers
 
 # Options of the published networks that are not sizes; see the table in `UNet`.
 EDM_ADM = {}
@@ -23,6 +23,7 @@ EDM_DDPMPP = {
     'num_heads': 1,
     'ddpmpp_embedding': True,
 }
+EDM2 = {'magnitude_preserving': True}
 
 
 class GrownLevel(NamedTuple):
@@ -73,6 +74,9 @@ class UNet(nn.Module):
     ddpmpp_embedding    - (False) -                          True         sines first, labels before the MLP
     stem_channels       - (0)     channels                   channels     of in_conv; 0: the first level's width
 
+  `magnitude_preserving` (EDM2) makes the blocks of other layers (edm2.py), which know none of these options; grown
+  levels stay ADM's. There the noise level's width is the stem's, and its parameters hold `logvar` besides.
+
   Source: Dhariwal & Nichol 2021 (ADM); Song et al. 2021 (DDPM++); Karras et al. 2022, appendix F;
   growth: Kim et al. 2024 (PaGoDA), stage 3.
   """
@@ -104,6 +108,7 @@ class UNet(nn.Module):
   resample_conv: bool = False
   attend_last: bool = False
   ddpmpp_embedding: bool = False
+  magnitude_preserving: bool = False
   remat: Sequence[int] = ()  # resolutions whose activations are computed again in the backward pass
   attention_form: str = 'auto'  # one of attention.FORMS: speed and memory
   dtype: Any = jnp.float32  # of convolutions and attention; parameters, embeddings and output are float32
@@ -125,6 +130,7 @@ class UNet(nn.Module):
       augment: jax.Array | None = None,
       dropout_keys: jax.Array | None = None,
       features_only: bool = False,
+      logvar_only: bool = False,
   ) -> jax.Array:
     """The raw network F of Karras et al. 2022, equation 7.
 
@@ -136,6 +142,7 @@ class UNet(nn.Module):
       augment: [B, augment_dim] augmentation labels; absent means zeros.
       dropout_keys: [B] keys of the images' dropout; None: no dropout, as in sampling.
       features_only: return the decoder's features, before the output head.
+      logvar_only: return [B] float32, the logarithm of the loss that is expected at c_noise; x is not read.
 
     Returns:
       [B, S, S, image_channels] float32, S = R * 2**len(grown); or [B, S, S, C] features; or of an estimator [B].
@@ -144,6 +151,14 @@ class UNet(nn.Module):
       ValueError: an input of another resolution, widths that do not split into heads, sizes that do
         not fit each other, or a missing 'omega'.
     """
+    if self.magnitude_preserving:
+      if self.augment_dim:
+        raise ValueError('a magnitude-preserving network has no input for augmentation labels')
+      logvar = edm2.LogVar(name='logvar')(c_noise)
+    if logvar_only:
+      if not self.magnitude_preserving:
+        raise ValueError('only a magnitude-preserving network has a logvar')
+      return logvar
     if x.shape[1:3] != (self.resolution, self.resolution):
       raise ValueError(f'input is {x.shape[1]}x{x.shape[2]}, the network is for {self.resolution}x{self.resolution}')
     embedding = self._embedding(c_noise, cond, augment)
@@ -155,7 +170,12 @@ class UNet(nn.Module):
       return self._module(block)(x, embedding, keys)
 
     encoder, middle, decoder = self.blocks()
-    stem = layers.Conv(self.stem_width, (3, 3), kernel_init=layers.kernel_init, dtype=self.dtype, name='in_conv')
+    if self.magnitude_preserving:
+      # A channel of ones stands in for the biases that there are none of.
+      stem = edm2.Weighted(self.stem_width, 3, self.dtype, name='in_conv')
+      x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
+    else:
+      stem = layers.Conv(self.stem_width, (3, 3), kernel_init=layers.kernel_init, dtype=self.dtype, name='in_conv')
     x = stem(x)
     skips = [x]
     for block in encoder:
@@ -168,11 +188,14 @@ class UNet(nn.Module):
       return nn.Dense(1, kernel_init=layers.zeros_init, name='estimate')(x)[:, 0]
     for block in decoder:
       if block.takes_skip:
-        x = jnp.concatenate([x, skips.pop()], axis=-1)
+        x = edm2.mp_cat(x, skips.pop()) if self.magnitude_preserving else jnp.concatenate([x, skips.pop()], axis=-1)
       x = run(block, x)
     if features_only:
       return x
     # The head stays in float32: a generator's output is the image itself, and bfloat16 would band it.
+    if self.magnitude_preserving:
+      gain = self.param('out_gain', layers.zeros_init, ())
+      return edm2.Weighted(self.image_channels, 3, precision=jax.lax.Precision.HIGHEST, name='out_conv')(x, gain)
     x = nn.silu(self._norm(x, 'out_norm'))
     return nn.Conv(self.image_channels, (3, 3), kernel_init=layers.zeros_init, precision=jax.lax.Precision.HIGHEST,
                    name='out_conv')(x)
@@ -186,7 +209,8 @@ class UNet(nn.Module):
 
   @property
   def embed_width(self) -> int:
-    return self.embed_channels or 4 * self.channels
+    widest = self.channels * max(self.channel_mult) if self.magnitude_preserving else 4 * self.channels
+    return self.embed_channels or int(widest)
 
   def blocks(self) -> tuple[list[Block], list[Block], list[Block]]:
     """(encoder, middle, decoder): every residual block in the order of its call.
@@ -253,8 +277,11 @@ class UNet(nn.Module):
     return blocks
 
   def _module(self, block: Block) -> nn.Module:
-    kind = nn.remat(layers.ResBlock) if block.resolution in self.remat else layers.ResBlock
-    return kind(
+    again = nn.remat if block.resolution in self.remat else lambda kind: kind
+    if self.magnitude_preserving and block.resolution <= self.resolution:
+      return again(edm2.Block)(block.channels, not block.name.startswith('enc'), block.resample, block.heads,
+                               block.skip_conv, self.dropout, self.dtype, self.attention_form, name=block.name)
+    return again(layers.ResBlock)(
         channels=block.channels,
         resample=block.resample,
         heads=block.heads,
@@ -274,7 +301,10 @@ class UNet(nn.Module):
     dense = layers.embedding_dense
     label = None
     if self.num_classes:
-      label = cond.get('label', jnp.full(c_noise.shape, -1))
+      label = cond.get('label', jnp.broadcast_to(-1, c_noise.shape))  # of a symbolic batch too
+    if self.magnitude_preserving:
+      x = edm2.Embedding(self.stem_width, self.embed_width, self.num_classes, name='embedding')(c_noise, label)
+      return edm2.mp_silu(self._with_omega(x, cond))
 
     x = layers.sinusoid(c_noise * self.time_scale, self.channels, self.ddpmpp_embedding, self.ddpmpp_embedding)
     if label is not None and self.ddpmpp_embedding:
@@ -286,8 +316,12 @@ class UNet(nn.Module):
     x = dense(self.embed_width, 'time_embed_1')(nn.silu(dense(self.embed_width, 'time_embed_0')(x)))
     if label is not None and not self.ddpmpp_embedding:
       x += layers.LabelEmbedding(self.num_classes, self.embed_width, name='label_embed')(label)
-    if self.omega_embedding:
-      if 'omega' not in cond:
-        raise ValueError("the network is conditioned on the guidance strength: cond needs 'omega', [B]")
-      x += layers.OmegaEmbedding(self.embed_width, self.channels, zero=True, name='omega_embed')(cond['omega'])
-    return nn.silu(x)
+    return nn.silu(self._with_omega(x, cond))
+
+  def _with_omega(self, x, cond) -> jax.Array:
+    """The embedding with what the guidance strength adds to it: zeros at first."""
+    if not self.omega_embedding:
+      return x
+    if 'omega' not in cond:
+      raise ValueError("the network is conditioned on the guidance strength: cond needs 'omega', [B]")
+    return x + layers.OmegaEmbedding(self.embed_width, self.channels, zero=True, name='omega_embed')(cond['omega'])

@@ -19,12 +19,14 @@ from pagoda_jax.training import checkpoints
 
 # How often gradients are summed over the devices. Both of a generator's losses sum theirs apart, as the ratio of
 # their norms may be the adversarial weight; so do the discriminator's two passes.
-_SUMS = {'teacher': {'params': 1}, 'guide': {'params': 1}, 'distill': {'params': 2, 'discriminator': 2}}
+_SUMS = {'teacher': {'params': 1}, 'guide': {'params': 1},
+         'distill': {'params': 2, 'discriminator': 2, 'pairs_discriminator': 2}}
 _SUMS['grow'] = _SUMS['distill']
 # How often arrays that are split are gathered, others once: for a forward pass, which a generator's two losses share,
 # and for every backward pass; once more for fresh fakes, by the generator just updated. The discriminator's arrays are
 # normalised anew in each of its three passes.
-_GATHERS = {'teacher': {'params': 2}, 'guide': {'params': 2}, 'distill': {'params': 3, 'discriminator': 6}}
+_GATHERS = {'teacher': {'params': 2}, 'guide': {'params': 2},
+            'distill': {'params': 3, 'discriminator': 6, 'pairs_discriminator': 6}}
 _GATHERS['grow'] = _GATHERS['distill']
 
 
@@ -212,11 +214,18 @@ def count(config, name: str, topology) -> Counted:
   traced, state, parts = program.trace(), program.state, 1
   trained, held = {}, {'params': state}
   if program.trains:
-    trained = {'params': state.params, 'discriminator': getattr(state, 'discriminator', {}).get('params', {})}
+    opponents = {part: getattr(state, part, {}).get('params', {}) for part in ('discriminator', 'pairs_discriminator')}
+    trained = {'params': state.params} | opponents
     held = {'fixed': getattr(state, 'fixed', {}), 'frozen': program.frozen}
     parts = microbatches.count_parts(program.images, topology.count, config.microbatch)
-  phase, gathers = config.phases[name], dict(_GATHERS.get(config.phases[name].stage, {}))
+  phase = config.phases[name]
+  sums, gathers = dict(_SUMS.get(phase.stage, {})), dict(_GATHERS.get(phase.stage, {}))
   if phase.get('fakes') == 'fresh':
+    gathers['params'] += 1
+  if phase.get('update') == 'separate':  # L_adv has a forward pass of its own, by the generator as it is then
+    gathers['params'] += 1
+  if trained.get('pairs_discriminator'):  # a further loss of the generator's
+    sums['params'] += 1
     gathers['params'] += 1
   first_flops, further_flops = costs.first_and_further(traced)
   jaxpr = traced.jaxpr.jaxpr
@@ -225,7 +234,7 @@ def count(config, name: str, topology) -> Counted:
     trained=trained,
     held=held,
     itemsize=jnp.dtype(config.precision).itemsize,
-    sums=_SUMS.get(phase.stage, {}),
+    sums=sums,
     gathers=gathers,
     flops=first_flops + further_flops,
     further_flops=further_flops,

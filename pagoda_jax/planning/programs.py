@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 
 from pagoda_jax import config as configs
+from pagoda_jax import ladder
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import grow, models, sampler, state
 from pagoda_jax.training import inverting, loop
@@ -75,7 +76,7 @@ def make(config, name: str, num_devices: int = 1) -> Program:
   if phase.stage in configs.GENERATOR_STAGES:
     batch |= {'real_image': image, 'real_label': label}
     small = (count, base, base, config.data.channels)
-    if networks.invert is None:
+    if networks.invert is None and networks.draw is None:
       batch['noise'] = jax.ShapeDtypeStruct(small, jnp.float32)
       if networks.law is not None:
         batch['omega'] = jax.ShapeDtypeStruct((count,), jnp.float32)
@@ -115,9 +116,9 @@ def begun(config, name: str, params, discriminator):
   if phase.stage in ('teacher', 'guide'):
     return state.init_teacher(params, phase)
   if phase.stage == 'grow':
-    sides = configs.start_resolution(config, name), configs.phase_resolution(config, name)
-    params, fixed, _ = grow.grown_params(params, params, *sides)
-  return state.init_generator(params, fixed, discriminator, phase)
+    params, fixed, _ = grow.grown_params(params, params, ladder.thawed_blocks(config, name))
+  of_pairs = state.copy(discriminator) if phase.reconstruction_adversarial.weight else None
+  return state.init_generator(params, fixed, discriminator, phase, of_pairs)
 
 
 def _begun(config, name: str, networks, frozen):

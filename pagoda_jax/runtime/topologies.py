@@ -65,7 +65,8 @@ CHIPS = {
 }
 # Slices of both TPUs: chips -> sides of the rectangle.
 SLICES = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
-CHOICES = 'v5e-N or v6e-N (N chips), Nxh100, Nxh200 or Nxa100, cpu:N; such as v5e-256, 8xh100 or cpu:8'
+CHOICES = ('v5e-N or v6e-N (N chips), v5p-N (N cores, two a chip), Nxh100, Nxh200 or Nxa100, cpu:N; such as v5e-256, '
+           'v5p-64, 8xh100 or cpu:8')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Topology:
 
   @property
   def is_tpu(self) -> bool:
+    """Whether its slices are those of SLICES, which can be compiled for."""
     return self.chip_name in ('v5e', 'v6e')
 
   @property
@@ -89,8 +91,8 @@ class Topology:
 
   @property
   def hosts(self) -> int:
-    # A single host has up to 8 TPU chips, hosts of a larger slice 4 each.
-    return 1 if self.count <= 8 else -(-self.count // self.chip.per_host)
+    # A single host has up to 8 chips of v5e or v6e, hosts of a larger slice 4 each.
+    return 1 if self.count <= (8 if self.is_tpu else self.chip.per_host) else -(-self.count // self.chip.per_host)
 
   @property
   def one_host(self) -> 'Topology':
@@ -119,11 +121,15 @@ def parse(text: str) -> Topology:
   Raises:
     TopologyError: there is none of that name.
   """
-  found = re.fullmatch(r'(v5e|v6e)-(\d+)|(\d+)x(h100|h200|a100)|(cpu):(\d+)', text)
+  found = re.fullmatch(r'(v5e|v6e|v5p)-(\d+)|(\d+)x(h100|h200|a100)|(cpu):(\d+)', text)
   if not found:
     raise TopologyError(f'--topology={text}: must be {CHOICES}')
   tpu, chips, gpus, gpu, cpu, cpus = found.groups()
   count = int(chips or gpus or cpus)
+  if tpu == 'v5p':  # named by its cores, as Google Cloud does; slices are boxes of 4 and more chips
+    if count < 8 or count % 8:
+      raise TopologyError(f'--topology={text}: there are none of {count}; v5p comes with 8, 16, 24, ... cores')
+    return Topology(tpu, count // 2)
   if count < 1 or (tpu and count not in SLICES):
     raise TopologyError(f'--topology={text}: there are none of {count}' + (
       f'; {tpu} comes with {", ".join(map(str, SLICES))} chips' if tpu else ' devices'))
@@ -161,6 +167,8 @@ def compile_devices(topology: Topology) -> list:
   """
   if topology.chip_name == 'cpu':
     return _cpus(topology.count)
+  if topology.chip_name == 'v5p':
+    raise TopologyError(f'--aot for {topology}: is compiled for v5e, v6e, GPUs and cpu')
   jax.config.update('jax_enable_compilation_cache', False)  # it could not be read back without the devices
   return _tpus(topology) if topology.is_tpu else _gpus(topology)
 

@@ -8,7 +8,8 @@ from pagoda_jax.networks import unet as unets
 from pagoda_jax.networks.unet import UNet
 
 # What each published form of the U-Net sets; `config.network` has the rest.
-FORMS = {'edm': unets.EDM_ADM, 'guided': unets.GUIDED_ADM, 'ddpmpp': unets.EDM_DDPMPP}
+FORMS = {'edm': unets.EDM_ADM, 'guided': unets.GUIDED_ADM, 'ddpmpp': unets.EDM_DDPMPP,
+         'edm2': unets.EDM2}
 # Fields that a form decides, num_heads aside, which a config may set.
 _FORM_FIELDS = tuple(dict.fromkeys(
   field for form in FORMS.values() for field in form if field != 'num_heads'
@@ -57,7 +58,7 @@ def fields_of(network: Mapping[str, Any]) -> dict[str, Any]:
   own = dict(network)
   form = own.pop('form')
   # The published forms other than EDM's ADM have a first convolution of `channels`, whatever the first level has.
-  own['stem_channels'] = own['stem_channels'] or (0 if form == 'edm' else own['channels'])
+  own['stem_channels'] = own['stem_channels'] or (0 if form in ('edm', 'edm2') else own['channels'])
   own['num_heads'] = own['num_heads'] or FORMS[form].get('num_heads', 0)
   return {**FORMS[form], **own}
 

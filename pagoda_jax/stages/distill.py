@@ -18,17 +18,22 @@ from pagoda_jax.method import losses, microbatch
 from pagoda_jax.networks import growth
 from pagoda_jax.stages import guide
 from pagoda_jax.stages.models import Networks
-from pagoda_jax.stages.state import GeneratorState, guarded, make_optimizer, mix, step_keys
+from pagoda_jax.stages.state import GeneratorState, guarded, make_optimizer, mix, step_keys, updated
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):
-  """The train step of a generator: one update of the generator and one of the discriminator.
+  """The train step of a generator: one update of the generator and one of each discriminator.
 
   The generator's gradients are taken on the pairs, the discriminator's on the other real images and on fakes:
   by `config.fakes` 'fresh' ones, of new noise through the generator just updated (PaGoDA's release), or 'shared'
   ones, which the generator's loss was taken on, with what the feature networks made of them. By `config.adversarial`
   `loss` 'relativistic' (R3GAN) each fake is judged beside a real image of its class, under one draw of the augmentation
-  for both turns; its `r1` and `r2` weigh gradient penalties on reals and fakes.
+  for both turns; its `r1` and `r2` weigh gradient penalties on reals and fakes. The discriminator of the pairs (where
+  `config.reconstruction_adversarial` has a weight) compares their images with the reconstructions in the same way.
+
+  By `config.update` the generator's gradients are applied 'joint'ly; or in 'separate' updates, as the release does from
+  256 px on: one by what is taken on the pairs, then one by the gradient that L_adv has there. Both share the
+  optimiser's moments and move the average.
 
   Args:
     networks: networks.unet is the generator; networks.discriminator its opponent.
@@ -43,21 +48,22 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     networks.invert is given, 'base_image' [B, h, w, C] and 'key' int32 [B] stand in place of 'noise'. With
     guidance: 'omega' [B] of the pairs, beside 'noise'; and where H > h 'real_base_image' [B, h, w, C]. frozen:
     {'features': {name: variables}} of the frozen feature networks (frozen_weights.load), without any, {};
-    {'teacher': params} for networks.invert; and {'guide': params} for networks.estimate.
+    {'teacher': params} for networks.invert and networks.draw, with which the pairs' images are not looked at; and
+    {'guide': params} for networks.estimate.
     rng: one typed key for the whole run. metrics: float32 scalars. A step with a number that is not
     finite leaves the state as it was, but for its counters.
   """
-  optimizer = make_optimizer(config.optimizer, config.steps)
+  separate = config['update'] == 'separate'  # config.update is a method of every ConfigDict
+  paired = config.reconstruction_adversarial.weight > 0
+  optimizer = make_optimizer(config.optimizer, config.steps, updates=2 if separate else 1)
   discriminator_optimizer = make_optimizer(config.discriminator_optimizer, config.steps)
   relativistic = config.adversarial.loss == 'relativistic'
-  # A known weight goes into its loss: of a plain sum of gradients, compilers for TPU sum each once over devices.
-  fixed = 1.0 if config.adversarial.adaptive else config.adversarial.weight
 
   def step(state: GeneratorState, batch, frozen, rng):
-    keys = step_keys(rng, state.step, 6)
-    images, reals = normalize(batch['image']), normalize(batch['real_image'])
+    keys = step_keys(rng, state.step, 9)
+    reals = normalize(batch['real_image'])
     cond, real_cond = {'label': batch['label']}, {'label': batch['real_label']}
-    noise = noise_of(networks, batch, frozen)
+    images, noise = pairs_of(networks, batch, frozen, keys[8])
     pair_cond, real_cond = cond | omega_of_pairs(networks, batch), real_cond | omega_of_reals(networks, batch, frozen)
     prior_cond = real_cond if relativistic else cond | omega_of_fakes(networks, keys[5], 0, len(images))
 
@@ -71,99 +77,170 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       return networks.distance(frozen, images, generate(trained, noise, cond), draws)
 
     def fakes_of(trained, noise, cond, draws):
-      images = generate(trained, noise, cond)
-      return images, networks.features(frozen, images, draws)
+      """(images, what the feature networks make of them)."""
+
+      def of_part(noise, cond, draws):
+        images = generate(trained, noise, cond)
+        return images, networks.features(frozen, images, draws)
+
+      return microbatch.mapped(of_part, parts)(noise, cond, draws)
 
     def maps_of(images, draws):
       return microbatch.mapped(functools.partial(networks.features, frozen), parts)(images, draws)
 
-    def adversarial_loss(trained, draws, real_logits):
-      fakes = microbatch.mapped(functools.partial(fakes_of, trained), parts)(prior(keys[1]), prior_cond, draws)
-      logits, _ = networks.judge(state.discriminator, fakes[1], prior_cond)
-      loss = losses.relativistic_generator(real_logits, logits) if relativistic else losses.hinge_generator(logits)
-      return fixed * loss, (loss, fakes)
+    def adversarial_loss(trained, weights, discriminator, noise, cond, draws, real_logits):
+      fakes = fakes_of(trained, noise, cond, draws)
+      logits, statistics = networks.judge(discriminator, fakes[1], cond)
+      if real_logits is None:
+        loss = losses.hinge_generator(logits)
+      else:
+        loss = losses.relativistic_generator(real_logits, logits)
+      return factor_of_loss(weights) * loss, (loss, fakes, statistics)
 
-    def judged(variables, images, maps, cond, gamma):
-      """(logits, updated statistics, gradient penalty or 0) of images, whose maps these are."""
-      if not gamma:
-        return *networks.judge(variables, maps, cond), 0.0
-      return losses.with_gradient_penalty(lambda x: networks.judge(variables, maps_of(x, draws), cond), images)
+    def generators_turn(trained, weights, discriminator, reals, noise, cond, draws):
+      """(L_adv, its gradient, fakes, maps of reals if it saw any, the discriminator with its new statistics)."""
+      real_maps = real_logits = None
+      if weights.loss == 'relativistic':
+        real_maps = maps_of(reals, draws)
+        real_logits, statistics = networks.judge(discriminator, real_maps, cond)
+        discriminator = {**discriminator, **statistics}
+      (_, (loss, fakes, statistics)), grads = jax.value_and_grad(adversarial_loss, has_aux=True)(
+        trained, weights, discriminator, noise, cond, draws, real_logits
+      )
+      return loss, grads, fakes, real_maps, {**discriminator, **statistics}
 
-    def discriminator_loss(params):
-      # The running statistics of both passes are kept.
-      variables, weights = {**state.discriminator, 'params': params}, config.adversarial
-      real_logits, after_real, r1 = judged(variables, reals, real_maps, real_cond, weights.r1)
-      fake_logits, after_both, r2 = judged({**variables, **after_real}, fakes, fake_maps, fake_cond, weights.r2)
-      loss_of = losses.relativistic_discriminator if relativistic else losses.hinge_discriminator
-      loss = loss_of(real_logits, fake_logits) + weights.r1 / 2 * r1 + weights.r2 / 2 * r2
-      return loss, (real_logits, fake_logits, after_both, {'r1': r1, 'r2': r2})
+    def discriminators_turn(weights, discriminator, opt_state, reals, real_maps, real_cond, fakes, fake_cond, draws):
+      """(the discriminator after an update, its optimiser's state, what was measured)."""
+      real_maps = maps_of(reals, draws) if real_maps is None else real_maps
 
+      def judged(variables, images, maps, cond, gamma):
+        """(logits, updated statistics, gradient penalty or 0) of images, whose maps these are."""
+        if not gamma:
+          return *networks.judge(variables, maps, cond), 0.0
+        return losses.with_gradient_penalty(lambda x: networks.judge(variables, maps_of(x, draws), cond), images)
+
+      def loss_of(params):
+        # What each of a step's passes does to the statistics is kept, in the release's order.
+        variables = {**discriminator, 'params': params}
+        fake_logits, after_fakes, r2 = judged(variables, *fakes, fake_cond, weights.r2)
+        real_logits, after_reals, r1 = judged({**variables, **after_fakes}, reals, real_maps, real_cond, weights.r1)
+        compared = losses.hinge_discriminator
+        if weights.loss == 'relativistic':
+          compared = losses.relativistic_discriminator
+        loss = compared(real_logits, fake_logits) + weights.r1 / 2 * r1 + weights.r2 / 2 * r2
+        return loss, (real_logits, fake_logits, after_reals, {'r1': r1, 'r2': r2})
+
+      (loss, (real_logits, fake_logits, statistics, penalties)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+        discriminator['params']
+      )
+      updates, opt_state = discriminator_optimizer.update(grads, opt_state, discriminator['params'])
+      params = optax.apply_updates(discriminator['params'], updates)
+      return {**discriminator, **statistics, 'params': params}, opt_state, {
+        'discriminator': loss,
+        'logit_real': jnp.mean(real_logits),
+        'logit_fake': jnp.mean(fake_logits),
+        **{name: value for name, value in penalties.items() if weights[name]},
+        'discriminator_grad_norm': optax.global_norm(grads),
+      }
+
+    # The generator's turn: on the pairs,
+    player = state.params, state.opt_state, state.ema
     rec, rec_grads = microbatch.mean_and_grad(distances, parts)(
       state.params, images, noise, pair_cond, networks.distance_draws(keys[0], len(images))
     )
-    draws, real_maps, real_logits = networks.feature_draws(keys[2], len(images)), None, None
-    if relativistic:
-      real_maps = maps_of(reals, draws)
-      real_logits, _ = networks.judge(state.discriminator, real_maps, real_cond)
-    (_, (adv, (fakes, fake_maps))), adv_grads = jax.value_and_grad(adversarial_loss, has_aux=True)(
-      state.params, draws, real_logits
+    grads = jax.tree.map(lambda r: config.reconstruction.weight * r, rec_grads)
+    of_pairs, applied = {}, []
+    if paired:
+      pair_weights, pair_draws = config.reconstruction_adversarial, networks.feature_draws(keys[6], len(images))
+      pair_adv, pair_grads, pair_fakes, pair_maps, pair_opponent = generators_turn(
+        state.params, pair_weights, state.pairs_discriminator, images, noise, pair_cond, pair_draws
+      )
+      pair_weight = adversarial_weight(pair_weights, rec_grads, pair_grads)
+      grads = added(grads, pair_grads, factor_of_gradient(pair_weights, pair_weight))
+      of_pairs = {'adversarial': pair_adv, 'weight': pair_weight}
+    if separate:
+      player, applied = advanced(networks.unet, optimizer, config.ema, player, grads), [grads]
+    # then on noise from the prior.
+    draws = networks.feature_draws(keys[2], len(images))
+    adv, adv_grads, fakes, real_maps, opponent = generators_turn(
+      player[0], config.adversarial, state.discriminator, reals, prior(keys[1]), prior_cond, draws
     )
     weight = adversarial_weight(config.adversarial, rec_grads, adv_grads)
-    factor = weight if config.adversarial.adaptive else 1.0
-    grads = jax.tree.map(lambda r, a: config.reconstruction.weight * r + factor * a, rec_grads, adv_grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    factor = factor_of_gradient(config.adversarial, weight)
+    grads = jax.tree.map(lambda a: factor * a, adv_grads) if separate else added(grads, adv_grads, factor)
+    params, opt_state, ema = advanced(networks.unet, optimizer, config.ema, player, grads)
 
+    # The discriminators' turn. The augmentation's draw is the same for real and fake.
     fake_cond = prior_cond
     if config.fakes == 'fresh':
       fake_cond = real_cond
       if not relativistic:
         fake_cond = real_cond | omega_of_fakes(networks, keys[5], 1, len(reals))
         draws = networks.feature_draws(keys[4], len(reals))
-      fakes, fake_maps = microbatch.mapped(functools.partial(fakes_of, params), parts)(
-        prior(keys[3]), fake_cond, draws
+      fakes = fakes_of(params, prior(keys[3]), fake_cond, draws)
+    discriminator, d_opt_state, measured = discriminators_turn(
+      config.adversarial, opponent, state.discriminator_opt_state, reals, real_maps, real_cond, fakes, fake_cond, draws
+    )
+    pairs_discriminator, pairs_opt_state = state.pairs_discriminator, state.pairs_discriminator_opt_state
+    if paired:
+      if config.fakes == 'fresh':
+        if pair_weights.loss != 'relativistic':
+          pair_draws = networks.feature_draws(keys[7], len(images))
+        pair_fakes = fakes_of(params, noise, pair_cond, pair_draws)
+      pairs_discriminator, pairs_opt_state, of_pairs_discriminator = discriminators_turn(
+        pair_weights, pair_opponent, pairs_opt_state, images, pair_maps, pair_cond, pair_fakes, pair_cond, pair_draws
       )
-    if not relativistic:  # the augmentation's draw is the same for real and fake
-      real_maps = maps_of(reals, draws)
-    (d_loss, (real_logits, fake_logits, statistics, penalties)), d_grads = jax.value_and_grad(
-      discriminator_loss, has_aux=True
-    )(state.discriminator['params'])
-    updates, d_opt_state = discriminator_optimizer.update(
-      d_grads, state.discriminator_opt_state, state.discriminator['params']
-    )
-    d_params = optax.apply_updates(state.discriminator['params'], updates)
+      of_pairs |= of_pairs_discriminator
 
-    norm, d_norm = optax.global_norm(grads), optax.global_norm(d_grads)
-    new = state.replace(
-      params=params,
-      opt_state=opt_state,
-      ema=mix(state.ema, params, config.ema),
-      discriminator={**statistics, 'params': d_params},
-      discriminator_opt_state=d_opt_state,
-    )
-    state = guarded((rec, adv, d_loss, norm, d_norm), new, state)
-    return state, {
+    measured = {
       'loss': rec,
       'adversarial': adv,
       'weight': weight,
-      'discriminator': d_loss,
-      'logit_real': jnp.mean(real_logits),
-      'logit_fake': jnp.mean(fake_logits),
-      **{name: value for name, value in penalties.items() if config.adversarial[name]},
-      'grad_norm': norm,
-      'discriminator_grad_norm': d_norm,
-      'skipped_in_a_row': state.skipped,
-      'skipped': state.skipped_total,
+      'grad_norm': optax.global_norm([*applied, grads]),
+      **measured,
+      **{f'pairs_{name}': value for name, value in of_pairs.items()},
     }
+    new = state.replace(
+      params=params,
+      opt_state=opt_state,
+      ema=ema,
+      discriminator=discriminator,
+      discriminator_opt_state=d_opt_state,
+      pairs_discriminator=pairs_discriminator,
+      pairs_discriminator_opt_state=pairs_opt_state,
+    )
+    state = guarded(measured, new, state)
+    return state, measured | {'skipped_in_a_row': state.skipped, 'skipped': state.skipped_total}
 
   return step
 
 
-def noise_of(networks: Networks, batch, frozen) -> jax.Array:
-  """The batch's inverted noise [B, h, w, C]: what it brings, or by the teacher here and now; a constant either way."""
+def advanced(unet, optimizer, decay: float, player, grads):
+  """(parameters, optimiser's state, moving average) after one update by the gradients."""
+  params, opt_state, ema = player
+  updates, opt_state = optimizer.update(grads, opt_state, params)
+  params = updated(unet, params, updates)
+  return params, opt_state, mix(ema, params, decay)
+
+
+def added(grads, others, factor):
+  """grads + factor * others."""
+  return jax.tree.map(lambda g, o: g + factor * o, grads, others)
+
+
+def pairs_of(networks: Networks, batch, frozen, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """L_rec's pairs, constants: images [B, H, W, C] in [-1, 1] and the noise [B, h, w, C] that shall make them.
+
+  The noise is what the batch brings, or inverted by the teacher here and now; where networks.draw is given, it is of
+  the prior, and the images are what the teacher makes of it.
+  """
+  images = normalize(batch['image'])
+  if networks.draw is not None:
+    noise = networks.sigma_max * jax.random.normal(key, images.shape)
+    return jax.lax.stop_gradient(networks.draw(frozen['teacher'], noise, {'label': batch['label']})), noise
   if networks.invert is None:
-    return batch['noise']
-  return jax.lax.stop_gradient(networks.invert(frozen['teacher'], batch | {'image': batch['base_image']}))
+    return images, batch['noise']
+  return images, jax.lax.stop_gradient(networks.invert(frozen['teacher'], batch | {'image': batch['base_image']}))
 
 
 def omega_of_pairs(networks: Networks, batch) -> dict[str, jax.Array]:
@@ -186,6 +263,19 @@ def omega_of_reals(networks: Networks, batch, frozen) -> dict[str, jax.Array]:
     return {}
   images = normalize(batch.get('real_base_image', batch['real_image']))
   return {'omega': guide.estimated(networks, frozen, images, batch['real_label'])}
+
+
+def factor_of_loss(config) -> float:
+  """What an adversarial loss is multiplied by before its gradient is taken: its weight, where that is known.
+
+  Of a plain sum of gradients, compilers for TPU sum each once over devices.
+  """
+  return 1.0 if config.adaptive else config.weight
+
+
+def factor_of_gradient(config, weight):
+  """What is left of the weight to multiply the gradient by."""
+  return weight if config.adaptive else 1.0
 
 
 def adversarial_weight(config, rec_grads, adv_grads) -> jax.Array:

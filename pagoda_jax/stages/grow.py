@@ -2,8 +2,8 @@
 
 Features flow on without an image in between: an up-sampling block and residual blocks follow the old
 decoder, whose head is carried over. The new blocks' residual branches begin at zero, so the grown
-network starts as the old features, nearest-up-sampled. Only the new blocks, the formerly
-highest-resolution level and the head train.
+network starts as the old features, nearest-up-sampled. Only the new blocks, the head and what the
+config thaws train: in the paper the formerly highest-resolution level.
 """
 
 from pagoda_jax.networks import growth
@@ -13,20 +13,17 @@ from pagoda_jax.stages import distill
 make_train_step = distill.make_train_step
 
 
-def grown_params(new_params, old_params, old_resolution: int, new_resolution: int):
+def grown_params(new_params, old_params, thaw):
   """The generator at the start of a growth phase.
 
   Args:
     new_params: freshly initialised parameters at the new resolution.
     old_params: the generator to grow (its EMA).
-    old_resolution, new_resolution: sides in pixels; new / old is 2, 4, 8, ...
+    thaw: the decoder's blocks that train, new ones included (ladder.thawed_blocks).
 
   Returns:
-    (trained, fixed, report): two trees that `networks.generator.merge` joins, and what was copied.
+    (trained, fixed, report): two trees that `networks.growth.merge` joins, and what was copied.
   """
   params, report = growth.grow_params(new_params, old_params)
-  levels = [old_resolution]
-  while levels[-1] < new_resolution:
-    levels.append(2 * levels[-1])
-  trained, fixed = growth.split_trainable(params, levels)
+  trained, fixed = growth.split_trainable(params, thaw)
   return trained, fixed, report

@@ -17,7 +17,7 @@ import optax
 from pagoda_jax.data.images import normalize
 from pagoda_jax.method import microbatch
 from pagoda_jax.stages.models import Networks
-from pagoda_jax.stages.state import TeacherState, guarded, make_optimizer, mix, step_keys
+from pagoda_jax.stages.state import TeacherState, guarded, make_optimizer, mix, step_keys, updated
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):
@@ -52,7 +52,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     loss, grads = microbatch.mean_and_grad(losses_of, parts)(state.params, noise, labels, omegas)
     norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = updated(networks.unet, state.params, updates)
     new = state.replace(params=params, opt_state=opt_state, ema=mix(state.ema, params, config.ema))
     found = networks.estimate(state.ema, reals, labels)
     state = guarded((loss, norm), new, state)

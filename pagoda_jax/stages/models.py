@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from pagoda_jax import config as configs
+from pagoda_jax import ladder
 from pagoda_jax.method import diffusion, guidance, perception
 from pagoda_jax.networks import unet as unets
 from pagoda_jax.networks.discriminator import DiscriminatorEnsemble
@@ -39,7 +40,8 @@ class Networks:
     law: of the strength of guidance that the generator takes as an input; None: it takes none.
     omega_of_keys: omega_of_keys(int32 [B]) -> [B], that pictures are inverted with, where the step inverts them.
     estimate: estimate(omega_phi's params, images [B, R, R, C], labels) -> omega [B]; None without such a network.
-    draw: draw(teacher's params, noise, cond) -> images, guided, that the estimator learns from; None for others.
+    draw: draw(teacher's params, noise, cond) -> images [B, R, R, C] that the step learns from: the estimator's guided
+      ones, or the pairs of a phase whose `pairs` are the teacher's; None for others.
   """
 
   unet: UNet
@@ -159,7 +161,7 @@ def make_unet(config, phase_name: str) -> UNet:
   With guidance generators take its strength as an input, and the estimator has no decoder.
   """
   stage = config.phases[phase_name].stage
-  chain = configs.growth_chain(config, phase_name)
+  chain = ladder.growth_chain(config, phase_name)
   grown = [unets.grown_level(level) for level in (chain[0].init_levels if chain else ())]
   resolution = config.base_resolution << len(grown)
   for growth in chain:

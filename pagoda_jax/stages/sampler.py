@@ -76,12 +76,12 @@ def make_draw(config, name: str):
   return models.at_matmul_precision(config.evaluation.matmul_precision, draw)
 
 
-def make_teachers_draw(config, name: str):
-  """draw(teacher's params, noise, {'label', 'omega'}) -> guided images that phase `name` (guide) learns from."""
-  levels = diffusion.sigmas(config.phases[name].sample_levels, **schedule(config))
+def make_teachers_draw(config, name: str, num_levels: int):
+  """draw(teacher's params, noise, cond) -> images that phase `name` learns from; guided where cond has an 'omega'."""
+  levels = diffusion.sigmas(num_levels, **schedule(config))
   networks = dataclasses.replace(models.build(config, name), unet=models.make_teacher(config, name))
   draw = models.at_matmul_precision(config.evaluation.matmul_precision, functools.partial(_draw, networks, levels))
-  return lambda params, noise, cond: draw(params, noise, cond['label'], cond['omega'])
+  return lambda params, noise, cond: draw(params, noise, cond['label'], cond.get('omega'))
 
 
 def _draw(networks, levels, params, noise, labels, omegas=None):

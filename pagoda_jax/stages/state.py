@@ -15,6 +15,7 @@ import optax
 
 from pagoda_jax import config as configs
 from pagoda_jax.method import ema
+from pagoda_jax.networks import edm2
 
 Tree = Any
 
@@ -41,7 +42,8 @@ class GeneratorState:
   """State of stages 2 and 3: two players. `fixed` is {} where the whole generator trains.
 
   `discriminator` holds all its variables: {'params': trained, other collections (spectral norm
-  vectors, batch statistics): updated by its forward passes}.
+  vectors, batch statistics): updated by its forward passes}. `pairs_discriminator` is the same of the
+  pairs' own; without one, it and its optimiser's state are {}.
   """
 
   step: jax.Array
@@ -53,22 +55,30 @@ class GeneratorState:
   opt_state: Tree
   discriminator: Tree
   discriminator_opt_state: Tree
+  pairs_discriminator: Tree = flax.struct.field(default_factory=dict)
+  pairs_discriminator_opt_state: Tree = flax.struct.field(default_factory=dict)
 
 
-def make_optimizer(config, steps: int) -> optax.GradientTransformation:
-  """The optimiser of optax that a config's `optimizer` group names (config.optimizer explains its keys)."""
+def make_optimizer(config, steps: int, updates: int = 1) -> optax.GradientTransformation:
+  """The optimiser of optax that a config's `optimizer` group names (config.optimizer explains its keys).
+
+  Its schedule is one of steps, in each of which it makes so many updates.
+  """
   if config.schedule == 'cosine':
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, steps)
   else:
+    after = optax.constant_schedule(config.learning_rate)
+    if config.schedule == 'inverse_sqrt':  # counts from the end of the warm-up
+      after = lambda count: config.learning_rate / jnp.sqrt(
+        jnp.maximum((count + config.warmup_steps) / config.decay_from, 1))
     schedule = optax.join_schedules(
-      [optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1)),
-       optax.constant_schedule(config.learning_rate)],
+      [optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1)), after],
       [config.warmup_steps],
     )
   make = getattr(optax, config.name)
   accepted = inspect.signature(make).parameters
   moments = {key: config[key] for key in ('b1', 'b2') if key in accepted}
-  transform = make(schedule, **moments)
+  transform = make(lambda count: schedule(count // updates), **moments)
   if config.clip_norm:
     transform = optax.chain(optax.clip_by_global_norm(config.clip_norm), transform)
   return optax.GradientTransformation(transform.init, jax.named_scope('update')(transform.update))
@@ -82,8 +92,15 @@ def init_teacher(params: Tree, config) -> TeacherState:
     **_counters(), params=params, ema=copy(params), opt_state=optimizer.init(params), other_emas=others)
 
 
-def init_generator(params: Tree, fixed: Tree, discriminator: Tree, config) -> GeneratorState:
+def init_generator(
+  params: Tree, fixed: Tree, discriminator: Tree, config, pairs_discriminator: Tree | None = None
+) -> GeneratorState:
   """State at step 0 of a generator whose trained leaves are `params` and whose other leaves are `fixed`."""
+  discriminator_optimizer = make_optimizer(config.discriminator_optimizer, config.steps)
+  of_pairs = {}
+  if pairs_discriminator:
+    of_pairs = {'pairs_discriminator': pairs_discriminator,
+                'pairs_discriminator_opt_state': discriminator_optimizer.init(pairs_discriminator['params'])}
   return GeneratorState(
     **_counters(),
     params=params,
@@ -91,9 +108,8 @@ def init_generator(params: Tree, fixed: Tree, discriminator: Tree, config) -> Ge
     ema=copy(params),
     opt_state=make_optimizer(config.optimizer, config.steps).init(params),
     discriminator=discriminator,
-    discriminator_opt_state=make_optimizer(config.discriminator_optimizer, config.steps).init(
-      discriminator['params']
-    ),
+    discriminator_opt_state=discriminator_optimizer.init(discriminator['params']),
+    **of_pairs,
   )
 
 
@@ -107,9 +123,21 @@ def copy(tree: Tree) -> Tree:
 
 
 @jax.named_scope('update')
+def updated(unet, params: Tree, updates: Tree) -> Tree:
+  """A U-Net's parameters, or those of them that are trained, after an optimiser's updates."""
+  new = optax.apply_updates(params, updates)
+  return edm2.forced(new, params) if unet.magnitude_preserving else new
+
+
+@jax.named_scope('update')
 def mix(average: Tree, params: Tree, decay: float) -> Tree:
-  """Exponential moving average: decay * average + (1 - decay) * params."""
-  return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p.astype(e.dtype), average, params)
+  """Exponential moving average: decay * average + (1 - decay) * params; of constants, themselves."""
+
+  def mixed(path, e, p):
+    # Their average would drift by its rounding.
+    return e if path[-1].key in edm2.CONSTANTS else decay * e + (1 - decay) * p.astype(e.dtype)
+
+  return jax.tree_util.tree_map_with_path(mixed, average, params)
 
 
 @jax.named_scope('update')

@@ -1,5 +1,8 @@
 """Stage 1: the diffusion teacher at the base resolution (EDM, Karras et al. 2022)."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,7 +10,7 @@ import optax
 from pagoda_jax.data.images import normalize
 from pagoda_jax.method import diffusion, edm_augment, microbatch
 from pagoda_jax.stages.models import Networks
-from pagoda_jax.stages.state import TeacherState, averaged, guarded, make_optimizer, step_keys
+from pagoda_jax.stages.state import TeacherState, averaged, guarded, make_optimizer, step_keys, updated
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):
@@ -39,23 +42,34 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     sigma, noise = diffusion.training_draws(loss_key, images.shape, config.p_mean, config.p_std)
     dropout_keys = jax.random.split(dropout_key, len(images))
 
-    def losses_of(params, images, labels, told, sigma, noise, dropout_keys):
-      return diffusion.edm_loss(
-        networks.denoise, params, images, {'label': labels}, sigma, noise, networks.sigma_data,
-        augment=told, dropout_keys=dropout_keys,
-      )
-
-    loss, grads = microbatch.mean_and_grad(losses_of, parts)(
+    losses = functools.partial(losses_of, networks, config.uncertainty)
+    loss, grads = microbatch.mean_and_grad(losses, parts)(
       state.params, images, labels, told, sigma, noise, dropout_keys)
     norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = updated(networks.unet, state.params, updates)
     new = state.replace(params=params, opt_state=opt_state, **averaged(state, params, config))
     state = guarded((loss, norm), new, state)
     return state, {'loss': loss, 'grad_norm': norm, 'skipped_in_a_row': state.skipped,
                    'skipped': state.skipped_total}
 
   return step
+
+
+def losses_of(networks: Networks, uncertainty: bool, params, images, labels, told, sigma, noise, dropout_keys):
+  """The loss of every picture, [B]: EDM's, or with `uncertainty` EDM2's (Karras et al. 2024, equation 21).
+
+  That is the sum over the picture's values of error / e^u + u, where the network learns u of the noise level: least at
+  u = ln of the mean error, so that no noise level has more of the gradients than another.
+  """
+  losses = diffusion.edm_loss(
+    networks.denoise, params, images, {'label': labels}, sigma, noise, networks.sigma_data,
+    augment=told, dropout_keys=dropout_keys,
+  )
+  if not uncertainty:
+    return losses
+  logvar = networks.apply(params, None, jnp.log(sigma) / 4, {}, logvar_only=True)
+  return losses / jnp.exp(logvar) + logvar * math.prod(images.shape[1:])
 
 
 def dropped_labels(rng: jax.Array, labels: jax.Array, rate: float) -> jax.Array:

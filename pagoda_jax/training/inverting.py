@@ -116,7 +116,7 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
   layout = noise_store.make_layout(workdir.target(config, name, max_steps), phase.shard_size)
   made_from = origin(config, name, params)
   with jax.set_mesh(mesh):
-    solve = _Solver(config, name, params, mesh)
+    solve = Solver(config, name, params, mesh)
     if distributed.is_primary():
       _write_holdout(config, name, store, solve, made_from)
     if not phase.store:
@@ -170,7 +170,7 @@ def _check_finite(noise, keys, name):
                                      f'that of key {bad[0]}: its teacher cannot be used')
 
 
-class _Solver:
+class Solver:
   """Inverts [N, R, R, C] uint8 images of any N in batches of one size: one compilation."""
 
   def __init__(self, config, name, params, mesh):

@@ -12,6 +12,7 @@ from absl import logging
 from etils import epath
 
 from pagoda_jax import config as configs
+from pagoda_jax import ladder
 from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.method import microbatch
@@ -55,8 +56,11 @@ def make_step(config, name: str, num_devices: int = 1) -> tuple[models.Networks,
   if phase.get('noise') and not config.phases[phase.noise].store:
     networks = dataclasses.replace(networks, invert=inverting.make_inverter(config, phase.noise),
                                    omega_of_keys=inverting.make_omega_of_keys(config))
+  if configs.learns_from_teacher(phase):
+    levels = config.phases[phase.noise].num_levels
+    networks = dataclasses.replace(networks, draw=sampler.make_teachers_draw(config, name, levels))
   if phase.stage == 'guide':
-    networks = dataclasses.replace(networks, draw=sampler.make_teachers_draw(config, name))
+    networks = dataclasses.replace(networks, draw=sampler.make_teachers_draw(config, name, phase.sample_levels))
   parts = microbatch.count_parts(phase.batch_size, num_devices, config.microbatch)
   make = {'teacher': teacher, 'guide': guide, 'distill': distill, 'grow': grow}[phase.stage].make_train_step
   return networks, models.at_matmul_precision(phase.matmul_precision, make(networks, phase, parts))
@@ -80,7 +84,7 @@ def make_phase(config, folder, name: str, num_devices: int = 1) -> Phase:
   teacher_params = inverting.check_store(config, folder, phase.noise)
   frozen = frozen_weights.load(config, name)
   store = epath.Path(folder) / phase.noise
-  if config.phases[phase.noise].store:
+  if config.phases[phase.noise].store and not configs.learns_from_teacher(phase):
     noise = noise_store.open_store(store, networks.sigma_max, phase.standardize_noise)
   else:
     noise = streams.ToInvert(noise_store.read_manifest(store)['count'], config.base_resolution)
@@ -119,12 +123,15 @@ def init_generator(config, folder, name: str, networks, frozen, key) -> tuple[st
     params, _ = growth.grow_params(models.init_unet(networks.unet, generator_key), params)
   if phase.stage == 'grow':
     fresh = models.init_unet(networks.unet, generator_key)
-    start = configs.start_resolution(config, name)
-    params, fixed, report = grow.grown_params(fresh, params, start, resolution)
+    params, fixed, report = grow.grown_params(fresh, params, ladder.thawed_blocks(config, name))
     where = f'{where}, grown: {report}'
   discriminator = models.init_discriminator(networks, frozen, resolution, discriminator_key)
   discriminator, embedding = frozen_weights.with_class_embedding(config, name, discriminator)
-  begun = state.init_generator(state.copy(params), state.copy(fixed), discriminator, phase)
+  of_pairs = None
+  if phase.reconstruction_adversarial.weight:
+    of_pairs = models.init_discriminator(networks, frozen, resolution, jax.random.fold_in(discriminator_key, 1))
+    of_pairs, _ = frozen_weights.with_class_embedding(config, name, of_pairs)
+  begun = state.init_generator(state.copy(params), state.copy(fixed), discriminator, phase, of_pairs)
   return begun, '\n'.join(filter(None, (f'starts from {where}', embedding)))
 
 

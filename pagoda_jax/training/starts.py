@@ -102,6 +102,7 @@ def _read_outside(config, name: str) -> tuple[dict, str]:
     variables, _ = folders.load_converted(path)
     params, where = variables['params'], str(path)
   else:
+    _check_same_noise(config, name, path)
     params, step = checkpoints.read_generator(path)
     where = f'{path}, step {step}'
   shapes = _shapes(ours)
@@ -120,6 +121,16 @@ def _network_at(path: epath.Path) -> UNet:
     return UNet(**description['options'])
   there = claims.read(path)
   return models.make_unet(ConfigDict(there['config']), there['phase'])
+
+
+def _check_same_noise(config, name: str, path: epath.Path) -> None:
+  """A generator of another run knows its noise standardised, or as it was inverted: so it must be here."""
+  there = claims.read(path)
+  before = there['config']['phases'][there['phase']].get('standardize_noise')
+  ours = config.phases[name].get('standardize_noise')
+  if config.phases[name].stage == 'grow' and before not in (None, ours):
+    raise StartError(f'{path}: its generator knows noise of standardize_noise = {before}, and '
+                     f'config.phases.{name}.standardize_noise = {ours}; must be {before}')
 
 
 def _expected(config, name: str) -> UNet:

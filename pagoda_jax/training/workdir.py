@@ -16,14 +16,19 @@ from pagoda_jax.training.claims import WorkdirError
 # What may differ between two runs of one phase: how long, on what, and how much is written down.
 # What lies at init_from is compared itself, by `check_inputs`.
 FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify')
-# Keys that came later: what was computed before, by phases whose config.json lacks them.
+# Ends of the names of keys that came later: what was computed before, by phases whose config.json lacks them.
 EARLIER = {
   'matmul_precision': 'default',
   # Teachers had one average of constant decay, and no augmentation.
   'ema_halflife': [], 'ema_rampup': 0.05, 'ema_std': [], 'start_ema': '',
+  # Networks were EDM's, and learning rates constant or a cosine.
+  'uncertainty': False, 'decay_from': 35_000,
   'rate': 0.0, 'transforms': list(configs.EDM_AUGMENTATIONS),
-  # Generators had no guidance, and the hinge loss.
-  'guide': '', 'loss': 'hinge', 'r1': 0.0, 'r2': 0.0,
+  # Generators had no guidance, the hinge loss, one update a step, one discriminator, and thawed as the paper does.
+  'guide': '', 'loss': 'hinge', 'r1': 0.0, 'r2': 0.0, 'update': 'joint', 'thaw': [],
+  'pairs': 'data',
+  'reconstruction_adversarial.weight': 0.0, 'reconstruction_adversarial.adaptive': True,
+  'reconstruction_adversarial.low': 0.01, 'reconstruction_adversarial.high': 10.0,
 }
 INVERTED_WITH = 'inverted_with'  # in inputs.json: which network made a generator phase's noise
 SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'precision')
@@ -81,7 +86,7 @@ def check_claim(folder, config, name: str) -> None:
 
 
 def _differences(found: dict, wanted: dict) -> list[str]:
-  absent = {key: EARLIER[last] for key in {*wanted} - {*found} if (last := key.rsplit('.', 1)[-1]) in EARLIER}
+  absent = {key: value for key in {*wanted} - {*found} for end, value in EARLIER.items() if key.endswith(f'.{end}')}
   found = absent | found
   return [
     f'  {key}: there {found.get(key, "absent")!r}, here {wanted.get(key, "absent")!r}'
@@ -117,6 +122,8 @@ def claim(folder, config, name: str) -> None:
 def read_config(folder) -> ConfigDict:
   """The experiment whose phases a work directory holds, as its newest config.json has it.
 
+  Keys that came later are as they were before them.
+
   Raises:
     WorkdirError: there is none, or it is damaged.
   """
@@ -124,7 +131,20 @@ def read_config(folder) -> ConfigDict:
   if not paths:
     raise WorkdirError(f'{folder}: no phase of any experiment there; start one with `pagoda run`')
   newest = max(paths, key=lambda path: path.stat().mtime)
-  return ConfigDict(claims.read(newest.parent)['config'], sort_keys=False)
+  config = _completed(claims.read(newest.parent)['config'], configs.experiment.table())
+  for phase in config['phases'].values():
+    _completed(phase, configs.PHASES[phase['stage']].table())
+  return ConfigDict(config, sort_keys=False)
+
+
+def _completed(values: dict, table: dict) -> dict:
+  """The values, with those added that a table of config.py has and an earlier version had not."""
+  for key, entry in table.items():
+    if isinstance(entry, dict):
+      values[key] = _completed(values.get(key, {}), entry)
+    else:
+      values.setdefault(key, EARLIER.get(key, entry[0]))
+  return values
 
 
 def progress(folder, config, name: str) -> int:

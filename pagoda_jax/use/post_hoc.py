@@ -6,6 +6,7 @@ from etils import epath
 
 from pagoda_jax import config as configs
 from pagoda_jax.method import ema
+from pagoda_jax.networks import edm2
 from pagoda_jax.stages import models
 from pagoda_jax.training import checkpoints, workdir
 from pagoda_jax.use import to_published
@@ -61,7 +62,9 @@ def average(phase_folder, std: float, step: int | None = None) -> tuple[Converte
         tree = state['ema'] if names[kept] == first else state['other_emas'][names[kept]]
         part = jax.tree.map(lambda leaf, f=factor: f * leaf.astype(np.float64), tree)
         params = part if params is None else jax.tree.map(np.add, params, part)
-  params = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
+  # The factors sum to about 1 only, and what is not trained is the same in all.
+  chosen = lambda path, leaf, kept: (kept if path[-1].key in edm2.CONSTANTS else leaf).astype(np.float32)
+  params = jax.tree_util.tree_map_with_path(chosen, params, state['ema'])
   unet = models.make_unet(config, phase_folder.name)
   said = f'phase {phase_folder.name}, std {std:g} at step {step}, of {len(stored)} averages; profile met to {error:.2g}'
   source = {'sha256': checkpoints.digest(params), 'phase': phase_folder.name, 'std': std, 'step': step, 'steps': steps}

@@ -1,27 +1,19 @@
-"""Images from a finished phase or from converted weights, and the files that hold them."""
+"""Images of a generator, and the files that hold them: grids, folders of pictures, arrays, animations."""
 
 import io
 
 import numpy as np
-from absl import logging
 from etils import epath
+from PIL import Image, ImageDraw
 
 from pagoda_jax import config as configs
 from pagoda_jax.data.images import image_grid, write_png
-from pagoda_jax.networks.unet import UNet
-from pagoda_jax.runtime import sharding
 from pagoda_jax.runtime.files import replacing
-from pagoda_jax.stages import architectures, models, sampler
-from pagoda_jax.training import checkpoints, claims, starts, workdir
-from pagoda_jax.weights import published
-from pagoda_jax.weights.convert import folders
-from pagoda_jax.weights.convert.formats import UNET_FORMATS
+from pagoda_jax.use.generator import check_guidance
 
-FORMATS = ('.png', '.npz')
-
-
-class WeightsError(ValueError):
-  """Converted weights are of no network that draws images."""
+FORMATS = ('.png', '.npz', '.webp')
+STOPS = 4  # noises that an animation passes through, before it is back at the first
+FRAME = 60  # ms
 
 
 def parse_guidance(text: str) -> tuple[float, ...]:
@@ -41,142 +33,138 @@ def parse_guidance(text: str) -> tuple[float, ...]:
   return omegas
 
 
-def check_guidance(config, name: str, omegas: tuple[float, ...]) -> None:
-  """Refuses strengths of guidance that a phase cannot be drawn with, and warns of those that it was not trained at.
-
-  Raises:
-    ValueError: says why it cannot.
-  """
-  shown = ','.join(f'{omega:g}' for omega in omegas)
-  if not omegas:
-    return
-  if not config.data.num_classes:
-    raise ValueError(f'--guidance={shown}: {name} knows no classes to be guided to')
-  if config.phases[name].stage == 'teacher':
-    if not config.phases[name].label_dropout and not config.phases[name].init_from and set(omegas) != {1.0}:
-      raise ValueError(f'--guidance={shown}: teacher {name} was trained with label_dropout = 0, and so has no answer '
-                       'without label to be guided away from')
-    return
-  law = models.law_of(config)
-  if law is None:
-    raise ValueError(f"--guidance={shown}: {name} was trained without guidance (config.guidance.law = 'none') and "
-                     'takes no strength of it')
-  low, high = law.ends
-  if outside := [f'{omega:g}' for omega in omegas if not low <= omega <= high]:
-    logging.warning('--guidance: %s was trained with strengths of %g to %g; what it makes at %s is a guess',
-                    name, low, high, ', '.join(outside))
-
-
-def draw(folder, phase: str, step: str, count: int, labels: str, seed: int, batch_size: int,
-         omegas: tuple[float, ...] = (), average: str = ''):
-  """Images of a phase in a work directory.
+def draw(generator, count: int, labels: str, seed: int, batch_size: int, omegas: tuple[float, ...] = (),
+         truncate: float = 1.0):
+  """Images of a `use.generator.Generator`.
 
   Args:
-    folder: the work directory.
-    phase: a phase of stage teacher, distill or grow; '' takes the last that has a checkpoint.
-    step: of the checkpoint, or 'best'; '' takes the newest.
+    generator: what draws them.
     count: number of images.
     labels: 'cycle', 'random' or a list such as '3,5,7'.
     seed: the same seed gives the same images.
     batch_size: images a call.
     omegas: strengths of guidance, each for all images; (): none, or the nearest to it that a generator knows.
-    average: which of the phase's averages of its weights, such as 'std_0.1'; '' takes the first.
+    truncate: what the noise is multiplied by.
 
   Returns:
-    (uint8 [count * M, S, S, C], labels int32, the phase's name, the checkpoint's step): an image at all its M
-    strengths, or its only one, then the next image.
+    (uint8 [count * M, S, S, C], labels int32): an image at all its M strengths, or its only one, then the next image.
 
   Raises:
-    ValueError: there is no such phase, label or average, or the phase takes no guidance.
-    WorkdirError, CheckpointError: there is nothing to draw from, or it is damaged.
+    ValueError: there is no such label, or the network takes no guidance.
   """
-  config = workdir.read_config(folder)
-  name = phase or workdir.last_finished(folder, config)
-  if name not in config.phases or config.phases[name].stage not in configs.IMAGE_STAGES:
-    choices = [n for n in config.order if config.phases[n].stage in configs.IMAGE_STAGES]
-    raise ValueError(f'--phase={name}: must be one of {", ".join(choices)}')
-  check_guidance(config, name, omegas)
-  classes = sampler.parse_labels(labels, count, config.data.num_classes, seed)
-  phase_folder = epath.Path(folder) / name
-  chosen = checkpoints.chosen_step(phase_folder, step, config.checkpoint)
-  params, step = starts.read_average(config, phase_folder, average, chosen)
-  mesh = sharding.make_mesh()
-  draw_batch = sampler.Sampler(config, name, mesh, min(batch_size, count))
-  return *_at_strengths(draw_batch, sharding.place(params, mesh), seed, classes, omegas), name, step
-
-
-def _at_strengths(draw_batch, params, seed, classes, omegas):
-  """(images, labels): each noise and label at all strengths of guidance, one after the other."""
-  images = np.stack([draw_batch.draw(params, seed, classes, omega) for omega in omegas or (None,)], axis=1)
+  check_guidance(generator.config, generator.name, omegas)
+  classes = generator.labels(labels, count, seed)  # refused before anything is read
+  noise, size = generator.noise(seed, count, truncate), min(batch_size, count)
+  strengths = [np.full(count, omega, np.float32) for omega in omegas] or [None]
+  images = np.stack([generator.of_noise(noise, classes, each, size) for each in strengths], axis=1)
   return images.reshape(-1, *images.shape[2:]), classes.repeat(images.shape[1])
 
 
-def draw_weights(folder, kind: str, levels: int | None, count: int, labels: str, seed: int, batch_size: int,
-                 omegas: tuple[float, ...] = ()):
-  """Images of a network in a folder of `pagoda convert`.
+def slerp(a, b, t) -> np.ndarray:
+  """Noise [N, ...] between a and b (t = 0 and 1; a number or [N]), each image's along the great circle of the two.
+
+  A straight line would pass through noise of too small a norm, of which a generator makes blurred images. Norms go
+  evenly from one to the other; where the two point in one direction, or in opposite ones, so does the line.
+  """
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  sides = (len(a), *(1,) * (a.ndim - 1))
+  norm = lambda x: np.sqrt(np.square(x.reshape(len(x), -1)).sum(1)).reshape(sides)
+  t, (norm_a, norm_b) = np.broadcast_to(t, len(a)).reshape(sides), (norm(a), norm(b))
+  cosine = (a * b).reshape(len(a), -1).sum(1).reshape(sides) / np.maximum(norm_a * norm_b, 1e-30)
+  angle = np.arccos(np.clip(cosine, -1, 1))
+  plain = np.sin(angle) < 1e-4
+  sine = np.where(plain, 1, np.sin(angle))
+  of_a, of_b = (np.where(plain, part, np.sin(part * angle) / sine) for part in (1 - t, t))
+  on_circle = of_a * a / np.maximum(norm_a, 1e-30) + of_b * b / np.maximum(norm_b, 1e-30)
+  path = np.where(plain, of_a * a + of_b * b, ((1 - t) * norm_a + t * norm_b) * on_circle)
+  return path.astype(np.float32)
+
+
+def wander(generator, count: int, labels: str, seed: int, batch_size: int, omega: float | None = None,
+           truncate: float = 1.0, frames: int = 15):
+  """Images whose noise goes around: from the seed's own to STOPS - 1 others and back, by `slerp`.
 
   Args:
-    folder: the folder.
-    kind: 'teacher' draws with the Heun sampler, 'generator' in one step; '' where the folder tells which it is.
-    levels: noise levels of a teacher's sampler; None: as many as a teacher phase's default.
-    count, labels, seed, batch_size, omegas: as in `draw`.
+    frames: from one noise to the next.
+    omega: strength of guidance.
+    The others as of `draw`.
 
   Returns:
-    (uint8 [count, S, S, C], labels [count] int32, the kind).
+    (uint8 [STOPS * frames, count, S, S, C], labels int32 [count]); the first frame is `draw`'s images.
+  """
+  omegas = generator.strengths(omega, count)
+  classes = generator.labels(labels, count, seed)
+  stops = np.split(np.asarray(generator.noise(seed, STOPS * count, truncate)), STOPS)
+  images = []
+  for start, end in zip(stops, stops[1:] + stops[:1]):
+    for frame in range(frames):
+      noise = slerp(start, end, frame / frames) if frame else start
+      images.append(generator.of_noise(noise, classes, omegas, min(batch_size, count)))
+  return np.stack(images), classes
+
+
+def captions(labels: np.ndarray, omegas: tuple[float, ...] = ()) -> list[str]:
+  """What stands below each image of `draw`: its label, if it has one, and its strength of guidance."""
+  strengths = np.resize(omegas, len(labels)) if omegas else [None] * len(labels)
+  return [', '.join([str(label)] * (label >= 0) + ([f'omega {omega:g}'] if omega is not None else []))
+          for label, omega in zip(labels.tolist(), strengths)]
+
+
+def captioned_grid(images: np.ndarray, texts: list[str], columns: int = 0) -> np.ndarray:
+  """`image_grid` with a line of text below each image; larger pixels where a text would not fit otherwise."""
+  bounds = [ImageDraw.Draw(Image.new('L', (1, 1))).textbbox((0, 0), text) for text in texts]
+  width, line = max(32, *(bound[2] for bound in bounds)) + 4, max(bound[3] for bound in bounds) + 4
+  factor = -(-width // images.shape[2])
+  images = images.repeat(factor, 1).repeat(factor, 2)
+  tiles = []
+  for image, text, bound in zip(images, texts, bounds):
+    label = Image.new('L', (image.shape[1], line), 255)
+    ImageDraw.Draw(label).text(((image.shape[1] - bound[2]) // 2, 2), text, fill=0)
+    tiles.append(np.concatenate([image, np.asarray(label)[..., None].repeat(image.shape[-1], 2)]))
+  return image_grid(np.stack(tiles), columns)
+
+
+def write(path, images: np.ndarray, labels: np.ndarray, omegas: tuple[float, ...] = (), captioned=False) -> None:
+  """Images of `draw`, by what the path ends in.
+
+  .png: a grid, a row of it as wide as there are strengths of guidance where these are several. .npz: what the
+  guided-diffusion evaluator reads: arr_0 uint8 NHWC, arr_1 labels, and `omega` of each image where there are any.
+  No suffix: a folder of pictures NUMBER_LABEL.png, as `pagoda evaluate` and others take them.
 
   Raises:
-    ValueError: there is no such label, or the network is not of the kind, or takes no guidance.
-    WeightsError: what the folder holds draws no images.
-    ConversionError: it is none of `pagoda convert`'s, or damaged.
+    ValueError: the folder has other things in it.
   """
-  if (epath.Path(folder) / claims.FILE).exists():
-    raise WeightsError(f'{folder}: a phase of a run, not converted weights; give --workdir and --phase')
-  description = folders.read_description(folder)
-  if description['format'] not in UNET_FORMATS:
-    raise WeightsError(f'{folder}: weights of format {description["format"]} draw no images; a teacher or a generator '
-                       f'is of {" or ".join(UNET_FORMATS)}')
-  unet = UNet(**description['options'])
-  kind = _kind(folder, description, unet, kind)
-  if kind == 'teacher':
-    phase = configs.teacher() if levels is None else configs.teacher(sample_levels=levels)
-  else:
-    if levels is not None:
-      raise ValueError(f'--levels={levels}: {folder} holds a generator, which draws in one step')
-    # Of what it would be trained with nothing is used; this fits every resolution.
-    phase = configs.grow(discriminator=configs.discriminator(scales=1))
-  config = architectures.experiment_of(unet, kind, phase)
-  if rows := architectures.differences(unet, models.make_unet(config, kind)):
-    raise WeightsError(f'{folder}: a network that no config can say:\n  ' + '\n  '.join(rows))
-  check_guidance(config, kind, omegas)
-  classes = sampler.parse_labels(labels, count, unet.num_classes, seed)
-  variables, _ = folders.load_converted(folder)
-  mesh = sharding.make_mesh()
-  draw_batch = sampler.Sampler(config, kind, mesh, min(batch_size, count))
-  return *_at_strengths(draw_batch, sharding.place(variables['params'], mesh), seed, classes, omegas), kind
-
-
-def _kind(folder, description, unet, asked):
-  """'teacher' or 'generator': what was asked for, what has been published under the file's name, or what it must be."""
-  entry = published.by_file_name(description['source'].get('file', ''))
-  known = 'generator' if unet.grown else entry.kind if entry else ''
-  if not (asked or known):
-    raise ValueError(f'{folder}: whether {description["source"].get("file")} is a teacher or a one-step generator is '
-                     'not in the file: give --kind=teacher or --kind=generator')
-  if asked and known and asked != known:
-    raise ValueError(f'--kind={asked}: {folder} holds a {known}'
-                     + (f', with levels above its input of {unet.resolution} px' if unet.grown else f', {entry.name}'))
-  return asked or known
-
-
-def write(path, images: np.ndarray, labels: np.ndarray, omegas: tuple[float, ...] = ()) -> None:
-  """A PNG grid, a row of it as wide as there are strengths of guidance where these are several; or the npz that the
-  guided-diffusion evaluator reads: arr_0 uint8 NHWC, arr_1 labels, and `omega` of each image where there are any."""
   path = epath.Path(path)
   if path.suffix == '.png':
-    write_png(path, image_grid(images, len(omegas) if len(omegas) > 1 else 0))
+    columns = len(omegas) if len(omegas) > 1 else 0
+    grid = captioned_grid(images, captions(labels, omegas), columns) if captioned else image_grid(images, columns)
+    write_png(path, grid)
+    return
+  if not path.suffix:
+    check_empty(path)
+    digits = len(str(len(images) - 1))
+    for number, (image, text) in enumerate(zip(images, captions(labels, omegas))):
+      ending = ''.join(f'_{part}' for part in text.replace('omega ', 'omega').split(', ') if part)
+      write_png(path / f'{number:0{digits}d}{ending}.png', image)
     return
   buffer = io.BytesIO()
   more = {'omega': np.resize(np.float32(omegas), len(images))} if omegas else {}
   np.savez(buffer, arr_0=images, arr_1=labels.astype(np.int64), **more)
+  with replacing(path) as file:
+    file.write(buffer.getbuffer())
+
+
+def check_empty(folder) -> None:
+  """Refuses a folder that pictures would be mixed with others in."""
+  if epath.Path(folder).exists() and any(epath.Path(folder).iterdir()):
+    raise ValueError(f'{folder}: there are files in it already; remove them, or choose another --out')
+
+
+def write_webp(path, frames: np.ndarray, milliseconds: int = FRAME) -> None:
+  """Writes [T, H, W, C] uint8 as a lossless animated WebP that starts over at its end; whole or not at all."""
+  pictures = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame).convert('RGB') for frame in frames]
+  buffer = io.BytesIO()
+  pictures[0].save(buffer, 'WEBP', save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0,
+                   lossless=True)
   with replacing(path) as file:
     file.write(buffer.getbuffer())

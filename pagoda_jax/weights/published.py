@@ -72,6 +72,20 @@ def _edm(data: str, what: str) -> Published:
   )
 
 
+def _edm2(size: str, thousand_images: str, std: str) -> Published:
+  return Published(
+    name=f'edm2_img64_{size}',
+    what=f'EDM2-{size.upper()}, ImageNet 64 px, class-conditional; average of std {std}, the best FID of its size',
+    page='https://github.com/NVlabs/edm2#using-pre-trained-models',
+    url=f'https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions/edm2-img64-{size}-{thousand_images}-{std}.pkl',
+    file_name=f'edm2-img64-{size}-{thousand_images}-{std}.pkl',
+    licence='CC BY-NC-SA 4.0',
+    format='edm2',
+    non_commercial=True,
+    kind='teacher',
+  )
+
+
 def _pagoda(name: str, what: str) -> Published:
   kind, resolution = name.split('_')[:2]
   return Published(
@@ -104,6 +118,10 @@ REGISTRY: tuple[Published, ...] = (
   _edm('cifar10-32x32-uncond-vp', 'EDM, CIFAR-10 32 px, unconditional, DDPM++ network'),
   _edm('afhqv2-64x64-uncond-vp', 'EDM, AFHQ-v2 64 px, unconditional, DDPM++ network'),
   _edm('ffhq-64x64-uncond-vp', 'EDM, FFHQ 64 px, unconditional, DDPM++ network'),
+  _edm2('s', '1073741', '0.075'),
+  _edm2('m', '2147483', '0.060'),
+  _edm2('l', '1073741', '0.040'),
+  _edm2('xl', '0671088', '0.040'),
   _pagoda('teacher_32', 'PaGoDA stage 1: ImageNet 32 px diffusion model'),
   _pagoda('teacher_64', 'PaGoDA stage 1: ImageNet 64 px diffusion model'),
   _pagoda('generator_32', 'PaGoDA stage 2: one-step generator, ImageNet 32 px'),
@@ -140,6 +158,15 @@ REGISTRY: tuple[Published, ...] = (
     file_name='dino_deitsmall16_pretrain.pth',
     licence='Apache-2.0',
     format='timm',
+  ),
+  Published(
+    name='dinov2_vitl14',
+    what='DINOv2 ViT-L/14, without registers: features of FD-DINOv2 (pagoda evaluate)',
+    page='https://github.com/facebookresearch/dinov2#pretrained-backbones-via-pytorch-hub',
+    url='https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth',
+    file_name='dinov2_vitl14_pretrain.pth',
+    licence='Apache-2.0',
+    format='dinov2',
   ),
   Published(
     name='in_embeddings_tf_efficientnet_lite0',

@@ -13,10 +13,14 @@ import tiny
 from PIL import Image
 from runs import CONFIG, ORDER, digest, pagoda, start
 
+import pagoda_jax
 from pagoda_jax import main
+from pagoda_jax.data import noise_store
+from pagoda_jax.data import stream as streams
 from pagoda_jax.planning import plan
 from pagoda_jax.runtime import files, sharding, topologies, trees
-from pagoda_jax.training import checkpoints, starts
+from pagoda_jax.training import checkpoints, grids, starts, workdir
+from pagoda_jax.use import edit
 
 
 def test_a_run_leaves_checkpoints_metrics_grids_and_its_config(finished):
@@ -84,13 +88,28 @@ def test_samples_depend_on_the_seed_and_not_on_the_batch_size(finished, tmp_path
   assert base.shape == (20, 8, 8, 1)
 
 
+def test_an_edit_by_inversion_finds_the_noise_of_the_store(finished):
+  config = workdir.read_config(finished)
+  stored = noise_store.read_holdout(finished / 'invert')
+  small, labels = streams.epoch_pictures(config.data, 8, *grids.held_out(config))
+  np.testing.assert_array_equal(labels, stored['label'])
+  generator = pagoda_jax.load(finished)
+  found = edit.super_resolve(generator, small, labels, by='inversion')
+  np.testing.assert_allclose(found.noise, stored['noise'], rtol=1e-4, atol=1e-2)
+  assert found.steps == 0 and found.images.shape[1] == 16
+  large = streams.epoch_pictures(config.data, 16, *grids.held_out(config))[0]
+  restyled = edit.restyle(generator, large, 7, labels, by='inversion')
+  assert set(restyled.labels) == {7}
+
+
 def test_inspect_prints_one_digest_for_everything_and_the_tree(finished, capsys):
   assert pagoda('inspect', f'--workdir={finished}', '--phase=grow_16') == 0
   out = capsys.readouterr().out
   assert f'step 4: sha256 {digest(finished, "grow_16")[1]}' in out
   assert re.search(r'\| params/out_conv/kernel +\| \(3, 3, 8, 1\) +\| float32 +\| 72 ', out)
   leaves = trees.flat_leaves(checkpoints.read_state(finished / 'grow_16')[0])
-  shown = {path: leaf for path, leaf in leaves.items() if re.match(r'params/|fixed/|discriminator/params/', path)}
+  parts = r'params/|fixed/|(pairs_)?discriminator/params/'
+  shown = {path: leaf for path, leaf in leaves.items() if re.match(parts, path)}
   assert set(re.findall(r'^\| (\S+/\S+) ', out, re.MULTILINE)) == set(shown)
   assert f'Total: {sum(leaf.size for leaf in shown.values()):,} -- ' in out
   assert re.search(r'^  opt_state: [\d,]+ numbers$', out, re.MULTILINE)
@@ -109,7 +128,7 @@ REFUSED = [
   (['sample', '--labels=3,12'], 1, '12 is no class; there are 0 to 9'),
   (['sample', '--labels=three'], 1, "must be 'cycle', 'random' or numbers"),
   (['sample', '--phase=invert'], 1, 'must be one of teacher, distill, grow_16'),
-  (['sample', '--out=x.jpg'], 1, 'must end in .png or .npz'),
+  (['sample', '--out=x.jpg'], 1, 'must end in .png or .npz or .webp'),
   (['sample', '--step=3'], 1, 'no checkpoint of step 3; there are 2, 4'),
   (['sample', '--step=newest'], 1, "must be a number or 'best'"),
   (['sample', '--step=best'], 1, 'config.checkpoint.best is empty'),

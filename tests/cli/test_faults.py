@@ -195,6 +195,7 @@ def test_no_experiment_file_at_all(tmp_path, capsys):
 REQUIRED = {
   'run': [runs.CONFIG, '--workdir=no'], 'train': [runs.CONFIG, '--workdir=no', '--phase=teacher'],
   'plan': [runs.CONFIG], 'sample': ['--workdir=no'], 'prepare': ['--output=no'], 'inspect': ['--workdir=no'],
+  'evaluate': ['--workdir=no'], 'export': ['--workdir=no', '--output=no'], 'publish': ['--workdir=no', '--output=no'],
   'ema': ['--workdir=no', '--std=0.1', '--output=no'], 'convert': ['--input=no', '--output=no'],
 }  # fmt: skip
 
@@ -211,12 +212,11 @@ def test_a_word_that_a_command_does_not_take_is_refused(command, capsys):
                                            ('inspect', 'workdir'), ('prepare', 'output'), ('sample', 'out')])
 def test_a_place_that_cannot_be_written_to_is_refused_at_once(tmp_path, capsys, command, flag):
   there = tmp_path / 'there'
-  there.mkdir() if flag == 'out' else there.write_text('')
-  kind = 'a file' if flag == 'out' else 'a folder'
+  there.write_text('')
   (tmp_path / 'file').write_text('')
   others = [arg for arg in REQUIRED[command] if not arg.startswith(f'--{flag}=')]
   for place, said in [
-    (there, f'is there and is not {kind}'), ('', f'is empty; must name {kind}'),
+    (there, 'is there and is not a folder'), ('', 'is empty; must name a folder'),
     (tmp_path / ('a' * 300), 'File name too long'), (tmp_path / 'file' / 'in.png', 'Not a directory'),
   ]:  # fmt: skip
     assert runs.pagoda(command, *others, f'--{flag}={place}') == 2

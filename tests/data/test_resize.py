@@ -65,3 +65,11 @@ def test_center_crop_halves_with_box_then_bicubic():
 def test_center_crop_enlarges_small_images():
   image = Image.fromarray(np.zeros((10, 20), np.uint8))
   assert resize.center_crop_adm(image, 16).size == (16, 16)
+
+
+@pytest.mark.parametrize('side', [8, 40, 100, 256])
+def test_eight_bit_pictures_are_resized_as_pillow_does_bit_for_bit(side):
+  pixels = np.random.default_rng(side).integers(0, 256, (2, side, side + 3, 3), dtype=np.uint8)
+  pixels[0, : side // 2] = np.where(pixels[0, : side // 2] < 128, 0, 255)  # overshoots
+  expected = np.stack([np.asarray(Image.fromarray(x).resize((70, 70), Image.Resampling.BICUBIC)) for x in pixels])
+  np.testing.assert_array_equal(resize.resize_as_pillow(pixels, 70), expected)

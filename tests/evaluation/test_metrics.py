@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pagoda_jax.evaluation.metrics import frechet, inception_score, precision_recall
+from pagoda_jax.evaluation.metrics import frechet, inception_score, kid, precision_recall
+from pagoda_jax.runtime import sharding
 
 
 def test_frechet_distance_of_diagonal_gaussians():
@@ -23,6 +24,36 @@ def test_covariance_is_numpys():
   np.testing.assert_allclose(mean, features.mean(0), rtol=1e-5)
   np.testing.assert_allclose(covariance, np.cov(features, rowvar=False), rtol=1e-5)
   assert mean.dtype == covariance.dtype == np.float64
+
+
+def test_moments_in_parts_are_those_of_all_even_far_from_zero():
+  features = 1e4 + np.random.default_rng(0).standard_normal((50, 6))
+  whole, parts = frechet.mean_and_covariance(features), frechet.Moments()
+  for start, end in ((0, 1), (1, 30), (30, 30), (30, 50)):
+    parts.add(features[start:end])
+  assert parts.count == 50
+  for found, expected in zip(parts.mean_and_covariance(), whole):
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_kid_is_the_unbiased_estimate():
+  rng = np.random.default_rng(0)
+  a, b = rng.standard_normal((7, 3)), rng.standard_normal((7, 3)) + 1
+  kernel = lambda x, y: (x @ y / 3 + 1) ** 3
+  others = [(i, j) for i in range(7) for j in range(7) if i != j]
+  within = sum(kernel(x[i], x[j]) for x in (a, b) for i, j in others) / len(others)
+  expected = within - 2 * np.mean([kernel(x, y) for x in a for y in b])
+  np.testing.assert_allclose(kid.squared_mmd(a, b), expected)
+  np.testing.assert_allclose(kid.kid(a, b, subsets=2), (expected, 0), atol=1e-12)  # of the smaller set's size: all
+
+
+def test_precision_and_recall_on_devices_are_the_hosts():
+  rng = np.random.default_rng(0)
+  real, fake = (rng.standard_normal((count, 5)).astype(np.float32) + 1000 for count in (37, 45))
+  real[1], fake[:3] = real[0], real[5:8]  # equal points: distances of zero
+  distances = precision_recall.on_devices(sharding.make_mesh())
+  found = precision_recall.precision_recall(real, fake, k=3, block=16, distances=distances)
+  assert found == precision_recall.precision_recall(real, fake, k=3) and 0 < found[0] < 1
 
 
 def test_inception_score_limits():

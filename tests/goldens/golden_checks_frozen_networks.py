@@ -291,6 +291,9 @@ def check_inception(size):
     assert list(golden_tools.nchw(x).shape) == meta[f's{size}/block{index}/shape']
     check_map(x, f's{size}/block{index}', arrays, 1e-4, channels=8, cells=6)
   golden_tools.assert_close(out['features'], arrays[f's{size}/features'], 1e-4)
+  if golden_tools.exists('evaluation') and f'inception/s{size}/spatial' in golden_tools.load('evaluation')[0]:
+    spatial = golden_tools.load('evaluation')[0][f'inception/s{size}/spatial']  # what sFID is of
+    golden_tools.assert_close(out['spatial'], spatial, 1e-4)
   nobias, bias, probabilities = (
       arrays[f's{size}/{key}'] for key in ('logits_nobias', 'logits_bias', 'softmax_nobias_top')
   )

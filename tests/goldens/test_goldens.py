@@ -12,6 +12,10 @@ MODULES = sorted(path.stem for path in pathlib.Path(__file__).parent.glob('golde
 CASES = [case for module in MODULES for case in importlib.import_module(module).cases()]
 
 
-@pytest.mark.parametrize('check', [pytest.param(check, id=name) for name, check in CASES])
+SLOW = ('step-',)  # a whole step is compiled, for minutes
+slow = lambda name: [pytest.mark.slow] if name.startswith(SLOW) else []
+
+
+@pytest.mark.parametrize('check', [pytest.param(check, id=name, marks=slow(name)) for name, check in CASES])
 def test_golden(check):
   check()

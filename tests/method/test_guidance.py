@@ -118,6 +118,7 @@ def test_the_estimators_optimum_is_the_posteriors_mean(parts):
     return jnp.ones(noise.shape) * (scale * (cond['omega'] - mean + tau * noise[:, 0, 0, 0]))[:, None, None, None]
 
   networks = types.SimpleNamespace(
+    unet=types.SimpleNamespace(magnitude_preserving=False),
     law=law, sigma_max=1.0, draw=draw,
     estimate=lambda params, images, labels: params['a'] + params['b'] * images.mean((1, 2, 3)) / scale,
   )

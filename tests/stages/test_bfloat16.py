@@ -1,35 +1,15 @@
 """bfloat16 that can be trusted: no step sums in it, and its gradients are those of float32."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import step_tools
 import tiny
-from jax.extend import core
 
 from pagoda_jax import config as configs
 from pagoda_jax.method import perception
 from pagoda_jax.planning import programs
 from pagoda_jax.stages import distill, grow, models, teacher
-
-# What adds terms up in the type of its operand. Products sum in float32 whatever their type; the windows of the
-# max pools do not overlap, and so their gradient adds nothing up.
-SUMS = {'reduce_sum', 'reduce_window_sum', 'reduce_window', 'cumsum', 'scatter-add', 'psum'}
-
-
-def sums_in_bfloat16(jaxpr) -> list[str]:
-  """The sums of more than two bfloat16 terms in a program; up-sampling's gradient sums two by two."""
-  found = []
-  for eqn in jaxpr.eqns:
-    if eqn.primitive.name in SUMS and eqn.invars[0].aval.dtype == jnp.bfloat16:
-      operand, result = eqn.invars[0].aval, eqn.outvars[0].aval
-      if eqn.primitive.name != 'reduce_sum' or operand.size > 2 * result.size:
-        found.append(f'{eqn.primitive} of {operand.str_short()} in {eqn.source_info.name_stack}')
-    for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: isinstance(x, core.ClosedJaxpr)):
-      if hasattr(value, 'jaxpr') or hasattr(value, 'eqns'):
-        found += sums_in_bfloat16(getattr(value, 'jaxpr', value))
-  return found
 
 
 @pytest.mark.parametrize('name, features', [*((name, 'projected') for name in step_tools.PLAIN), ('distill', 'dino')])
@@ -43,7 +23,7 @@ def test_a_step_sums_nothing_in_bfloat16(name, features, monkeypatch):
   config.phases.distill.discriminator = configs.discriminator(features=features)
   config.phases.distill.adversarial.update({'loss': 'relativistic', 'r1': 1.0, 'r2': 1.0} if features == 'dino' else {})
   config.phases.distill.reconstruction.distance = 'lpips'
-  assert sums_in_bfloat16(programs.make(config, name).trace().jaxpr.jaxpr) == []
+  assert step_tools.sums_in_bfloat16(programs.make(config, name).trace().jaxpr.jaxpr) == []
 
 
 def experiment(name, precision):

@@ -1,4 +1,4 @@
-"""Where the discriminator's fakes come from, on players of one number each."""
+"""Where the discriminators' fakes come from and which gradients are applied when, on players of one number each."""
 
 import types
 
@@ -20,8 +20,10 @@ def scale_of(params):
 
 # The generator scales its noise; a logit is an image's mean times the discriminator's number.
 NETWORKS = types.SimpleNamespace(
+  unet=types.SimpleNamespace(magnitude_preserving=False),
   sigma_max=80.0,
   invert=None,
+  draw=None,
   law=None,
   generate=lambda params, noise, cond: scale_of(params) * noise / 80,
   distance=lambda frozen, a, b, draws: jnp.mean((a - b) ** 2, (1, 2, 3)),
@@ -32,16 +34,21 @@ NETWORKS = types.SimpleNamespace(
 )
 
 
-def one_step(fakes, **adversarial):
-  phase = c.distill(fakes=fakes, optimizer=c.optimizer(name='sgd', learning_rate=1.0),
-                    adversarial=c.adversarial(**adversarial))
-  params = {PLACE[0]: {PLACE[1]: {PLACE[2]: jnp.float32(0.5)}}}
-  start = state.init_generator(params, {}, {'params': {'w': jnp.float32(1)}}, phase)
+def batch_of_four():
   rng = np.random.default_rng(0)
   batch = {'image': rng.normal(size=(4, 8, 8, 1)).astype(np.float32), 'label': np.zeros(4, np.int32),
            'noise': 80 * rng.normal(size=(4, 8, 8, 1)).astype(np.float32)}
-  batch |= {'real_image': batch['image'], 'real_label': batch['label']}
-  return jax.jit(distill.make_train_step(NETWORKS, phase))(start, batch, {}, RNG)
+  return batch | {'real_image': batch['image'], 'real_label': batch['label']}
+
+
+def begun(phase, of_pairs=None):
+  params = {PLACE[0]: {PLACE[1]: {PLACE[2]: jnp.float32(0.5)}}}
+  return state.init_generator(params, {}, {'params': {'w': jnp.float32(1)}}, phase, of_pairs)
+
+
+def one_step(fakes, networks=NETWORKS, frozen=None, **changes):
+  phase = c.distill(fakes=fakes, **changes, optimizer=c.optimizer(name='sgd', learning_rate=1.0))
+  return jax.jit(distill.make_train_step(networks, phase))(begun(phase), batch_of_four(), frozen or {}, RNG)
 
 
 def test_shared_fakes_are_those_of_the_generators_loss():
@@ -51,17 +58,24 @@ def test_shared_fakes_are_those_of_the_generators_loss():
 
 def test_fresh_fakes_are_other_noise_through_the_generator_just_updated():
   after, metrics = one_step('fresh')
-  noise = jax.random.normal(state.step_keys(RNG, jnp.int32(0), 6)[3], (4, 8, 8, 1))
+  noise = jax.random.normal(state.step_keys(RNG, jnp.int32(0), 9)[3], (4, 8, 8, 1))
   assert abs(float(scale_of(after.params)) - 0.5) > 0.1
   assert float(metrics['logit_fake']) == pytest.approx(float(scale_of(after.params) * noise.mean()), rel=1e-5)
   assert float(metrics['logit_fake']) != pytest.approx(-float(metrics['adversarial']), rel=1e-2)
 
 
+def test_pairs_of_the_teacher_are_what_it_makes_of_the_steps_own_noise():
+  draw = lambda params, noise, cond: params * noise / 80
+  _, metrics = one_step('fresh', types.SimpleNamespace(**vars(NETWORKS) | {'draw': draw}), {'teacher': jnp.float32(2)})
+  noise = jax.random.normal(state.step_keys(RNG, jnp.int32(0), 9)[8], (4, 8, 8, 1))
+  assert float(metrics['loss']) == pytest.approx(float(jnp.mean((1.5 * noise) ** 2)), rel=1e-5)  # 2 there, 0.5 here
+
+
 @pytest.mark.parametrize('fakes', ['fresh', 'shared'])
 def test_r3gans_losses_and_penalties_on_players_of_one_number(fakes):
-  after, metrics = one_step(fakes, loss='relativistic', r1=3.0, r2=5.0)
+  after, metrics = one_step(fakes, adversarial=c.adversarial(loss='relativistic', r1=3.0, r2=5.0))
   logits = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32).mean(1, keepdims=True)
-  noise = {key: jax.random.normal(state.step_keys(RNG, jnp.int32(0), 6)[key], (4, 8, 8, 1)) for key in (1, 3)}
+  noise = {key: jax.random.normal(state.step_keys(RNG, jnp.int32(0), 9)[key], (4, 8, 8, 1)) for key in (1, 3)}
   of = lambda scale, key: scale * np.asarray(noise[key]).mean((1, 2, 3))[:, None]
   softplus = lambda x: np.log1p(np.exp(x)).mean()
   assert float(metrics['adversarial']) == pytest.approx(softplus(logits - of(0.5, 1)), rel=1e-5)
@@ -75,7 +89,7 @@ def test_r3gans_losses_and_penalties_on_players_of_one_number(fakes):
 
 
 def test_penalties_stand_beside_the_hinge_loss_too():
-  plain, weighed = (one_step('fresh', r1=r1)[1] for r1 in (0.0, 3.0))
+  plain, weighed = (one_step('fresh', adversarial=c.adversarial(r1=r1))[1] for r1 in (0.0, 3.0))
   assert 'r1' not in plain and 'r2' not in weighed
   assert float(weighed['discriminator'] - plain['discriminator']) == pytest.approx(3 / 2 / 64, rel=1e-3)
 
@@ -83,8 +97,77 @@ def test_penalties_stand_beside_the_hinge_loss_too():
 def test_a_fixed_weight_is_the_adaptive_one_whose_ratio_is_held_at_1():
   """The one is a factor of the loss, the other of its gradient."""
   weightings = [{'weight': 2.5, 'adaptive': False}, {'weight': 2.5, 'low': 1.0, 'high': 1.0}]
-  (fixed, known), (held, measured) = (one_step('fresh', **weights) for weights in weightings)
+  (fixed, known), (held, measured) = (
+    one_step('fresh', adversarial=c.adversarial(**weights)) for weights in weightings)
   assert abs(float(scale_of(fixed.params)) - 0.5) > 0.01
   assert float(scale_of(fixed.params)) == pytest.approx(float(scale_of(held.params)), rel=1e-6)
   for name, value in known.items():
     assert float(value) == pytest.approx(float(measured[name]), rel=1e-6), name
+
+
+class Adam:
+  """Adam and a moving average of one number, by their definitions."""
+
+  def __init__(self, value, rate, decay):
+    self.value, self.ema, self.rate, self.decay = value, value, rate, decay
+    self.first = self.second = self.count = 0
+
+  def move(self, gradient):
+    self.count += 1
+    self.first = 0.9 * self.first + 0.1 * gradient
+    self.second = 0.999 * self.second + 0.001 * gradient**2
+    first, second = self.first / (1 - 0.9**self.count), self.second / (1 - 0.999**self.count)
+    self.value -= self.rate * first / (np.sqrt(second) + 1e-8)
+    self.ema = self.decay * self.ema + (1 - self.decay) * self.value
+
+
+@pytest.mark.parametrize('fakes', ['fresh', 'shared'])
+@pytest.mark.parametrize('update', ['joint', 'separate'])
+def test_updates_and_the_pairs_discriminator_against_the_same_by_hand(update, fakes):
+  """Separate: what is taken on the pairs moves the generator first, and L_adv's gradient is taken there."""
+  phase = c.distill(
+    update=update, fakes=fakes, ema=0.9, optimizer=c.optimizer(name='adam', learning_rate=0.01),
+    discriminator_optimizer=c.optimizer(name='sgd', learning_rate=0.1), adversarial=c.adversarial(weight=0.3),
+    reconstruction=c.reconstruction(weight=2.0), reconstruction_adversarial=c.adversarial(weight=0.5),
+  )
+  # Of the scale's square, so that a gradient tells where it was taken.
+  networks = types.SimpleNamespace(**vars(NETWORKS) | {
+    'generate': lambda params, noise, cond: scale_of(params) ** 2 * noise / 80})
+  start, batch = begun(phase, {'params': {'w': jnp.float32(0.7)}}), batch_of_four()
+  step = jax.jit(distill.make_train_step(networks, phase))
+  after, metrics = step(start, batch, {}, RNG)
+
+  keys = state.step_keys(RNG, jnp.int32(0), 8)
+  draw = lambda key: np.asarray(jax.random.normal(key, (4, 8, 8, 1)), np.float64)
+  images, noise = batch['image'].astype(np.float64), batch['noise'].astype(np.float64) / 80
+  scale = Adam(0.5, 0.01, 0.9)
+  begin = scale.value
+  rec_gradient = np.mean(2 * (begin**2 * noise - images) * noise) * 2 * begin
+  pair_gradient = -0.7 * noise.mean() * 2 * begin
+  weight = lambda config, gradient: config * np.clip(abs(rec_gradient) / (abs(gradient) + 1e-4), 0.01, 10)
+  of_pairs = 2 * rec_gradient + weight(0.5, pair_gradient) * pair_gradient
+  if update == 'separate':
+    scale.move(of_pairs)
+    of_pairs = 0
+  between = scale.value
+  gradient = -draw(keys[1]).mean() * 2 * between
+  scale.move(of_pairs + weight(0.3, gradient) * gradient)
+  assert float(scale_of(after.params)) == pytest.approx(scale.value, rel=1e-5)
+  assert float(scale_of(after.ema)) == pytest.approx(scale.ema, rel=1e-5)
+  assert int(after.opt_state[0].count) == (2 if update == 'separate' else 1)
+  assert float(metrics['pairs_weight']) == pytest.approx(weight(0.5, pair_gradient), rel=1e-4)
+  assert float(metrics['weight']) == pytest.approx(weight(0.3, gradient), rel=1e-4)
+
+  # Each discriminator learns by the hinge from its own reals and fakes; all logits here lie between -1 and 1.
+  made = scale.value if fakes == 'fresh' else begin
+  assert float(metrics['pairs_logit_fake']) == pytest.approx(0.7 * made**2 * noise.mean(), rel=1e-4)
+  assert float(after.pairs_discriminator['params']['w']) == pytest.approx(
+    0.7 - 0.1 * (made**2 * noise.mean() - images.mean()), rel=1e-5)
+  fake = scale.value**2 * draw(keys[3]).mean() if fakes == 'fresh' else between**2 * draw(keys[1]).mean()
+  assert float(after.discriminator['params']['w']) == pytest.approx(1 - 0.1 * (fake - images.mean()), rel=1e-5)
+
+  # A number that is not finite in the second update undoes the first one too.
+  broken = start.replace(discriminator={'params': {'w': jnp.float32(np.nan)}})
+  skipped, _ = step(broken, batch, {}, RNG)
+  assert int(skipped.skipped) == 1 and float(scale_of(skipped.params)) == float(scale_of(skipped.ema)) == begin
+  assert int(skipped.opt_state[0].count) == 0 and float(skipped.pairs_discriminator['params']['w']) == np.float32(0.7)

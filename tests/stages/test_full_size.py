@@ -1,4 +1,4 @@
-"""experiments/imagenet64.py at full size with random weights: `pytest -m full_size` (minutes, 15 GB)."""
+"""experiments/imagenet_64_to_512.py up to 64 px, full size, random weights: `pytest -m full_size` (minutes, 15 GB)."""
 
 import importlib.util
 import json
@@ -31,7 +31,8 @@ def write_pictures(folder):
 
 
 def experiment(variant):
-  spec = importlib.util.spec_from_file_location('imagenet64', ROOT / 'experiments' / 'imagenet64.py')
+  path = ROOT / 'experiments' / 'imagenet_64_to_512.py'
+  spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(variant)
@@ -55,8 +56,8 @@ def one_device(monkeypatch):
 
 @pytest.mark.full_size
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize('variant', ['projected', 'lpips'])
-def test_imagenet64_runs_from_files_of_published_size(variant, folder, one_device, monkeypatch):
+@pytest.mark.parametrize('variant', ['published,stop=64', 'published,stop=64,lpips'])
+def test_imagenet_runs_from_files_of_published_size(variant, folder, one_device, monkeypatch):
   published_files.unlocked(monkeypatch)
   names = ('tf_efficientnet_lite0', 'deit_base_distilled_patch16_224', 'in_embeddings_tf_efficientnet_lite0')
   published_files.write(folder / 'weights', *names, 'vgg16', 'lpips_vgg')
@@ -69,7 +70,8 @@ def test_imagenet64_runs_from_files_of_published_size(variant, folder, one_devic
   write_pictures(folder / 'pictures')
   config = experiment(variant)
   config.weights_dir = str(folder / 'weights')
-  config.data.update({'path': str(folder / 'pictures'), 'workers': 0, 'mirror': False})
+  config.precision = 'float32'
+  config.data.update({'source': 'folder', 'path': str(folder / 'pictures'), 'workers': 0, 'mirror': False})
   config.log.update({'samples': 1, 'every_steps': 1})
   for phase in config.phases.values():
     phase.init_from = str(folder / 'teacher')

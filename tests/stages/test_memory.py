@@ -99,8 +99,9 @@ def assert_same(plain, other):
   assert other.metrics['loss'] == pytest.approx(plain.metrics['loss'], rel=1e-6)
   for a, b in zip(jax.tree.leaves(plain.after.params), jax.tree.leaves(other.after.params), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max())
-  for part in {'params', 'discriminator'} & set(vars(plain.after)):
-    assert difference(*(getattr(x, part) for x in (plain.after, other.after, plain.before))) < 1e-5, part
+  for part in ('params', 'discriminator', 'pairs_discriminator'):
+    if getattr(plain.after, part, {}):
+      assert difference(*(getattr(x, part) for x in (plain.after, other.after, plain.before))) < 1e-5, part
 
 
 SWITCHES = {
@@ -119,7 +120,7 @@ def test_a_step_is_the_same(name, switch):
 
 @pytest.mark.parametrize('name, switch', CASES)
 def test_the_compiled_step_needs_less_memory(name, switch):
-  most = {'microbatch': 0.4, 'remat': 0.6, 'both on eight devices': 0.2}[switch]
+  most = {'microbatch': 0.4, 'remat': 0.75, 'both on eight devices': 0.2}[switch]
   assert outcome(name, **SWITCHES[switch]).temporaries < most * outcome(name).temporaries
 
 

@@ -219,5 +219,5 @@ def test_frozen_parameters_are_in_no_state(folder):
   _, frozen, begun = start(config)
   fields = {field.name for field in dataclasses.fields(begun)}
   assert fields == {'step', 'skipped', 'skipped_total', 'params', 'fixed', 'ema', 'opt_state', 'discriminator',
-                    'discriminator_opt_state'}
+                    'discriminator_opt_state', 'pairs_discriminator', 'pairs_discriminator_opt_state'}
   assert LITE in frozen['features'] and set(begun.discriminator['params']) == {LITE}

@@ -28,7 +28,8 @@ def test_a_step_is_the_same_on_any_mesh(name, devices, fsdp, monkeypatch):
   one, one_metrics = step_tools.run_step(name, 1)
   many, many_metrics = step_tools.run_step(name, devices, fsdp)
   assert many_metrics['loss'] == pytest.approx(one_metrics['loss'], rel=1e-6)
-  for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(many.params)):
+  players = lambda state: (state.params, state.ema, getattr(state, 'pairs_discriminator', {}).get('params'))
+  for a, b in zip(jax.tree.leaves(players(one)), jax.tree.leaves(players(many))):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max())
 
 

@@ -13,9 +13,10 @@ from runs import CONFIG, digest, pagoda
 
 from pagoda_jax import config as configs
 from pagoda_jax import validation
+from pagoda_jax.planning import programs
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import state
-from pagoda_jax.training import checkpoints, checksums, starts
+from pagoda_jax.training import checkpoints, checksums, claims, starts, workdir
 
 STATE = {'ema': {'a': np.random.default_rng(0).standard_normal(320, np.float32)}, 'fixed': {}}
 
@@ -346,7 +347,7 @@ def test_metrics_that_can_be_chosen_are_those_that_are_measured(finished):
   for name in ('teacher', 'distill', 'grow_16'):
     line = json.loads((finished / name / 'metrics.jsonl').read_text().splitlines()[0])
     others = {'step', 'time', 'images_per_second', 'skipped_in_a_row', 'skipped'}
-    assert set(line) - others == set(configs.METRICS[tiny.get_config().phases[name].stage])
+    assert set(line) - others == set(configs.metrics(tiny.get_config().phases[name]))
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (4, 2), (1, 8)])
@@ -383,3 +384,32 @@ def test_a_checkpoint_from_before_a_field_of_the_state_is_restored(tmp_path):
   with pytest.raises(checkpoints.CheckpointError, match='cannot be restored'):
     saver.restore(2, abstract(state.init_teacher(params, phase)))
   saver.close()
+
+
+def test_a_generators_checkpoint_from_before_the_pairs_discriminator_is_gone_on_from(copied):
+  """Its state lacks fields that are empty now, and its config.json the keys that came with them."""
+  later = {'pairs_discriminator', 'pairs_discriminator_opt_state'}
+  folder = copied / 'distill'
+  saved, position = checkpoints.read_state(folder, 4)[0], checkpoints.read_data_position(folder, 4)
+  before = digest(copied, 'distill')
+  shutil.rmtree(folder / 'checkpoints')
+  saver = checkpoints.Checkpoints(folder)
+  saver.save(4, {field: value for field, value in saved.items() if field not in later}, position)
+  saver.close()
+  written, came = claims.read(folder), tuple(f'.{end}' for end in workdir.EARLIER if end != 'matmul_precision')
+  claims.write(folder, 'distill', {key: value for key, value in written['identity'].items()
+                                   if not key.endswith(came)}, written['config'])
+  config, mesh = tiny.get_config(), sharding.make_mesh(devices=jax.devices()[:1])
+  assert not later & {*checkpoints.read_state(folder)[0]} and digest(copied, 'distill') == before
+  checkpoints.newest_good_step(folder)
+  saver = checkpoints.Checkpoints(folder)
+  restored, there = saver.restore(4, sharding.abstract(programs.make(config, 'distill').state, mesh))
+  saver.close()
+  assert isinstance(restored, state.GeneratorState) and restored.pairs_discriminator == {} and there == position
+  for field, value in saved.items():
+    for kept, there in zip(jax.tree.leaves(value), jax.tree.leaves(getattr(restored, field)), strict=True):
+      np.testing.assert_array_equal(kept, there)
+  workdir.check_claim(copied, config, 'distill')
+  config.phases.distill['update'] = 'separate'
+  with pytest.raises(claims.WorkdirError, match="phases.distill.update: there 'joint', here 'separate'"):
+    workdir.check_claim(copied, config, 'distill')

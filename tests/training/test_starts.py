@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from pagoda_jax import config as configs
-from pagoda_jax import main
+from pagoda_jax import ladder, main
 from pagoda_jax.networks.unet import EDM_ADM, EDM_DDPMPP, GUIDED_ADM, UNet
 from pagoda_jax.runtime import trees
 from pagoda_jax.stages import architectures, models
@@ -112,7 +112,7 @@ def test_growth_from_weights_that_have_grown_already(tmp_path, base):
   config.data.resolution = 32
   config.phases.grow_16.update({'start': '', 'init_from': str(tmp_path / 'w'), 'init_levels': ((8, 1, False),),
                                 'resolution': 32})
-  assert configs.start_resolution(config, 'grow_16') == 16
+  assert ladder.start_resolution(config, 'grow_16') == 16
   found, _ = starts.read_start(config, tmp_path, 'grow_16')
   assert checkpoints.digest(found) == checkpoints.digest(params)
   unet = models.make_unet(config, 'grow_16')
@@ -121,6 +121,15 @@ def test_growth_from_weights_that_have_grown_already(tmp_path, base):
   config.phases.grow_16.resolution = 16
   with pytest.raises(starts.StartError, match='growth phases'):
     starts.read_start(config, tmp_path, 'grow_16')
+
+
+def test_growth_from_another_run_agrees_with_it_about_the_noise(finished):
+  config = tiny.get_config()
+  config.phases.grow_16.update({'start': '', 'init_from': str(finished / 'distill'), 'standardize_noise': True})
+  with pytest.raises(starts.StartError, match='knows noise of standardize_noise = False, .*grow_16.* = True; must be'):
+    starts.read_start(config, finished, 'grow_16')
+  config.phases.grow_16.standardize_noise = False
+  starts.read_start(config, finished, 'grow_16')
 
 
 def test_another_architecture_is_refused_key_by_key(tmp_path, base):

@@ -12,7 +12,7 @@ from absl import flags
 from flax import traverse_util
 
 from pagoda_jax.cli import convert as command
-from pagoda_jax.networks.unet import EDM_ADM, GUIDED_ADM, GrownLevel
+from pagoda_jax.networks.unet import EDM2, EDM_ADM, GUIDED_ADM, GrownLevel
 from pagoda_jax.runtime.files import file_digest
 from pagoda_jax.weights import published
 from pagoda_jax.weights.convert import folders, formats, torch_files
@@ -27,6 +27,10 @@ SMALL = {
   'pagoda': GUIDED_ADM | {
     'resolution': 8, 'channels': 32, 'channel_mult': (1, 2), 'stem_channels': 32, 'num_blocks': 1,
     'attention_resolutions': (4,), 'channels_per_head': 16, 'num_classes': 3, 'grown': (GrownLevel(32, 1, False),),
+  },
+  'edm2': EDM2 | {
+    'resolution': 8, 'channels': 64, 'channel_mult': (1, 2), 'num_blocks': 1, 'attention_resolutions': (4,),
+    'num_classes': 3, 'embed_channels': 32,
   },
   'timm': {
     'architecture': 'deit', 'width': 16, 'depth': 1, 'head_channels': 8, 'mlp_width': 32, 'patch': 4, 'grid': 2,
@@ -43,6 +47,7 @@ SMALL = {
     'projection_width': 3,
   },
 }  # fmt: skip
+SMALL['dinov2'] = SMALL['timm'] | {'distilled': False, 'layer_scale': True}
 SMALL['random_projections'] = {
   'backbone': SMALL['timm'] | {'depth': 4}, 'reassembly_widths': (2, 3, 4, 5), 'widths': (4, 4, 6, 8),
   'mixed_widths': (4, 2, 3, 4),
@@ -51,6 +56,7 @@ SMALL['random_projections'] = {
 CARRIED = {
   'edm': 'model.dec.8x8_up.conv0.resample_filter',
   'timm': 'head.weight',
+  'dinov2': 'mask_token',
   'lpips': 'scaling_layer.shift',
   'inception': 'Conv2d_1a_3x3.bn.num_batches_tracked',
   'stylegan_xl': 'mini_discs.0.main.0.main.1.num_batches_tracked',
@@ -60,6 +66,7 @@ CARRIED = {
 ASKED = {
   'pagoda': {'resolution': 8, 'channels_per_head': 16, 'grown_num_blocks': 1, 'attention_order': 'legacy'},
   'timm': {'head_channels': 8},
+  'dinov2': {'head_channels': 8},
   'random_projections': {'head_channels': 8},
   'diffusers': {'groups': 2},
 }

@@ -1,1 +1,1 @@
-"""Numbers for sets of generated images, in float64 NumPy from features and probabilities."""
+"""Numbers for sets of images from features and probabilities: in float64 NumPy, but for distances on devices."""

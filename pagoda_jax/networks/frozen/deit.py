@@ -35,6 +35,7 @@ class DeiT(nn.Module):
   patch: int = 16
   grid: int = 14  # side of the position grid, in patches
   distilled: bool = True  # a second extra token
+  layer_scale: bool = False  # DINOv2's: what a block adds is scaled by a factor a channel
   resized_positions: Callable[[jax.Array, int, int], jax.Array] = bilinear_positions
   dtype: Any = jnp.float32
   attention_form: str = 'auto'  # one of attention.FORMS: speed and memory
@@ -61,7 +62,7 @@ class DeiT(nn.Module):
     sequences = [tokens]
     for index in range(self.depth):
       block = TransformerBlock(
-        self.head_channels, self.mlp_width, self.dtype, self.attention_form, name=f'block{index}'
+        self.head_channels, self.mlp_width, self.dtype, self.attention_form, self.layer_scale, name=f'block{index}'
       )
       sequences.append(block(sequences[-1]))
     return sequences
@@ -79,6 +80,7 @@ class TransformerBlock(nn.Module):
   mlp_width: int
   dtype: Any = jnp.float32
   attention_form: str = 'auto'
+  layer_scale: bool = False
 
   @nn.compact
   def __call__(self, x):
@@ -86,10 +88,15 @@ class TransformerBlock(nn.Module):
     h = self._norm('attention_norm')(x)
     q, k, v = layers.QKV(width // self.head_channels, dtype=self.dtype, name='qkv')(h)
     h = attention.attend(q, k, v, self.attention_form)
-    x = x + nn.Dense(width, dtype=self.dtype, name='attention_out')(h.reshape(x.shape))
+    x = x + self._scaled(nn.Dense(width, dtype=self.dtype, name='attention_out')(h.reshape(x.shape)), 'attention_scale')
     h = self._norm('mlp_norm')(x)
     h = nn.gelu(nn.Dense(self.mlp_width, dtype=self.dtype, name='mlp_in')(h), approximate=False)
-    return x + nn.Dense(width, dtype=self.dtype, name='mlp_out')(h)
+    return x + self._scaled(nn.Dense(width, dtype=self.dtype, name='mlp_out')(h), 'mlp_scale')
+
+  def _scaled(self, x, name):
+    if not self.layer_scale:
+      return x
+    return x * self.param(name, nn.initializers.constant(1e-5), (x.shape[-1],)).astype(self.dtype)
 
   def _norm(self, name):
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=self.dtype, name=name)

@@ -15,6 +15,8 @@ from pagoda_jax.data import resize
 from pagoda_jax.networks.frozen.efficientnet_lite0 import frozen_norm
 
 INPUT_SIZE = 299
+GRAPHS = ('tensorflow', 'pytorch_fid', 'clean_fid')
+SPATIAL = 7  # channels of Mixed_6d that sFID is of, as the ADM evaluator takes them
 
 
 class InceptionV3(nn.Module):
@@ -22,9 +24,10 @@ class InceptionV3(nn.Module):
 
   Attributes:
     classes: number of logits.
-    graph: 'tensorflow' for the numbers that papers report: legacy bilinear resize, then
+    graph: one of GRAPHS. 'tensorflow' for the numbers that papers report: legacy bilinear resize, then
       (uint8 - 128) / 128. 'pytorch_fid' for that package's: half-pixel bilinear resize of [-1, 1].
-      The weights are the same; the features are not, so statistics of the two must not be mixed.
+      'clean_fid' for that package's 'clean' mode: Pillow's bicubic resize of floats, then (x - 128) / 128.
+      The weights are the same; the features are not, so statistics of two of them must not be mixed.
     dtype: of the computation. Where an accelerator multiplies float32 at a lower precision by default,
       published numbers need jax.default_matmul_precision('highest') around the call.
   """
@@ -39,13 +42,15 @@ class InceptionV3(nn.Module):
 
     Returns:
       'features' [B, 2048] (pool3) and 'logits' [B, classes] without bias, float32; 'bias' [classes],
-      to be added for the true logits; 'maps': after the two max pools and before Mixed_7a.
+      to be added for the true logits; 'maps': after the two max pools and before Mixed_7a; 'spatial' [B, 2023]: the
+      first channels of Mixed_6d (`mixed_6/conv` of the TensorFlow graph), row by row.
     """
     maps = [self._stem(self.preprocessed(images))]
     x = _BasicConv(80, 1, dtype=self.dtype, name='Conv2d_3b_1x1')(maps[0])
     x = _BasicConv(192, 3, padding='VALID', dtype=self.dtype, name='Conv2d_4a_3x3')(x)
     maps.append(_max_pool(x))
-    maps.append(self._middle(maps[1]))
+    deep, spatial = self._middle(maps[1])
+    maps.append(deep)
     x = _Mixed7a(self.dtype, name='Mixed_7a')(maps[2])
     x = _Mixed7('average', self.dtype, name='Mixed_7b')(x)
     x = _Mixed7('max', self.dtype, name='Mixed_7c')(x)
@@ -53,7 +58,7 @@ class InceptionV3(nn.Module):
     # Not nn.Dense: metrics want the logits with and without the bias.
     kernel = self.param('fc_kernel', nn.initializers.lecun_normal(), (features.shape[-1], self.classes))
     bias = self.param('fc_bias', nn.initializers.zeros, (self.classes,))
-    return {'features': features, 'logits': features @ kernel, 'bias': bias, 'maps': maps}
+    return {'features': features, 'logits': features @ kernel, 'bias': bias, 'maps': maps, 'spatial': spatial}
 
   def preprocessed(self, images: jax.Array) -> jax.Array:
     """What enters the first convolution, [B, 299, 299, 3]."""
@@ -62,7 +67,10 @@ class InceptionV3(nn.Module):
     if self.graph == 'tensorflow':
       pixels = resize.resize((images + 1) * 127.5, INPUT_SIZE, 'bilinear', centers='legacy')
       return _repeated_gray((pixels - 128) / 128)
-    raise ValueError(f"unknown graph {self.graph!r}; choose from ('tensorflow', 'pytorch_fid')")
+    if self.graph == 'clean_fid':
+      pixels = resize.resize((images + 1) * 127.5, INPUT_SIZE, 'bicubic', antialias=True)
+      return _repeated_gray((jnp.clip(pixels, 0, 255) - 128) / 128)
+    raise ValueError(f'unknown graph {self.graph!r}; choose from {GRAPHS}')
 
   def _stem(self, x):
     x = _BasicConv(32, 3, 2, 'VALID', self.dtype, name='Conv2d_1a_3x3')(x)
@@ -75,7 +83,9 @@ class InceptionV3(nn.Module):
     x = _Mixed6a(self.dtype, name='Mixed_6a')(x)
     for letter, width in (('b', 128), ('c', 160), ('d', 160), ('e', 192)):
       x = _Mixed6(width, self.dtype, name=f'Mixed_6{letter}')(x)
-    return x
+      if letter == 'd':
+        spatial = x[..., :SPATIAL].astype(jnp.float32).reshape(len(x), -1)
+    return x, spatial
 
 
 class _BasicConv(nn.Module):

@@ -15,7 +15,9 @@ from absl import logging
 
 from pagoda_jax.weights.convert import (
   diffusers,
+  dinov2,
   edm,
+  edm2,
   inception,
   lpips,
   mapping,
@@ -31,7 +33,9 @@ from pagoda_jax.weights.convert.unpickle import DAMAGE
 
 FORMATS = {
   'edm': edm,
+  'edm2': edm2,
   'pagoda': pagoda,
+  'dinov2': dinov2,
   'timm': timm,
   'lpips': lpips,
   'inception': inception,
@@ -40,12 +44,14 @@ FORMATS = {
   'random_projections': random_projections,
 }
 
-UNET_FORMATS = ('edm', 'pagoda')  # of teachers and generators
+UNET_FORMATS = ('edm', 'edm2', 'pagoda')  # of teachers and generators
 
-# A name of this form is in every state dict of the format, and of no other's.
+# A name of this form is in every state dict of the format, and of none of those below it.
 _SIGNS = {
   'edm': r'model\.enc\.\d+x\d+_conv\.weight',
+  'edm2': r'unet\.enc\.\d+x\d+_conv\.weight',
   'pagoda': r'input_blocks\.0\.0\.weight',
+  'dinov2': r'blocks\.0\.ls1\.gamma',  # and what timm's have
   'timm': r'(patch_embed\.proj|conv_stem)\.weight',
   'lpips': r'(net\.slice1|features)\.0\.weight',
   'inception': r'Mixed_7c\.branch1x1\.conv\.weight',

@@ -79,7 +79,7 @@ def to_ours(state_dict: StateDict, leaves: Sequence[Leaf], carried: Callable[[st
       theirs = tuple(np.shape(state_dict[leaf.theirs]))
       rows.append(('other shape', leaf.theirs, str(theirs), f'{leaf.shape} {leaf.ours}'))
     else:
-      flat[tuple(leaf.ours.split('/'))] = np.ascontiguousarray(leaf.layout.to_ours(np.asarray(state_dict[leaf.theirs])))
+      flat[tuple(leaf.ours.split('/'))] = _in_order(leaf.layout.to_ours(np.asarray(state_dict[leaf.theirs])))
   extras = {}
   for name, value in state_dict.items():
     if name in known:
@@ -106,7 +106,7 @@ def to_theirs(tree: Mapping, leaves: Sequence[Leaf], extras: StateDict | None = 
     if value is None:
       rows.append(('missing', leaf.theirs, str(leaf.shape), leaf.ours))
       continue
-    value = np.ascontiguousarray(leaf.layout.to_theirs(np.asarray(value)))
+    value = _in_order(leaf.layout.to_theirs(np.asarray(value)))
     if value.shape != tuple(leaf.shape):
       rows.append(('other shape', leaf.theirs, str(leaf.shape), f'{value.shape} {leaf.ours}'))
     out[leaf.theirs] = value
@@ -114,6 +114,11 @@ def to_theirs(tree: Mapping, leaves: Sequence[Leaf], extras: StateDict | None = 
   if rows:
     raise ConversionError(misfit_table(rows))
   return out | dict(extras or {})
+
+
+def _in_order(value: np.ndarray) -> np.ndarray:
+  """In C order, and of the sides that it has: np.ascontiguousarray gives a scalar one."""
+  return np.asarray(value, order='C')
 
 
 def misfit_table(rows: Sequence[tuple[str, str, str, str]], limit: int = 40) -> str:

@@ -86,6 +86,7 @@ def _efficientnet_leaves(net):
 def _deit_options(state_dict, head_channels):
   width, _, patch, _ = state_dict['patch_embed.proj.weight'].shape
   distilled = 'dist_token' in state_dict
+  scaled = {'layer_scale': True} if 'blocks.0.ls1.gamma' in state_dict else {}
   return {
       'architecture': 'deit',
       'width': width,
@@ -95,6 +96,7 @@ def _deit_options(state_dict, head_channels):
       'patch': patch,
       'grid': int((state_dict['pos_embed'].shape[1] - 1 - distilled) ** 0.5),
       'distilled': distilled,
+      **scaled,
   }
 
 
@@ -109,6 +111,9 @@ def _deit_leaves(net):
     theirs, ours = f'blocks.{index}', f'block{index}'
     for norm, name in (('norm1', 'attention_norm'), ('norm2', 'mlp_norm')):
       yield from norm_leaves(f'{theirs}.{norm}', f'{ours}/{name}', width)
+    if net.layer_scale:
+      yield Leaf(f'{theirs}.ls1.gamma', f'params/{ours}/attention_scale', (width,))
+      yield Leaf(f'{theirs}.ls2.gamma', f'params/{ours}/mlp_scale', (width,))
     yield from layer_leaves(f'{theirs}.attn.qkv', f'{ours}/qkv', (3 * width, width), LINEAR)
     yield from layer_leaves(f'{theirs}.attn.proj', f'{ours}/attention_out', (width, width), LINEAR)
     yield from layer_leaves(f'{theirs}.mlp.fc1', f'{ours}/mlp_in', (net.mlp_width, width), LINEAR)

@@ -1,0 +1,152 @@
+"""ImageNet in one step at 64, 128, 256 and 512 px, from a teacher that never saw more than 64.
+
+  pagoda prepare --source=folder:data/imagenet/train --output=data/imagenet512 --resolutions=64,128,256,512
+  pagoda run --config=experiments/imagenet_64_to_512.py:published --workdir=runs/imagenet
+
+Variants, after the colon, with commas between them:
+
+  published      no teacher is trained: `invert` and `distill` start from the EDM network of the Consistency Models
+                 release (`edm_imagenet64_ema.pt`, 296 M parameters; for research, not for commercial deployment)
+  next           a recipe of later papers: EDM2's teacher (S, 280 M parameters; with `published` its published one),
+                 a discriminator on DINO's tokens with StyleGAN-T's heads, R3GAN's relativistic loss with R1 and R2,
+                 LPIPS. No figure of it is published: ours to find out
+  stop=64        ends at 64 px (or 128 or 256) instead of 512
+  lpips          LPIPS as reconstruction distance, as the paper has it, in place of the projected features of the
+                 authors' scripts
+
+Before the first run:
+
+1. `data/imagenet/train` is a folder of 1000 folders, one a class, in the order of the labels. `pagoda prepare` cuts
+   every resolution out of the original picture, as the references for FID were.
+2. Put the published files where `pagoda weights list` looks; `pagoda weights path NAME` says of each where it comes
+   from and where it goes: tf_efficientnet_lite0, deit_base_distilled_patch16_224 and, for the class embedding,
+   in_embeddings_tf_efficientnet_lite0 (lpips: also vgg16 and lpips_vgg; next: dino_vits16, vgg16, lpips_vgg).
+3. published: convert the teacher, once:
+     pagoda convert --input=edm_imagenet64_ema --output=weights/edm_imagenet64
+   (next: `pagoda convert --input=edm2_img64_s --output=weights/edm2_img64_s`)
+
+Published (Kim et al. 2024), one evaluation an image, without guidance, FID-50k: 1.21 at 64 px (recall 0.63), 1.48 at
+128, 1.56 at 256 (IS 259.6), 1.80 at 512. Theirs took one node of 8 H100 up to 256 px and 64 A100 at 512 px.
+
+`pagoda plan --topology=v5e-256` (arithmetic at 33 % MFU): memory of a chip's 16 GB, a step, and in all
+
+  teacher     7.0 GB    263 ms    11,400 chip-hours (7,550 with `--config.mesh.fsdp=2 --config.microbatch=8`)
+  invert      5.0 GB    16.2 s    180 chip-hours for 1.28 M pictures and their mirror images, 64 a chip at once
+  distill     9.3 GB     54 ms    347 chip-hours
+  grow_128    3.7 GB     31 ms    201 chip-hours
+  grow_256    5.1 GB     61 ms    392 chip-hours
+  grow_512    9.9 GB    188 ms    1,203 chip-hours
+
+and of grow_512 on v5p-64 10.1 of 95 GB, 740 ms, 592 chip-hours; on 8xh100 10.9 of 80 GB, 1.39 s, 278 chip-hours.
+"""
+
+from pagoda_jax import config as c
+from pagoda_jax import ladder
+
+TEACHER, NEXT_TEACHER = 'weights/edm_imagenet64', 'weights/edm2_img64_s'
+LEVELS = (64, 128, 256, 512)
+VARIANTS = ('published,stop=64,lpips', 'next,stop=64', 'next,stop=128')
+
+
+def get_config(variant: str = ''):
+  """`variant`: '' or some of published, next, stop=64, lpips, joined by commas."""
+  chosen, stop = ladder.variant_options(variant, ('published', 'next', 'lpips'), LEVELS)
+  config = c.experiment(base_resolution=64)
+  config.data.update({'source': 'array_record', 'path': 'data/imagenet512', 'resolution': stop,
+                      'channels': 3, 'num_classes': 1000, 'mirror': True, 'workers': 16})
+  config.network = c.network(form='guided', channels=192, channel_mult=(1, 2, 3, 4), num_blocks=3,
+                             attention_resolutions=(32, 16, 8))
+  config.precision = 'bfloat16'
+  config.microbatch = 1
+  if 'next' in chosen:
+    return modern(config, 'published' in chosen, stop)
+  teacher = {'teacher': '', 'init_from': TEACHER}
+  if 'published' not in chosen:
+    # EDM's for ImageNet (Karras et al. 2022, appendix F): 2.5 G images, learning rate 1e-4 reached after 10 M images,
+    # half-life of the EMA 50 M images, dropout 0.1, no augmentation.
+    config.network.dropout = 0.1
+    c.add_phase(config, 'teacher', c.teacher(
+      steps=610_000, batch_size=4096,
+      optimizer=c.optimizer(name='adam', learning_rate=1e-4, warmup_steps=10_000_000 // 4096),
+      ema_halflife=(50e6,),
+    ))
+    teacher = {'teacher': 'teacher'}
+  c.add_phase(config, 'invert', c.invert(**teacher, batch_size=256, num_levels=40))
+  players = {
+    'noise': 'invert',
+    'steps': 90_000,  # at 64 px the released one is from about here; of the others nothing is published
+    # The paper's. The scripts have 96 at 64 px, 256 at 128, 360 at 256 and 512 at 512: a pod slice of 256 chips takes
+    # neither 96 nor 360, and 512 doubles the dearest phase.
+    'batch_size': 256,
+    'optimizer': c.optimizer(name='radam', learning_rate=8e-6),
+    'discriminator_optimizer': c.optimizer(name='radam', learning_rate=2e-3),
+    'ema': 0.999,
+    # the scripts' distance; LPIPS is the paper's
+    'reconstruction': c.reconstruction(distance='lpips' if 'lpips' in chosen else 'projected'),
+    # below 256 px pictures are resized to 224 for the feature networks, from there on they come at their own size
+    'discriminator': c.discriminator(features='projected'),
+  }
+  c.add_phase(config, 'distill', c.distill(**teacher, **players, adversarial=c.adversarial(weight=0.2)))
+  # As the scripts grow. The paper has a fixed weight of 1.0, one update a step and one discriminator at every rung,
+  # and thaws the highest level alone: 11.5, 4.9 and 3.3 M parameters where the scripts train 27.2, 29.6 and 30.4 M.
+  separate = {'update': 'separate', 'adversarial': c.adversarial(weight=1.0, adaptive=False)}
+  rungs = {
+    128: {'adversarial': c.adversarial(weight=1.0)},
+    256: separate,
+    # halved: decoder multipliers (0.5, 1, 1, 1, 2, 3, 4); the scripts' (0.5, 1, 1, 1, 1, 2, 4) fit a 32 px base alone
+    512: separate | {'channels': 96, 'reconstruction_adversarial': c.adversarial(weight=0.5)},
+  }
+  start, blocks = 'distill', 16  # of the 64 px decoder: four levels of four
+  for side, rung in rungs.items():
+    if side <= stop:
+      c.add_phase(config, f'grow_{side}', c.grow(**players | {
+        'start': start,
+        'resolution': side,
+        'channels': 192,
+        'num_blocks': 2,
+        'thaw': tuple(f'output_blocks.{block}' for block in range(9, blocks)),
+      } | rung))
+      start, blocks = f'grow_{side}', blocks + 3
+  return config
+
+
+def modern(config, published: bool, stop: int):
+  """What `next` makes of an experiment without phases."""
+  config.network = c.network(form='edm2', channels=192, channel_mult=(1, 2, 3, 4), num_blocks=3,
+                             attention_resolutions=(16, 8))
+  teacher = {'teacher': '', 'init_from': NEXT_TEACHER}
+  if not published:
+    # EDM2's for S at 64 px (Karras et al. 2024, table 6, and its train_edm2.py).
+    c.add_phase(config, 'teacher', c.teacher(
+      steps=524_288, batch_size=2048, p_mean=-0.8, p_std=1.6, uncertainty=True, ema_std=(0.05, 0.1),
+      optimizer=c.optimizer(name='adam', learning_rate=0.01, b2=0.99, schedule='inverse_sqrt', decay_from=35_000,
+                            warmup_steps=4_883),
+    ))
+    teacher = {'teacher': 'teacher'}
+  c.add_phase(config, 'invert', c.invert(**teacher, batch_size=256, num_levels=40))
+  # The penalties differentiate DINO once more than the hinge loss does: memory and time of a step grow by that. Their
+  # size depends on the features; 1 is a beginning.
+  adversarial = {'loss': 'relativistic', 'r1': 1.0, 'r2': 1.0}
+  players = {
+    'noise': 'invert',
+    'steps': 90_000,
+    'batch_size': 256,
+    'optimizer': c.optimizer(name='adam', learning_rate=2e-4, b1=0.0, b2=0.99),
+    'discriminator_optimizer': c.optimizer(name='adam', learning_rate=2e-4, b1=0.0, b2=0.99),
+    'ema': 0.999,
+    'reconstruction': c.reconstruction(distance='lpips'),
+    'discriminator': c.discriminator(features='dino'),
+    'adversarial': c.adversarial(weight=0.2, **adversarial),
+  }
+  start = 'distill'
+  c.add_phase(config, start, c.distill(**teacher, **players))
+  for side in LEVELS[1:]:
+    if side <= stop:
+      # The paper's growth: the highest level thaws, the weight is 1 and fixed. Levels of 128 channels fill the lanes of
+      # a TPU's matrix units, which EDM's 192 do not.
+      c.add_phase(config, f'grow_{side}', c.grow(**players | {
+        'start': start, 'resolution': side, 'channels': 128, 'num_blocks': 2,
+        'adversarial': c.adversarial(weight=1.0, adaptive=False, **adversarial),
+      }))
+      start = f'grow_{side}'
+  return config

@@ -1,0 +1,292 @@
+"""`pagoda evaluate`: figures of a phase's samples, or of anybody's pictures, with all that repeats them."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+import pagoda_jax
+from pagoda_jax import config as configs
+from pagoda_jax.data.images import quantized
+from pagoda_jax.evaluation import data_features, encoders, paired, plans, references
+from pagoda_jax.evaluation import pictures as sets
+from pagoda_jax.evaluation.pictures import EvaluationError, Pictures
+from pagoda_jax.evaluation.sums import SHUFFLE_SEED, Sums, sweep
+from pagoda_jax.runtime import distributed, sharding
+from pagoda_jax.runtime.files import write_sealed
+from pagoda_jax.stages import models
+from pagoda_jax.stages import sampler as sampling
+from pagoda_jax.training import checkpoints, starts, workdir
+from pagoda_jax.weights import locate
+
+REFERENCE_PICTURES = 10_000  # whose features are kept, for precision, recall and KID; drawn where there are more
+FOLDER = 'evaluate'  # in a phase's
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What `pagoda evaluate` was asked for; the fields are its flags."""
+
+  metrics: str = ''
+  num_images: int = 50_000
+  reference: str = ''
+  features: str = 'inception'
+  resize: str = 'tensorflow'
+  labels: str = 'random'
+  guidance: tuple[float, ...] = ()
+  seed: int = 0
+  batch_size: int = 100
+  resolution: int = sets.NO_RESOLUTION
+  weights_dir: str = ''
+
+
+def of_images(path: str, asked: Request) -> dict[str, Any]:
+  """Figures of finished pictures.
+
+  Raises:
+    EvaluationError: it cannot be measured as asked.
+    SourceError, WeightsFileError, MissingWeightsError, WrongDigestError, ConversionError: a file is missing or damaged.
+  """
+  samples = sets.open_samples(path, asked.resolution)
+  mesh = sharding.make_mesh()
+  reference = None
+  if asked.reference:
+    reference = references.open_reference(
+      asked.reference, '', '', samples, asked.resolution, asked.weights_dir)
+  run = _Run(asked, reference, (samples.height, samples.width, samples.channels), mesh, '', pairs=True)
+  run.plan.check(samples.count, 'the samples')
+  sums = run.sums(samples.count)
+  run.pass_over(samples, sums, 'samples')
+  more = {}
+  if run.plan.paired:
+    more = paired.of_pictures(run.plan.paired, samples, reference.pictures, mesh, asked.batch_size, asked.weights_dir)
+  return run.result(sums, samples.described | {'count': samples.count}, more)
+
+
+def phase_of(folder, phase: str):
+  """(the experiment, a phase's name) of a work directory; '' takes the last phase that has a checkpoint.
+
+  Raises:
+    EvaluationError: there is no such phase, or it draws no images.
+    WorkdirError, CheckpointError: there is nothing to draw from, or it is damaged.
+  """
+  config = workdir.read_config(folder)
+  name = phase or workdir.last_finished(folder, config)
+  if name not in config.phases or config.phases[name].stage not in configs.IMAGE_STAGES:
+    choices = [n for n in config.order if config.phases[n].stage in configs.IMAGE_STAGES]
+    raise EvaluationError(f'--phase={name}: must be one of {", ".join(choices)}')
+  return config, name
+
+
+def of_phase(config, folder, name: str, step: str, asked: Request, ema: str = ''):
+  """Figures of a phase's samples: yields a dictionary for each checkpoint and strength of guidance.
+
+  Args:
+    config, folder, name: experiment, work directory and phase.
+    step: of the checkpoint, 'best', or a range such as 1000-5000 or 'all'; '' takes the newest.
+    asked: the rest.
+    ema: which of a teacher's averages; '' its first.
+
+  Raises:
+    EvaluationError, ValueError: it cannot be measured as asked.
+    WorkdirError, CheckpointError and as `of_images`: something is not there or damaged.
+  """
+  phase_folder, mesh = epath.Path(folder) / name, sharding.make_mesh()
+  asked = dataclasses.replace(asked, weights_dir=asked.weights_dir or config.weights_dir)
+  chosen = steps_of(phase_folder, step, config.checkpoint)
+  labels = sampling.parse_labels(asked.labels, asked.num_images, config.data.num_classes, asked.seed)
+  reference = references.open_reference(asked.reference or references.DATA, folder, name, None, 0, asked.weights_dir)
+  side, channels = configs.phase_resolution(config, name), config.data.channels
+  run = _Run(asked, reference, (side, side, channels), mesh, folder, pairs='noise' in config.phases[name])
+  run.plan.check(asked.num_images, 'the samples')
+  draw = _drawing(config, name, run, asked.seed, mesh)
+  for wanted in chosen:
+    params, at = starts.read_average(config, phase_folder, ema, wanted)
+    digest = checkpoints.digest(params)
+    placed = sharding.place(params, mesh)
+    for omega in asked.guidance or (None,):
+      sums = run.sums(asked.num_images)
+      omegas = _strengths(config, omega, len(labels))
+      rows = lambda numbers, omegas=omegas: (
+        numbers.astype(np.int32), labels[numbers], *([] if omegas is None else [omegas[numbers]]))
+      if run.plan.needs_samples:
+        with jax.set_mesh(mesh):
+          sweep(functools.partial(draw, placed, run.variables), rows, asked.num_images, mesh, asked.batch_size,
+                sums.add, f'{name} at step {at}')
+      more = {}
+      if run.plan.paired:
+        more = paired.of_phase(run.plan.paired, config, folder, name, placed, mesh, asked.num_images, asked.batch_size,
+                               asked.weights_dir)
+      described = {
+        'phase': name, 'step': at, 'checkpoint_sha256': digest, 'ema': ema or configs.ema_names(config.phases[name])[0],
+        'seed': asked.seed, 'labels': asked.labels, 'guidance': omega, 'count': asked.num_images,
+        'matmul_precision': config.evaluation.matmul_precision}
+      yield run.result(sums, described, more)
+
+
+def steps_of(phase_folder, text: str, config) -> list[int | None]:
+  """Steps of checkpoints, ascending, that --step asks for; [None] for the newest.
+
+  Raises:
+    EvaluationError: none lies in a range.
+    ValueError, CheckpointError: as checkpoints.chosen_step.
+  """
+  first, dash, last = text.partition('-')
+  if text != 'all' and not (dash and first.isdecimal() and last.isdecimal()):
+    return [checkpoints.chosen_step(phase_folder, text, config)]
+  there = sorted(checkpoints.finished_steps(phase_folder))
+  found = there if text == 'all' else [step for step in there if int(first) <= step <= int(last)]
+  if not found:
+    raise EvaluationError(f'--step={text}: no checkpoint of {epath.Path(phase_folder).name} there; they are at '
+                          f'{", ".join(map(str, there)) or "no step"}')
+  return found
+
+
+def _strengths(config, omega, count):
+  """[count] float32; None where the network takes none."""
+  law = models.law_of(config)
+  if omega is None and law is None:
+    return None
+  return np.full(count, law.nearest(1.0) if omega is None else omega, np.float32)
+
+
+def _drawing(config, name, run, seed, mesh):
+  """step(params, encoders' variables, numbers, labels[, omegas]) -> features of images drawn in the same program."""
+  networks, draw = models.build(config, name), sampling.make_draw(config, name)
+  shape, encode = networks.noise_shape(1)[1:], run.encode
+
+  def step(params, variables, numbers, labels, omegas=None):
+    noise = sampling.noise_of(seed, numbers, shape, networks.sigma_max)
+    given = () if omegas is None else (omegas,)
+    return encode(variables, quantized(draw(params, noise, labels, *given)))
+
+  return jax.jit(step, out_shardings=sharding.replicated(mesh))
+
+
+class _Run:
+  """The encoders on the mesh and the reference's sums: made once, used for every checkpoint."""
+
+  def __init__(self, asked: Request, reference, size, mesh, folder, pairs: bool):
+    self.asked, self.mesh, self.reference = asked, mesh, reference
+    self.plan = plans.make(asked.metrics, asked.features, reference, pairs, has_dinov2(asked.weights_dir))
+    self.encoders = {}
+    for name in self.plan.encoders:
+      if name == 'inception':
+        self.encoders[name] = encoders.of_inception(asked.weights_dir, asked.resize)
+      elif name == 'dinov2':
+        self.encoders[name] = encoders.of_dinov2(asked.weights_dir)
+      else:
+        self.encoders[name] = data_features.encoder(reference.pictures, folder)
+    self._widths = {f'{name}/{output}': width for name, encoder in self.encoders.items()
+                    for output, width in encoder.widths(*size).items()}
+    self.plan.check_outputs(self._widths, reference)
+    self.encode = encoders.all_outputs(self.encoders, self.plan.outputs)
+    self._encode_pictures = jax.jit(self.encode, out_shardings=sharding.replicated(mesh))
+    self.variables = {name: sharding.place(encoder.variables, mesh, by_rule=False)
+                      for name, encoder in self.encoders.items()}
+    self._of_reference, self._held_out = self._reference_sums(), None
+    if reference is not None and reference.held_out is not None and self.plan.compared:
+      self.plan.check(reference.held_out.count, 'the held-out pictures')
+      self._held_out = self.sums(reference.held_out.count)
+      self.pass_over(reference.held_out, self._held_out, 'held-out pictures')
+
+  def sums(self, count: int) -> Sums:
+    """Empty ones, of samples."""
+    kept = {name: self._widths[name] for name in self.plan.kept}
+    logits = (self.plan.logits, self._widths[self.plan.logits]) if self.plan.logits else None
+    return Sums(count, self.plan.moments, kept, logits=logits)
+
+  def pass_over(self, pictures: Pictures, sums: Sums, what: str) -> None:
+    """Fills the sums."""
+    if not sums.outputs:
+      return
+    step = functools.partial(self._encode_pictures, self.variables)
+    with jax.set_mesh(self.mesh):
+      sweep(step, lambda numbers: (pictures.read(numbers),), pictures.count, self.mesh, self.asked.batch_size, sums.add,
+            what)
+
+  def _reference_sums(self):
+    if self.reference is None or not self.plan.compared:
+      return None
+    pictures = self.reference.pictures
+    missing = {name for name in self.plan.moments if name not in self.reference.statistics}
+    kept = {name: self._widths[name] for name in self.plan.kept}
+    if not missing and not kept:
+      return Sums(0)
+    self.plan.check(pictures.count, 'the reference')
+    numbers = np.arange(pictures.count)
+    if len(numbers) > REFERENCE_PICTURES:
+      numbers = np.sort(np.random.RandomState(SHUFFLE_SEED).choice(numbers, REFERENCE_PICTURES, replace=False))
+    if not missing:  # only the chosen ones are looked at
+      pictures, numbers = pictures.part(numbers), np.arange(len(numbers))
+    sums = Sums(pictures.count, missing, kept, numbers)
+    self.pass_over(pictures, sums, 'reference')
+    return sums
+
+  def result(self, sums: Sums, described: dict, more: dict) -> dict[str, Any]:
+    """The figures, and what repeats them."""
+    figures = functools.partial(self.plan.figures, reference=self.reference, of_reference=self._of_reference,
+                                mesh=self.mesh)
+    found = {'metrics': figures(sums) | more}
+    if self._held_out is not None:
+      found['held_out'] = {'count': self._held_out.count} | figures(self._held_out)
+      ratios = {name: found['metrics'][name] / found['held_out'][name] for name in found['metrics']
+                if name in plans.FRECHET and found['held_out'].get(name, 0) > 0}
+      if ratios:
+        found['fd_ratio'] = {'of': ratios, 'mean': float(np.mean(list(ratios.values())))}
+    held = sum(each.held_bytes for each in (sums, self._of_reference, self._held_out) if each)
+    notes = self.plan.notes(sums, self._widths)
+    if self._held_out is not None and self._held_out.count != sums.count:
+      notes.append(f'{self._held_out.count:,} pictures are held out, the samples are {sums.count:,}: the fewer, the '
+                   'larger a Frechet distance')
+    height_and_width = {'resolution': self.asked.resolution} if self.asked.resolution else {}
+    return found | {
+      'samples': described | height_and_width,
+      'reference': None if self.reference is None else self.reference.described | (
+        {} if self.reference.pictures is None else {'count': self.reference.pictures.count}),
+      'features': {name: encoder.described for name, encoder in self.encoders.items()},
+      'how': self.plan.how(sums, self._of_reference),
+      'notes': notes,
+      'bytes_held_for_features': held,
+      'versions': {'pagoda_jax': pagoda_jax.__version__, 'jax': jax.__version__, 'numpy': np.__version__},
+    }
+
+
+def has_dinov2(weights_dir) -> bool:
+  """Whether the file of DINOv2 is here."""
+  return locate.located(locate.entry(encoders.DINOV2_FILE), weights_dir) is not None
+
+
+def write(folder, result: dict) -> epath.Path:
+  """Writes a phase's result beside its checkpoints, sealed; another request's stay, the same one's is replaced."""
+  samples = result['samples']
+  asked = {key: result[key] for key in ('samples', 'reference', 'features', 'how')} | {'of': sorted(result['metrics'])}
+  mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+  path = epath.Path(folder) / samples['phase'] / FOLDER / f'step_{samples["step"]}_{mark}.json'
+  if distributed.is_primary():
+    write_sealed(path, result)
+  return path
+
+
+def table(result: dict) -> str:
+  """The figures as lines, held-out pictures' beside the samples'."""
+  held = result.get('held_out')
+  lines = [f'{"":<22}{"samples":>12}' + (f'{"held out":>12}' if held else '')]
+  rows = {'pictures': result['samples']['count'], **result['metrics']}
+  others = {'pictures': held['count'], **held} if held else {}
+  for name, value in rows.items():
+    other = f'{_shown(others[name]):>12}' if name in others else ''
+    lines.append(f'{name:<22}{_shown(value):>12}{other}')
+  if 'fd_ratio' in result:
+    lines.append(f'Frechet distances, samples / held out: {result["fd_ratio"]["mean"]:.4g} '
+                 f'({", ".join(result["fd_ratio"]["of"])})')
+  return '\n'.join(lines + [f'note: {note}' for note in result['notes']])
+
+
+def _shown(value) -> str:
+  return f'{value:,}' if isinstance(value, int) else f'{value:.5g}'

@@ -1,0 +1,35 @@
+"""Draws images with nothing but jax and flatbuffers, by which jax.export reads its own files (pip install both).
+
+`python load.py 3,5 0` writes images.npy: uint8 [2, S, S, C] of labels 3 and 5, seed 0.
+"""
+import hashlib, json, math, pathlib, sys, zlib  # noqa: E401, I001
+import jax, numpy as np  # noqa: E401
+from jax import export
+
+def read(folder):
+  config = json.loads(pathlib.Path(folder, 'config.json').read_text())
+  seal, data = config.pop('seal'), {name: pathlib.Path(folder, name).read_bytes() for name in config['files']}
+  wrong = [name for name in data if hashlib.sha256(data[name]).hexdigest() != config['files'][name]['sha256']]
+  if wrong or seal != hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest():
+    raise ValueError(f'{folder}: damaged: {", ".join(wrong) or "config.json"}')
+  weights, start = data['model.safetensors'], 8 + int.from_bytes(data['model.safetensors'][:8], 'little')
+  table = {name: t for name, t in json.loads(weights[8:start]).items() if name != '__metadata__'}
+  params = {name: np.frombuffer(weights, '<f4', math.prod(t['shape']), start + t['data_offsets'][0]).reshape(t['shape'])
+            for name, t in table.items()}
+  return config, jax.device_put(params), jax.jit(export.deserialize(bytearray(data['generator.stablehlo'])).call)
+
+def load(folder):
+  """generate(labels, seed=0, omega=None) -> uint8 [N, S, S, C], as pagoda_jax.load(folder) has it."""
+  config, params, draw = read(folder)
+  def generate(labels, seed=0, omega=None):
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b'/prior') % 2**31)
+    normal = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), config['noise_shape']))
+    noise, default = config['diffusion']['sigma_max'] * normal(np.arange(len(labels))), config['default_omega']
+    omegas = [] if default is None else [np.full(len(labels), default if omega is None else omega, 'float32')]
+    images = draw(params, noise, np.array(labels, 'int32'), *omegas)
+    return np.clip(np.round((np.asarray(images) + 1) * 127.5), 0, 255).astype('uint8')
+  return generate
+
+if __name__ == '__main__':
+  generate = load(pathlib.Path(__file__).parent)
+  np.save('images.npy', generate([int(label) for label in sys.argv[1].split(',')], int(sys.argv[2])))

@@ -1,0 +1,311 @@
+"""A finished network that draws images, from wherever it lies: `pagoda_jax.load(path)`.
+
+    generator = pagoda_jax.load('runs/mnist')
+    images = generator(labels=[3, 5], seed=0)  # uint8 [2, 32, 32, 1]
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+
+from pagoda_jax import config as configs
+from pagoda_jax.networks.unet import UNet
+from pagoda_jax.runtime import sharding
+from pagoda_jax.stages import architectures, models, sampler
+from pagoda_jax.training import checkpoints, claims, starts, workdir
+from pagoda_jax.use import exported
+from pagoda_jax.weights import published
+from pagoda_jax.weights.convert import folders
+from pagoda_jax.weights.convert.formats import UNET_FORMATS
+
+LARGEST_SEED = 2**32 - 1  # of larger ones, JAX's keys take the last 32 bits
+
+
+class WeightsError(ValueError):
+  """A folder holds no network that draws images."""
+
+
+@dataclasses.dataclass(eq=False)
+class Generator:
+  """A network that draws images, on a mesh; parameters are read when they are first used.
+
+  Attributes:
+    config: an experiment with the phase that draws.
+    name: of that phase.
+    where: in words, what it is, such as 'phase grow_32, step 450'.
+    source: JSON values on where it comes from.
+    read: read() -> its parameters, NumPy.
+    mesh: where to draw; images do not depend on it, but for rounding.
+    folder: its work directory; '' without one.
+  """
+
+  config: Any
+  name: str
+  where: str
+  source: dict
+  read: Callable[[], Any]
+  mesh: Mesh = dataclasses.field(default_factory=sharding.make_mesh)
+  folder: str = ''
+  _programs: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+  @functools.cached_property
+  def params(self):
+    """The parameters, on the mesh."""
+    return sharding.place(self.read(), self.mesh)
+
+  @functools.cached_property
+  def networks(self) -> models.Networks:
+    return models.build(self.config, self.name)
+
+  @property
+  def kind(self) -> str:
+    """'teacher' draws with the Heun sampler, 'generator' in one step."""
+    return 'teacher' if self.config.phases[self.name].stage == 'teacher' else 'generator'
+
+  @property
+  def resolution(self) -> int:
+    """Side in pixels of the images."""
+    return self.networks.unet.resolution << len(self.networks.unet.grown)
+
+  @property
+  def channels(self) -> int:
+    return self.networks.unet.image_channels
+
+  @property
+  def num_classes(self) -> int:
+    """0: it knows none."""
+    return self.config.data.num_classes
+
+  def __call__(self, labels=None, seed: int = 0, *, num_images: int | None = None, guidance=None, prompts=None,
+               truncate: float = 1.0, batch_size: int | None = None) -> np.ndarray:
+    """uint8 [N, S, S, C]: image i depends on seed, i, its label and its strength of guidance alone.
+
+    Args:
+      labels: a class or several, an image each; 'cycle', 'random' or a list in text as `pagoda sample` takes it;
+        None: one class after the other.
+      seed: 0 to 2**32 - 1.
+      num_images: None: as many as there are labels, or one. Fewer labels are repeated.
+      guidance: strength, a number or [N]; None: none, or the nearest to it that the network knows.
+      prompts: text; no network here takes any yet.
+      truncate: what the noise is multiplied by; below 1: images nearer to the average one, and less varied.
+      batch_size: images a call; None: all, up to sampler.CHUNK. A program is compiled for each.
+
+    Raises:
+      ValueError: there is no such label, seed or strength.
+    """
+    if prompts is not None:
+      raise ValueError('prompts: this network was not trained with text; give labels')
+    labels = self.labels(labels, num_images, seed)
+    omegas = self.strengths(guidance, len(labels))
+    return self.of_noise(self.noise(seed, len(labels), truncate), labels, omegas, batch_size)
+
+  def labels(self, labels, num_images: int | None, seed: int) -> np.ndarray:
+    """int32 [N] of what `__call__` takes as labels; -1 where the network knows no classes."""
+    if num_images is not None and num_images < 1:
+      raise ValueError(f'num_images = {num_images}: must be at least 1')
+    if labels is None or isinstance(labels, str):
+      text = labels or 'cycle'
+      count = num_images or (1 if text in ('cycle', 'random') else text.count(',') + 1)
+      return sampler.parse_labels(text, count, self.num_classes, seed)
+    try:
+      values = [operator.index(label) for label in np.asarray(labels).reshape(-1)]
+    except TypeError:
+      raise ValueError(f'labels = {labels!r}: must be whole numbers') from None
+    if not values:
+      raise ValueError('labels: there are none')
+    if not self.num_classes:
+      raise ValueError(f'labels = {labels!r}: {self.name} knows no classes; give num_images instead')
+    wrong = [label for label in values if not 0 <= label < self.num_classes]
+    if wrong:
+      raise ValueError(f'labels: {wrong[0]} is no class; there are 0 to {self.num_classes - 1}')
+    return np.resize(np.array(values, np.int32), num_images or len(values))
+
+  def noise(self, seed: int, count: int, truncate: float = 1.0) -> jax.Array:
+    """[count, R, R, C], what `count` images of a seed are made of; standard deviation truncate * sigma_max."""
+    if not 0 <= operator.index(seed) <= LARGEST_SEED:
+      raise ValueError(f'seed = {seed}: must be in 0 to {LARGEST_SEED}')
+    if not 0 <= truncate <= 10:
+      raise ValueError(f'truncate = {truncate}: must be in 0 to 10')
+    shape = self.networks.noise_shape(1)[1:]
+    return np.float32(truncate) * sampler.noise_of(seed, np.arange(count), shape, self.networks.sigma_max)
+
+  def of_noise(self, noise, labels, omegas=None, batch_size: int | None = None) -> np.ndarray:
+    """uint8 [N, S, S, C] of noise [N, R, R, C], labels int32 [N] as of `labels` and omegas as of `strengths`."""
+    labels = np.asarray(labels, np.int32)
+    if np.shape(noise) != self.networks.noise_shape(len(labels)):
+      raise ValueError(f'noise is {list(np.shape(noise))}; must be {list(self.networks.noise_shape(len(labels)))}')
+    size = batch_size or min(sampler.CHUNK, len(labels))
+    draw = self.program(('draw', size), lambda: sampler.Sampler(self.config, self.name, self.mesh, size))
+    return draw(self.params, noise, labels, omegas)
+
+  def program(self, key, make: Callable[[], Any]):
+    """What make() returned when it was first asked for under a key, so that it is compiled once."""
+    if key not in self._programs:
+      self._programs[key] = make()
+    return self._programs[key]
+
+  def strengths(self, guidance, count: int) -> np.ndarray | None:
+    """float32 [count] of a strength of guidance or [count] of them; None of None. Raises as `check_guidance`."""
+    if guidance is None:
+      return None
+    omegas = np.asarray(guidance, np.float32)
+    if omegas.shape not in ((), (count,)):
+      raise ValueError(f'guidance: {omegas.size} strengths for {count} images; give one, or one for each')
+    check_guidance(self.config, self.name, tuple(float(omega) for omega in np.unique(omegas)))
+    return np.broadcast_to(omegas, count)
+
+
+def load(path, *, phase: str = '', step: str = '', ema: str = '', kind: str = '', levels: int | None = None,
+         mesh: Mesh | None = None) -> Generator:
+  """The generator, or teacher, in a folder.
+
+  Args:
+    path: a work directory, a phase in one (WORKDIR/PHASE), or a folder of `pagoda convert`, `export` or `publish`.
+    phase, step, ema: of a work directory, as `pagoda sample` has them: by default the last phase that draws, its
+      newest checkpoint, its first average. The latter two of a phase also.
+    kind, levels: of a folder of `pagoda convert`: 'teacher' or 'generator' where nothing tells, noise levels.
+    mesh: of `runtime.sharding.make_mesh`; None: all devices.
+
+  Raises:
+    ValueError, WeightsError: nothing there draws images, or one of the others does not fit it.
+    WorkdirError, CheckpointError, ConversionError, ExportError: it is damaged.
+  """
+  path = epath.Path(path).expanduser()
+  there = {'mesh': mesh} if mesh is not None else {}
+  if not path.is_dir():
+    raise WeightsError(f'{path}: no such folder; give a work directory, a phase, or a folder of `pagoda convert`, '
+                       '`export` or `publish`')
+  of_run = {name: value for name, value in (('phase', phase), ('step', step), ('ema', ema)) if value}
+  if folders.is_converted(path) or exported.is_exported(path):
+    if of_run:
+      raise ValueError(f'{next(iter(of_run))} = {next(iter(of_run.values()))!r}: {path} is no work directory')
+    generator = of_weights(path, kind, levels, **there)
+  else:
+    if kind or levels is not None:
+      raise ValueError(f'kind and levels are of converted weights, and {path} holds none')
+    if (path / claims.FILE).exists():
+      if phase not in ('', path.name):
+        raise ValueError(f'phase = {phase!r}: {path} is phase {path.name}')
+      path, phase = path.absolute().parent, path.name
+    generator = of_phase(path, phase, step, ema, **there)
+  _ = generator.params  # what is damaged is refused here, and not when the first image is drawn
+  return generator
+
+
+def of_phase(folder, phase: str = '', step: str = '', average: str = '', **kwargs) -> Generator:
+  """The network of a phase in a work directory.
+
+  Args:
+    folder: the work directory.
+    phase: of stage teacher, distill or grow; '' takes the last that has a checkpoint.
+    step: of the checkpoint, or 'best'; '' takes the newest.
+    average: which of the phase's averages of its weights, such as 'std_0.1'; '' takes the first.
+    **kwargs: `mesh`.
+
+  Raises:
+    ValueError: there is no such phase or step.
+    WorkdirError, CheckpointError: there is nothing to draw from, or it is damaged.
+  """
+  config = workdir.read_config(folder)
+  name = phase or workdir.last_finished(folder, config)
+  if name not in config.phases or config.phases[name].stage not in configs.IMAGE_STAGES:
+    choices = [n for n in config.order if config.phases[n].stage in configs.IMAGE_STAGES]
+    raise ValueError(f'--phase={name}: must be one of {", ".join(choices)}')
+  phase_folder = epath.Path(folder) / name
+  chosen = checkpoints.chosen_step(phase_folder, str(step), config.checkpoint)
+  chosen = checkpoints.newest_step(phase_folder) if chosen is None else chosen
+  read = lambda: starts.read_average(config, phase_folder, average, chosen)[0]
+  source = {'phase': name, 'step': chosen} | ({'average': average} if average else {})
+  return Generator(config, name, f'phase {name}, step {chosen}', source, read, folder=str(folder), **kwargs)
+
+
+def of_weights(folder, kind: str = '', levels: int | None = None, **kwargs) -> Generator:
+  """The network in a folder of `pagoda convert`, `export` or `publish`.
+
+  Args:
+    folder: the folder.
+    kind: 'teacher' draws with the Heun sampler, 'generator' in one step; '' where the folder tells which it is.
+    levels: noise levels of a teacher's sampler; None: as many as a teacher phase's default, or as exported.
+    **kwargs: `mesh`.
+
+  Raises:
+    ValueError: the network is not of the kind.
+    WeightsError: what the folder holds draws no images.
+    ConversionError, ExportError: it is neither, or damaged.
+  """
+  if exported.is_exported(folder):
+    description, read = exported.read_description(folder), lambda: exported.read_params(folder)
+    if kind not in ('', description['kind']):
+      raise ValueError(f'--kind={kind}: {folder} holds a {description["kind"]}')
+    kind, levels, source = description['kind'], levels or description['levels'], description['source']
+    unet = UNet(**description['options'])
+  elif (epath.Path(folder) / claims.FILE).exists():
+    raise WeightsError(f'{folder}: a phase of a run, not converted weights; give --workdir and --phase')
+  else:
+    description, read = folders.read_description(folder), lambda: folders.load_converted(folder)[0]['params']
+    if description['format'] not in UNET_FORMATS:
+      raise WeightsError(f'{folder}: weights of format {description["format"]} draw no images; a teacher or a '
+                         f'generator is of {" or ".join(UNET_FORMATS)}')
+    unet, source = UNet(**description['options']), description['source']
+    kind = _kind(folder, description, unet, kind)
+  if kind == 'teacher':
+    phase = configs.teacher() if levels is None else configs.teacher(sample_levels=levels)
+  else:
+    if levels is not None:
+      raise ValueError(f'--levels={levels}: {folder} holds a generator, which draws in one step')
+    # Of what it would be trained with nothing is used; this fits every resolution.
+    phase = configs.grow(discriminator=configs.discriminator(scales=1))
+  config = architectures.experiment_of(unet, kind, phase)
+  exported.set_up(config, kind, description)
+  if rows := architectures.differences(unet, models.make_unet(config, kind)):
+    raise WeightsError(f'{folder}: a network that no config can say:\n  ' + '\n  '.join(rows))
+  return Generator(config, kind, f'{kind} of {folder}', source, read, **kwargs)
+
+
+def _kind(folder, description, unet, asked):
+  """'teacher' or 'generator': what was asked for, what has been published under the file's name, or what it must be."""
+  entry = published.by_file_name(description['source'].get('file', ''))
+  known = 'generator' if unet.grown else entry.kind if entry else ''
+  if not (asked or known):
+    raise ValueError(f'{folder}: whether {description["source"].get("file")} is a teacher or a one-step generator is '
+                     'not in the file: give --kind=teacher or --kind=generator')
+  if asked and known and asked != known:
+    raise ValueError(f'--kind={asked}: {folder} holds a {known}'
+                     + (f', with levels above its input of {unet.resolution} px' if unet.grown else f', {entry.name}'))
+  return asked or known
+
+
+def check_guidance(config, name: str, omegas: tuple[float, ...]) -> None:
+  """Refuses strengths of guidance that a phase cannot be drawn with, and warns of those that it was not trained at.
+
+  Raises:
+    ValueError: says why it cannot.
+  """
+  shown = ','.join(f'{omega:g}' for omega in omegas)
+  if not omegas:
+    return
+  if wrong := [omega for omega in omegas if not configs.OMEGA.holds(omega)]:
+    raise ValueError(f'--guidance={shown}: {wrong[0]:g} must be {configs.OMEGA.must}')
+  if not config.data.num_classes:
+    raise ValueError(f'--guidance={shown}: {name} knows no classes to be guided to')
+  if config.phases[name].stage == 'teacher':
+    if not config.phases[name].label_dropout and not config.phases[name].init_from and set(omegas) != {1.0}:
+      raise ValueError(f'--guidance={shown}: teacher {name} was trained with label_dropout = 0, and so has no answer '
+                       'without label to be guided away from')
+    return
+  law = models.law_of(config)
+  if law is None:
+    raise ValueError(f"--guidance={shown}: {name} was trained without guidance (config.guidance.law = 'none') and "
+                     'takes no strength of it')
+  low, high = law.ends
+  if outside := [f'{omega:g}' for omega in omegas if not low <= omega <= high]:
+    logging.warning('--guidance: %s was trained with strengths of %g to %g; what it makes at %s is a guess',
+                    name, low, high, ', '.join(outside))

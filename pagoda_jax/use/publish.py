@@ -1,0 +1,151 @@
+"""The folder that `pagoda publish` writes: an exported generator, samples and a model card."""
+
+import json
+import pathlib
+
+from etils import epath
+
+from pagoda_jax.data.images import image_grid, write_png
+from pagoda_jax.runtime import files
+from pagoda_jax.use import exported, sample
+
+CARD = 'README.md'
+SAMPLES = 'samples.png'
+MOST = 64  # samples shown
+TO_SAY = 'TODO'
+
+
+def write(generator, folder, workdir=None, title: str = '', licence: str = 'other', data: str = '') -> dict:
+  """Writes the folder; what of the card nobody has said stands in it as TODO.
+
+  Args:
+    generator, folder: as of `exported.write`.
+    workdir: the run, whose evaluation is shown; None: weights alone.
+    title, licence, data: of the card.
+
+  Returns:
+    What config.json holds.
+
+  Raises:
+    As `exported.write`.
+  """
+  for name, value in (('title', title), ('licence', licence)):
+    if '\n' in value:
+      raise ValueError(f'--{name}={value!r}: must be one line')
+
+  def add(target):
+    count = min(MOST, 8 * generator.num_classes) or MOST
+    images, labels = sample.draw(generator, count, 'cycle', 0, count)
+    columns = min(generator.num_classes, 10) if generator.num_classes > 1 else 0
+    write_png(target / SAMPLES, image_grid(images, columns, 64))
+    config = files.read_sealed(target / exported.CONFIG)
+    evaluation = _evaluation(epath.Path(workdir) / generator.name, generator.source['step']) if workdir else {}
+    described = data or (_data(generator.config.data) if workdir else '')
+    card = _card(generator, config, title or pathlib.Path(folder).name, licence, described, evaluation, labels)
+    (target / CARD).write_text(card)
+
+  return exported.write(generator, folder, add)
+
+
+def gaps(folder) -> list[str]:
+  """The lines of a card that somebody has to write still."""
+  lines = (pathlib.Path(folder) / CARD).read_text().splitlines()
+  return [line.split(TO_SAY, 1)[1].strip(' :') for line in lines if TO_SAY in line]
+
+
+def _evaluation(phase_folder, step: int) -> dict:
+  """File name -> figures of a phase's checkpoint, from those of `pagoda run` and `pagoda evaluate`; {} without."""
+  found = {}
+  for path in [*phase_folder.glob('evaluation.json'), *sorted(phase_folder.glob(f'evaluate/step_{step}_*.json'))]:
+    try:
+      values = files.read_sealed(path)
+    except (OSError, ValueError) as error:
+      raise exported.ExportError(f'{path}: damaged ({error}); delete it to publish without') from None
+    if values.get('step', step) == step:
+      found[path.name] = {key: values[key] for key in ('metrics', 'held_out') if key in values} or values
+  return found
+
+
+def _data(data) -> str:
+  where = {'folder': 'a folder of pictures', 'array_record': 'prepared records'}.get(data.source, data.source)
+  parts = [f'{where}{f" ({data.name})" if data.name else ""}, split {data.split}, up to {data.resolution} px',
+           f'{data.num_classes} classes' if data.num_classes else 'no labels',
+           'with mirror images' if data.mirror else 'without mirror images',
+           f'{data.holdout} held out' if data.holdout else '']
+  return ', '.join(part for part in parts if part)
+
+
+def _rows(values: dict, prefix='') -> list[str]:
+  rows = []
+  for key, value in values.items():
+    if isinstance(value, dict):
+      rows += _rows(value, f'{prefix}{key} ')
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+      rows.append(f'| {prefix}{key} | {value:.4g} |' if isinstance(value, float) else f'| {prefix}{key} | {value} |')
+  return rows
+
+
+def _card(generator, config, title, licence, data, evaluation, labels) -> str:
+  kind = 'one-step generator' if config['kind'] == 'generator' else 'diffusion teacher'
+  tables = ['\n'.join([f'From `{name}`:', '', '| | |', '|---|---|', *_rows(values)])
+            for name, values in evaluation.items()]
+  example = 'labels=[0, 1]' if generator.num_classes else 'num_images=2'
+  listed = ', '.join(f'`{name}`' for name in config['files'])
+  shape = 'x'.join(map(str, config['noise_shape']))
+  guided = ''
+  if config['guidance']:
+    law = config['guidance']
+    guided = f' It takes a strength of guidance (`guidance=2`), trained as {json.dumps(law)}.'
+  classes = f'{generator.num_classes} classes' if generator.num_classes else 'no labels'
+  sampled = f'{len(labels)} of seed 0, {"classes in turn" if generator.num_classes else "no labels"}, none chosen'
+  return f"""---
+license: {json.dumps(licence)}
+library_name: pagoda_jax
+pipeline_tag: unconditional-image-generation
+tags: [jax, pagoda, one-step, image-generation]
+---
+# {title}
+
+A {kind} of {generator.resolution} px images ({classes}): noise {shape} in,
+{"one network evaluation" if config["kind"] == "generator" else f"{config['levels']} noise levels"} an image,
+{config['parameters']:,} parameters. Trained with pagoda_jax {config['pagoda_jax']}, after PaGoDA (Kim et al., NeurIPS
+2024, arXiv 2405.14822). {generator.where}.{guided}
+
+![samples]({SAMPLES})
+
+*Samples: {sampled}.*
+
+## Load
+
+```python
+import pagoda_jax
+
+generator = pagoda_jax.load('PATH OF THIS FOLDER')
+images = generator({example}, seed=0)  # uint8 [2, {generator.resolution}, {generator.resolution}, {generator.channels}]
+```
+
+With nothing but jax: [`{exported.LOADER}`]({exported.LOADER}), which refuses damaged files.
+
+```python
+from load import load
+
+images = load('.')([{'0, 1' if generator.num_classes else '-1, -1'}], seed=0)
+```
+
+## Evaluation
+
+{chr(10).join(tables) if tables else f'{TO_SAY}: figures of evaluation, and what they were measured against'}
+
+## Data
+
+{data or f'{TO_SAY}: what it was trained on, and under which licence'}
+
+## Licence
+
+{licence if licence != 'other' else f'{TO_SAY}: licence of the weights'}
+
+## Files
+
+{listed}: SHA-256 of each is in `{exported.CONFIG}`, which is sealed by a checksum of its own values. Of the parameters:
+`{config['params_sha256']}`.
+"""

@@ -1,0 +1,339 @@
+"""`pagoda evaluate` on the tiny run and on files: the same numbers by every way, and what is refused."""
+
+import dataclasses
+import json
+import os
+import pickle
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from runs import pagoda
+
+from pagoda_jax.data import sources
+from pagoda_jax.evaluation import data_features, encoders, evaluate, paired, plans, references, sums
+from pagoda_jax.evaluation import pictures as sets
+from pagoda_jax.evaluation.pictures import EvaluationError
+from pagoda_jax.runtime import sharding
+from pagoda_jax.runtime.files import file_digest, read_sealed
+from pagoda_jax.training import checkpoints
+from pagoda_jax.weights import locate
+from pagoda_jax.weights.convert.unpickle import UnsafeFileError, WeightsFileError
+
+COUNT = 40
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  """The small network of --features=data after a few steps."""
+  monkeypatch.setattr(data_features, 'RECIPE', data_features.RECIPE | {'steps': 3, 'batch_size': 16, 'width': 8})
+
+
+@pytest.fixture
+def tiny_inception(monkeypatch):
+  """In Inception's place: 6 features, 5 numbers of the maps and 4 logits by fixed products of the pictures' pixels."""
+  rng = np.random.default_rng(0)
+  variables = {name: rng.standard_normal((16 * 16, width)).astype(np.float32)
+               for name, width in (('features', 6), ('spatial', 5), ('logits', 4))}
+
+  def apply(variables, images):
+    flat = images.astype(jnp.float32).mean(-1).reshape(len(images), -1) / 255
+    return {name: flat @ matrix for name, matrix in variables.items()}
+
+  def of_inception(weights_dir, graph):
+    return encoders.Encoder(apply, variables, {'network': 'tiny', 'sha256': '0', 'resize': graph})
+
+  monkeypatch.setattr(encoders, 'of_inception', of_inception)
+  return variables
+
+
+def test_figures_of_a_run_need_nothing_downloaded_and_no_devices_or_batches_change_them(
+    finished, tmp_path, quick, monkeypatch, capsys):
+  folder = shutil.copytree(finished, tmp_path / 'run')
+  flags = [f'--workdir={folder}', '--features=data', '--metrics=fid,is,precision_recall,kid,psnr',
+           f'--num_images={COUNT}', '--labels=cycle']
+  assert pagoda('evaluate', *flags, '--batch_size=24', f'--out={tmp_path / "a.json"}') == 0
+  shown = capsys.readouterr().out
+  first = read_sealed(tmp_path / 'a.json')
+  assert {'fd_data', 'is_data', 'is_shuffled_data', 'precision_data', 'recall_data', 'kid_data',
+          'reconstruction_psnr'} <= set(first['metrics'])
+  assert 'held out' in shown and f'{first["metrics"]["fd_data"]:.5g}' in shown
+  # What repeats it.
+  samples, (kept,) = first['samples'], (folder / 'grow_16' / 'evaluate').iterdir()
+  params, step = checkpoints.read_generator(folder / 'grow_16')
+  assert (samples['phase'], samples['step'], samples['seed'], samples['count']) == ('grow_16', step, 0, COUNT)
+  assert samples['checkpoint_sha256'] == checkpoints.digest(params)
+  assert read_sealed(kept) == first
+  assert first['reference']['part'] == 'train' and first['reference']['count'] == 4500
+  assert first['held_out']['count'] == 500 and first['fd_ratio']['of'].keys() == {'fd_data'}
+  assert first['how']['kid']['images_of_a_subset'] == COUNT
+  # One device, other batches.
+  eight = sharding.make_mesh
+  monkeypatch.setattr(sharding, 'make_mesh', lambda *_, **__: eight(devices=jax.devices()[:1]))
+  assert pagoda('evaluate', *flags, '--batch_size=7', f'--out={tmp_path / "b.json"}') == 0
+  second = read_sealed(tmp_path / 'b.json')
+  for group in ('metrics', 'held_out'):
+    assert second[group] == pytest.approx(first[group], rel=1e-6, abs=1e-9), group
+  assert {key: second[key] for key in ('samples', 'reference', 'features')} == {
+    key: first[key] for key in ('samples', 'reference', 'features')}
+  assert len(list((folder / 'grow_16' / 'evaluate').iterdir())) == 1  # the same request: replaced
+  # The same pictures from a file, without the run.
+  assert pagoda('sample', f'--workdir={folder}', f'--num_images={COUNT}', f'--out={tmp_path / "x.npz"}') == 0
+  reference = references.of_data(*evaluate.phase_of(folder, ''))
+  encoder = data_features.encoder(reference.pictures, folder)
+  monkeypatch.setattr(references, 'open_reference', lambda *_: reference)
+  monkeypatch.setattr(data_features, 'encoder', lambda *_: encoder)
+  found = evaluate.of_images(str(tmp_path / 'x.npz'), evaluate.Request('fid', reference='data', features='data'))
+  # A grey level may differ here or there.
+  assert found['metrics']['fd_data'] == pytest.approx(first['metrics']['fd_data'], rel=1e-3)
+  assert found['samples']['sha256'] == file_digest(tmp_path / 'x.npz')
+
+
+def test_the_datas_features_are_kept_made_again_where_damaged_and_learn_without_labels(tmp_path, quick):
+  source = sources.open_whole('mnist')
+  of = lambda source: sets.of_source(source, 'mnist', 16, 1)
+  first = data_features.encoder(of(source), tmp_path)
+  (path,) = (tmp_path / 'data_features').iterdir()
+  stamp = path.stat().st_mtime_ns
+  assert data_features.encoder(of(source), tmp_path).described == first.described
+  assert path.stat().st_mtime_ns == stamp
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  assert data_features.encoder(of(source), tmp_path).described == first.described  # trained the same again
+  pictures = dataclasses.replace(of(source), source=_Unlabelled(source))
+  found = data_features.encoder(pictures, tmp_path)
+  assert found.described['trained_by'] == 'contrast' and found.described['sha256'] != first.described['sha256']
+  assert 'logits' not in found.widths(16, 16, 1)
+  with pytest.raises(EvaluationError, match='no labels'):
+    plan = plans.make('is', 'data', references.Reference({}, pictures=pictures), False, False)
+    plan.check_outputs({f'data/{name}': width for name, width in found.widths(16, 16, 1).items()}, None)
+
+
+class _Unlabelled:
+  class_names, digest, resolution = (), 'without labels', 32
+
+  def __init__(self, source):
+    self._source, self.all_labels = source, np.full(len(source), -1)
+
+  def __len__(self):
+    return len(self._source)
+
+
+def test_contrast_is_least_where_views_agree():
+  views = jnp.eye(8)
+  assert float(data_features.contrast(views, views, 0.1)) < 0.01
+  assert float(data_features.contrast(views, views[::-1], 0.1)) > 5
+
+
+def write_pictures(path, count, seed=0, size=16):
+  images = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+  np.savez(path, arr_0=images)
+  return images
+
+
+def test_references_of_adm_edm_and_edm2_and_of_pictures_give_one_distance(tmp_path, tiny_inception):
+  reference = write_pictures(tmp_path / 'pictures.npz', 30, seed=1)
+  write_pictures(tmp_path / 'x.npz', 20)
+  flat = reference.astype(np.float32).mean(-1).reshape(30, -1) / 255
+  moments = {}
+  for suffix, name in (('', 'features'), ('_s', 'spatial')):
+    values = (flat @ tiny_inception[name]).astype(np.float64)
+    moments |= {f'mu{suffix}': values.mean(0), f'sigma{suffix}': np.cov(values, rowvar=False)}
+  np.savez(tmp_path / 'adm.npz', arr_0=reference, **moments)
+  np.savez(tmp_path / 'edm.npz', mu=moments['mu'], sigma=moments['sigma'])
+  with open(tmp_path / 'edm2.pkl', 'wb') as file:
+    pickle.dump({'fid': {key: moments[key] for key in ('mu', 'sigma')}}, file)
+
+  def of(reference, metrics='fid', **fields):
+    return evaluate.of_images(
+      str(tmp_path / 'x.npz'), evaluate.Request(metrics, reference=str(tmp_path / reference), batch_size=9, **fields))
+
+  whole = of('adm.npz', 'fid,sfid,precision_recall,kid,is')
+  for name in ('pictures.npz', 'edm.npz', 'edm2.pkl'):
+    assert of(name)['metrics']['fid'] == pytest.approx(whole['metrics']['fid'], rel=1e-5), name
+  again = of('pictures.npz', 'fid,sfid,precision_recall,kid,is')
+  assert again['metrics'] == pytest.approx(whole['metrics'], rel=1e-5)
+  assert whole['features']['inception']['resize'] == 'tensorflow'
+  assert of('edm.npz')['bytes_held_for_features'] == 0  # moments alone
+  assert whole['bytes_held_for_features'] == (20 + 30) * 6 * 4
+  with pytest.raises(EvaluationError, match='kid compare.*holds statistics only'):
+    of('edm.npz', 'kid')
+  with pytest.raises(EvaluationError, match='not of inception/spatial'):
+    of('edm.npz', 'sfid')
+  assert set(of('edm.npz', '')['metrics']) == {'fid'}  # what the reference allows
+  # 10,000 of a larger reference, at most, are compared one by one.
+  evaluate_at_most = of('adm.npz', 'precision_recall')
+  assert evaluate_at_most['how']['precision_recall']['reference_pictures'] == 30
+
+
+def test_a_large_reference_is_drawn_from(tmp_path, tiny_inception, monkeypatch):
+  monkeypatch.setattr(evaluate, 'REFERENCE_PICTURES', 12)
+  write_pictures(tmp_path / 'r.npz', 30, seed=1)
+  write_pictures(tmp_path / 'x.npz', 20)
+  ask = lambda metrics: evaluate.of_images(
+    str(tmp_path / 'x.npz'), evaluate.Request(metrics, reference=str(tmp_path / 'r.npz'), batch_size=8))
+  with_moments, alone = ask('fid,kid'), ask('kid')
+  assert with_moments['how']['kid']['reference_pictures'] == 12
+  assert with_moments['metrics']['kid'] == pytest.approx(alone['metrics']['kid'], rel=1e-5)
+
+
+DAMAGED = {
+  'nan': (lambda m: m['mu'].__setitem__(2, np.nan), 'NaN or infinite'),
+  'not square': (lambda m: m.update(sigma=m['sigma'][:, :5]), r'of shapes \(6,\) and \(6, 5\)'),
+  'another network': (lambda m: m.update(mu=np.zeros(8), sigma=np.eye(8)), 'statistics of 8 features, and'),
+  'not symmetric': (lambda m: m['sigma'].__setitem__((0, 1), 9.0), 'not symmetric'),
+  'negative': (lambda m: m['sigma'].__setitem__((0, 0), -1.0), 'negative variance'),
+  'half': (lambda m: m.pop('sigma'), 'only one of mu and sigma'),
+  'text': (lambda m: m.update(mu=np.array(['a'] * 6)), 'only numbers|not floating-point|could|types'),
+  'other names': (lambda m: (m.pop('mu'), m.pop('sigma'), m.update(a=np.zeros(3))), 'a reference has mu and sigma'),
+  'objects': (lambda m: m.update(mu=np.array([os.system, None], object)), 'Python objects'),
+}
+
+
+@pytest.mark.parametrize('kind', DAMAGED)
+def test_a_reference_that_is_none_is_refused_by_name(kind, tmp_path, tiny_inception):
+  moments = {'mu': np.zeros(6), 'sigma': np.eye(6)}
+  damage, said = DAMAGED[kind]
+  damage(moments)
+  np.savez(tmp_path / 'r.npz', **moments)
+  write_pictures(tmp_path / 'x.npz', 20)
+  with pytest.raises((EvaluationError, WeightsFileError), match=said) as refused:
+    evaluate.of_images(str(tmp_path / 'x.npz'), evaluate.Request('fid', reference=str(tmp_path / 'r.npz')))
+  assert 'r.npz' in str(refused.value)
+
+
+def test_flipped_bytes_and_pickles_that_run_code_are_refused(tmp_path):
+  np.savez(tmp_path / 'r.npz', mu=np.zeros(6), sigma=np.eye(6))
+  content = bytearray((tmp_path / 'r.npz').read_bytes())
+  content[content.index(np.float64(1).tobytes()) + 3] ^= 4
+  (tmp_path / 'r.npz').write_bytes(content)
+
+  class Evil:
+    def __reduce__(self):
+      return os.system, (f'touch {tmp_path / "ran"}',)
+
+  (tmp_path / 'r.pkl').write_bytes(pickle.dumps({'fid': {'mu': Evil(), 'sigma': np.eye(2)}}))
+  for name, error in (('r.npz', WeightsFileError), ('r.pkl', UnsafeFileError)):
+    with pytest.raises(error, match=name):
+      references.open_reference(str(tmp_path / name), '', '', None, 0, '')
+  assert not (tmp_path / 'ran').exists()
+  (tmp_path / 'other.pkl').write_bytes(pickle.dumps({'a': {'w': np.zeros(2)}}))
+  with pytest.raises(EvaluationError, match='no reference of EDM2'):
+    references.open_reference(str(tmp_path / 'other.pkl'), '', '', None, 0, '')
+
+
+@pytest.mark.parametrize('array, said', [
+  (np.zeros((0, 4, 4, 3), np.uint8), 'no pictures'), (np.zeros((5, 4, 4, 3), np.float32), 'must be uint8'),
+  (np.zeros((5, 4, 4), np.uint8), 'must be uint8'), (np.zeros((5, 4, 4, 2), np.uint8), 'must be uint8'),
+  (np.zeros((5, 0, 4, 3), np.uint8), 'must be uint8'),
+])
+def test_arrays_that_are_no_pictures_are_refused(array, said, tmp_path):
+  np.savez(tmp_path / 'x.npz', arr_0=array)
+  with pytest.raises(EvaluationError, match=said):
+    sets.open_samples(str(tmp_path / 'x.npz'))
+  np.savez(tmp_path / 'y.npz', arr_1=array)
+  with pytest.raises(EvaluationError, match='no pictures'):
+    sets.open_samples(str(tmp_path / 'y.npz'))
+
+
+def test_a_folder_of_odd_pictures(tmp_path):
+  folder = tmp_path / 'folder'
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (8, 8, 4), dtype=np.uint8)
+  Image.fromarray(pixels[..., :3]).save(folder / 'a.png')
+  Image.fromarray(pixels[..., 0]).save(folder / 'b.png')  # grey
+  Image.fromarray(pixels).save(folder / 'c.png')  # transparent
+  Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / 'd.png')  # 16 bits
+  (folder / 'notes.txt').write_text('not a picture, by its name')
+  found = sets.open_samples(str(folder))
+  read = found.read(np.arange(4))
+  assert (found.count, read.shape, read.dtype) == (4, (4, 8, 8, 3), np.uint8)
+  np.testing.assert_array_equal(read[0], pixels[..., :3])
+  np.testing.assert_array_equal(read[1], read[3])
+  Image.fromarray(pixels[:4, :, :3]).save(folder / 'e.png')  # of another size
+  with pytest.raises(EvaluationError, match=r'e.png has 8 x 4 pixels.*--resolution'):
+    sets.open_samples(str(folder)).read(np.arange(5))
+  assert sets.open_samples(str(folder), 4).read(np.arange(5)).shape == (5, 4, 4, 3)
+  (folder / 'f.png').write_bytes((folder / 'a.png').read_bytes()[:60])
+  with pytest.raises(sets.pictures.SourceError, match='f.png'):
+    sets.open_samples(str(folder))
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(sets.pictures.SourceError, match='no pictures'):
+    sets.open_samples(str(tmp_path / 'empty'))
+
+
+REFUSED = [
+  ('cmmd', 'inception', 'no CLIP'), ('clip', 'inception', 'text encoders of CLIP'),
+  ('fdr6', 'inception', 'six encoders'), ('fidd', 'inception', "no metric 'fidd'"),
+  ('sfid', 'data', "Inception's maps"),
+  ('psnr', 'inception', 'is of pairs'),
+]
+
+
+@pytest.mark.parametrize('metrics, features, said', REFUSED)
+def test_metrics_that_cannot_be_had_are_refused_with_what_is_missing(metrics, features, said):
+  reference = references.Reference({}, pictures=sets.of_array(np.zeros((5, 8, 8, 3), np.uint8), '', {}))
+  with pytest.raises(EvaluationError, match=said):
+    plans.make(metrics, features, reference, False, False)
+
+
+def test_too_few_pictures_are_refused_before_any_is_looked_at(tmp_path, tiny_inception):
+  write_pictures(tmp_path / 'few.npz', 3)
+  write_pictures(tmp_path / 'many.npz', 9)
+  for samples, reference, said in (('few', 'many', 'the samples are 3'), ('many', 'few', 'the reference are 3')):
+    with pytest.raises(EvaluationError, match=said):
+      evaluate.of_images(str(tmp_path / f'{samples}.npz'), evaluate.Request(
+        'precision_recall', reference=str(tmp_path / f'{reference}.npz')))
+  with pytest.raises(EvaluationError, match='give --reference'):
+    evaluate.of_images(str(tmp_path / 'many.npz'), evaluate.Request('fid'))
+
+
+def test_features_that_are_not_finite_name_the_picture():
+  kept = sums.Sums(9, kept={'a': 2})
+  with pytest.raises(EvaluationError, match='picture 5'):
+    kept.add(4, {'a': np.array([[1, 2], [np.nan, 0]], np.float32)})
+
+
+def test_a_missing_inception_says_where_it_comes_from(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.delenv(locate.ENVIRONMENT, raising=False)
+  write_pictures(tmp_path / 'x.npz', 9)
+  with pytest.raises(locate.MissingWeightsError, match='download'):
+    evaluate.of_images(str(tmp_path / 'x.npz'), evaluate.Request('is'))
+
+
+def test_steps_of_a_range(finished):
+  folder, config = finished / 'grow_16', evaluate.phase_of(finished, '')[0].checkpoint
+  assert evaluate.steps_of(folder, 'all', config) == [2, 4]
+  assert evaluate.steps_of(folder, '3-9', config) == [4]
+  assert evaluate.steps_of(folder, '', config) == [None]
+  with pytest.raises(EvaluationError, match='they are at 2, 4'):
+    evaluate.steps_of(folder, '5-9', config)
+
+
+def test_psnr():
+  images = np.zeros((2, 4, 4, 1), np.uint8)
+  np.testing.assert_allclose(paired.psnr(images, images + np.array([0, 255], np.uint8)[:, None, None, None]),
+                             [paired.MOST_PSNR, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize('flags, said', [
+  ([], 'give --workdir=RUN or --images'), (['--images=x.npz', '--step=3'], 'is of --workdir'),
+  (['--images=x.txt'], 'must be an .npz'), (['--images=nothing.npz'], 'no such file'),
+])
+def test_the_command_line_says_what_is_wrong(flags, said, capsys):
+  assert pagoda('evaluate', *flags) == 1
+  assert said in capsys.readouterr().err
+
+
+def test_results_are_json(tmp_path, tiny_inception, capsys):
+  write_pictures(tmp_path / 'x.npz', 9)
+  assert pagoda('evaluate', f'--images={tmp_path}/x.npz', f'--out={tmp_path}/x.json') == 0
+  assert 'is_shuffled' in capsys.readouterr().out
+  assert set(json.loads((tmp_path / 'x.json').read_text())['metrics']) == {
+    'is', 'is_std', 'is_shuffled', 'is_shuffled_std'}
