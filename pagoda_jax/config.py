@@ -4,16 +4,35 @@ An experiment file calls `experiment()`, sets what differs and adds phases built
 `invert()`, `guide()`, `distill()` and `grow()`. Keys that are not listed here do not exist: the dicts are
 locked, and validation.py compares a config with these tables once more.
 
-Each function returns a table {key: (default, range)}; `@_keys` makes of it what an experiment file calls:
+Each function returns a table {key: (default, range)}; `@keys` makes of it what an experiment file calls:
 `optimizer(learning_rate=1e-3)` is a locked ConfigDict of the defaults and of what differs. A range says
 what one key may be by itself (ranges.py); what several keys must be together stands in validation.py.
 """
 
-import functools
-
 from ml_collections import ConfigDict
 
-from pagoda_jax.ranges import Range, each, flag, integer, number, one_of, row, some_of, text
+from pagoda_jax.ranges import (
+  BATCH,
+  BLOCKS,
+  DEVICES,
+  MATMUL_PRECISION,
+  OMEGA,
+  SIDE,
+  STEPS,
+  THAWED,
+  WEIGHT,
+  WIDTH,
+  Range,
+  each,
+  flag,
+  integer,
+  number,
+  one_of,
+  row,
+  some_of,
+  text,
+)
+from pagoda_jax.tables import group, keys
 
 STAGES = ('teacher', 'invert', 'guide', 'distill', 'grow')
 GENERATOR_STAGES = ('distill', 'grow')
@@ -41,56 +60,12 @@ OPTIMIZERS = ('adabelief', 'adadelta', 'adafactor', 'adagrad', 'adam', 'adamax',
               'fromage', 'lamb', 'lars', 'lion', 'nadam', 'nadamw', 'novograd', 'radam', 'rmsprop', 'sgd', 'sign_sgd',
               'yogi')
 
-# Ranges that several keys share. Upper ends are beyond all sense, so that a slip is told from a wish.
-STEPS = integer('[1, 1_000_000_000]')
-BATCH = integer('[1, 1_000_000]')
-SIDE = integer('[1, 8192]')  # pixels
-WIDTH = integer('[1, 16_384]')  # channels
-BLOCKS = integer('[0, 64]')
-WEIGHT = number('[0, 1e6]')  # of a loss
-OMEGA = number('[0, 100]')  # strength of guidance
-DEVICES = integer('[1, 1_000_000]', also=-1)
-THAWED = Range("a resolution or a block's name", lambda value: SIDE.holds(value) or bool(value) and text.holds(value))
-# Of float32 products: 'default' is the chip's (bfloat16 factors on TPU, TF32 on GPU), 'highest' is float32.
-MATMUL_PRECISION = one_of('default', 'high', 'highest')
-
 
 class ConfigError(ValueError):
   """A config that cannot be run; the message names the key, its value and the choices."""
 
 
-def _keys(table):
-  """Makes of a function that returns {key: (default, range)} the constructor of such a group of keys.
-
-  In place of a pair, {...} is a group within the group. The constructor takes what differs from the defaults;
-  its attribute `table` is the function.
-  """
-
-  @functools.wraps(table)
-  def make(**overrides) -> ConfigDict:
-    config = _defaults(make.table()).lock()
-    with config.ignore_type():  # an int where the default is a float, a list for a tuple: validate() judges
-      config.update(overrides)
-    return config
-
-  del make.__wrapped__  # so that help() shows (**overrides)
-  make.table = functools.cache(table)
-  return make
-
-
-def _defaults(table) -> ConfigDict:
-  return ConfigDict(
-    {key: _defaults(entry) if isinstance(entry, dict) else entry[0] for key, entry in table.items()}, sort_keys=False
-  )
-
-
-def _group(make, **defaults) -> dict:
-  """The table of another constructor, to stand within a table; with some defaults changed."""
-  table = make.table()
-  return table | {key: (default, table[key][1]) for key, default in defaults.items()}
-
-
-@_keys
+@keys
 def optimizer():
   """An optimiser of optax; `learning_rate` is reached after `warmup_steps`, and what follows is its schedule."""
   return {
@@ -107,7 +82,7 @@ def optimizer():
   }
 
 
-@_keys
+@keys
 def network():
   """The U-Net of the teacher, which the generator begins as a copy of (networks/unet.py explains each).
 
@@ -134,7 +109,7 @@ def network():
   }
 
 
-@_keys
+@keys
 def augmentation():
   """EDM's augmentation of a teacher's pictures, told to the network by labels (Karras et al. 2022, appendix F.2)."""
   return {
@@ -144,7 +119,7 @@ def augmentation():
   }
 
 
-@_keys
+@keys
 def teacher():
   """Stage 1, the diffusion teacher at the base resolution (EDM; METHOD: batch 4096, ln sigma ~ N(-1.2, 1.2^2))."""
   return {
@@ -152,14 +127,14 @@ def teacher():
     'init_from': ('', text),  # folder to start from: of `pagoda convert`, or another run's phase (its EMA); '': afresh
     'steps': (100_000, STEPS),
     'batch_size': (4096, BATCH),
-    'optimizer': _group(optimizer, name='adam'),
+    'optimizer': group(optimizer, name='adam'),
     'ema': (0.9999, number('[0, 1)')),  # decay a step, where neither of the next but one is given
     # Averages by half-life, in images, and after them by power function of a relative standard deviation (EDM2).
     # The first of all is the one that later phases and `pagoda sample` take.
     'ema_halflife': ((), each(number('[1, 1e14]'), 0, 10)),
     'ema_rampup': (0.05, number('[0, 1]')),  # largest half-life as a share of the images seen; 0: no ramp-up
     'ema_std': ((), each(number('[0.001, 0.288]'), 0, 10)),
-    'augmentation': _group(augmentation),
+    'augmentation': group(augmentation),
     'label_dropout': (0.0, number('[0, 1]')),
     # 'edm2' networks: learns how large the loss is at each noise level, and divides by it (EDM2, equation 21)
     'uncertainty': (False, flag),
@@ -170,7 +145,7 @@ def teacher():
   }
 
 
-@_keys
+@keys
 def invert():
   """Data to noise by the probability-flow ODE, once for every image (and its mirror image).
 
@@ -195,7 +170,7 @@ def invert():
   }
 
 
-@_keys
+@keys
 def guide():
   """The estimator omega_phi(x, c): which strength of guidance a picture of a class looks like.
 
@@ -209,14 +184,14 @@ def guide():
     'init_from': ('', text),
     'steps': (10_000, STEPS),
     'batch_size': (256, BATCH),
-    'optimizer': _group(optimizer, name='adam'),
+    'optimizer': group(optimizer, name='adam'),
     'ema': (0.999, number('[0, 1)')),
     'matmul_precision': ('default', MATMUL_PRECISION),
     'sample_levels': (12, integer('[2, 10_000]')),  # sigma levels of the Heun sampler that draws what it learns from
   }
 
 
-@_keys
+@keys
 def reconstruction():
   """L_rec: the distance between a real image and the generator's answer to its inverted noise."""
   return {
@@ -230,7 +205,7 @@ def reconstruction():
   }
 
 
-@_keys
+@keys
 def discriminator():
   """The discriminator: which features it sees, its size, and the augmentation of what it sees."""
   return {
@@ -245,7 +220,7 @@ def discriminator():
   }
 
 
-@_keys
+@keys
 def adversarial():
   """L_adv, and its weight: `weight`, times |grad L_rec| / |grad L_adv| at the last layer where `adaptive`."""
   return {
@@ -269,17 +244,17 @@ def _generator_phase(stage: str) -> dict:
     'guide': ('', text),  # phase of the estimator of omega; '': without guidance, or with a constant one
     'steps': (90_000, STEPS),
     'batch_size': (256, BATCH),  # for each loss
-    'optimizer': _group(optimizer, learning_rate=8e-6),
-    'discriminator_optimizer': _group(optimizer, learning_rate=2e-3),
+    'optimizer': group(optimizer, learning_rate=8e-6),
+    'discriminator_optimizer': group(optimizer, learning_rate=2e-3),
     'ema': (0.999, number('[0, 1)')),
     'matmul_precision': ('default', MATMUL_PRECISION),
     # that the discriminator learns from: 'fresh' from the updated generator, or 'shared' with the generator's loss
     'fakes': ('fresh', one_of('fresh', 'shared')),
-    'reconstruction': _group(reconstruction),
-    'discriminator': _group(discriminator),
-    'adversarial': _group(adversarial),
+    'reconstruction': group(reconstruction),
+    'discriminator': group(discriminator),
+    'adversarial': group(adversarial),
     # of a second discriminator, of pictures and their reconstructions (release at 512 px: 0.5, adaptive); 0: none
-    'reconstruction_adversarial': _group(adversarial, weight=0.0),
+    'reconstruction_adversarial': group(adversarial, weight=0.0),
     # 'joint': one update by the sum of all gradients; 'separate' (release from 256 px on): by those taken on the pairs,
     # then by L_adv's
     'update': ('joint', one_of('joint', 'separate')),
@@ -289,7 +264,7 @@ def _generator_phase(stage: str) -> dict:
   }
 
 
-@_keys
+@keys
 def distill():
   """Stage 2, the one-step generator at the base resolution (METHOD: 0.2 x adaptive weight, RAdam)."""
   return _generator_phase('distill') | {
@@ -303,7 +278,7 @@ def distill():
   }
 
 
-@_keys
+@keys
 def grow():
   """Stage 3, the generator `start` grown to `resolution` (the new blocks, the head and what `thaw` says train).
 
@@ -322,14 +297,14 @@ def grow():
     # of the decoder that it starts from: resolutions of levels, blocks ('dec_32_block1') or the release's numbers
     # ('output_blocks.9'); (): the level of the highest resolution, as in the paper. The release: output_blocks.9 and up
     'thaw': ((), each(THAWED)),
-    'adversarial': _group(adversarial, weight=1.0),
+    'adversarial': group(adversarial, weight=1.0),
   }
 
 
 PHASES = {'teacher': teacher, 'invert': invert, 'guide': guide, 'distill': distill, 'grow': grow}
 
 
-@_keys
+@keys
 def experiment():
   """A config with every top-level default and no phases yet."""
   return {
@@ -353,7 +328,7 @@ def experiment():
       'verify': (False, flag),  # array_record: compare every shard with its checksum before training
     },
     'base_resolution': (64, SIDE),
-    'network': _group(network),
+    'network': group(network),
     'weights_dir': ('', text),  # folder of published files, looked in before $PAGODA_WEIGHTS and the user cache
     'diffusion': {
       'sigma_min': (0.002, number('(0, 5000]')),

@@ -17,7 +17,7 @@ COMMANDS = {
   'sample': 'images from a trained phase or from weights: a grid, a folder, arrays, an animation',
   'evaluate': "FID and its relatives of a phase's samples, or of finished pictures",
   'edit': 'pictures: reconstruct | super_resolve | restyle | inpaint | deblur | colorize | interpolate',
-  'export': 'a generator as a StableHLO program and its weights, which need only jax; ONNX from there',
+  'export': 'a generator as a StableHLO program and its weights, which need only jax and flatbuffers; ONNX from there',
   'publish': 'a folder for a model hub: what `export` writes, a model card and samples',
   'prepare': 'pictures from anywhere into ArrayRecord shards of one resolution',
   'bench': 'how fast this machine runs a phase (step, sample, invert), reads pictures (data), converts (convert)',

@@ -76,3 +76,17 @@ def _is_among(value, choices):
 
 def _listed(choices):
   return ', '.join(str(choice) or "''" for choice in choices)
+
+
+# Ranges that several keys share. Upper ends are beyond all sense, so that a slip is told from a wish.
+STEPS = integer('[1, 1_000_000_000]')
+BATCH = integer('[1, 1_000_000]')
+SIDE = integer('[1, 8192]')  # pixels
+WIDTH = integer('[1, 16_384]')  # channels
+BLOCKS = integer('[0, 64]')
+WEIGHT = number('[0, 1e6]')  # of a loss
+OMEGA = number('[0, 100]')  # strength of guidance
+DEVICES = integer('[1, 1_000_000]', also=-1)
+THAWED = Range("a resolution or a block's name", lambda value: SIDE.holds(value) or bool(value) and text.holds(value))
+# Of float32 products: 'default' is the chip's (bfloat16 factors on TPU, TF32 on GPU), 'highest' is float32.
+MATMUL_PRECISION = one_of('default', 'high', 'highest')

@@ -9,6 +9,7 @@ from pagoda_jax.evaluation import evaluate, plans
 from pagoda_jax.networks.frozen.inception import GRAPHS
 from pagoda_jax.runtime import distributed
 from pagoda_jax.runtime.files import write_sealed
+from pagoda_jax.training import workdir
 from pagoda_jax.use import sample
 
 OF_WORKDIR = ('phase', 'step', 'ema', 'num_images', 'labels', 'guidance', 'seed')
@@ -61,7 +62,7 @@ def run(fv, args) -> int:
     _say(results[0], fv.images)
   else:
     results = []
-    config, name = evaluate.phase_of(fv.workdir, fv.phase)
+    config, name = workdir.image_phase(fv.workdir, fv.phase)
     sample.check_guidance(config, name, asked.guidance)
     for result in evaluate.of_phase(config, fv.workdir, name, fv.step, asked, fv.ema):
       results.append(result)

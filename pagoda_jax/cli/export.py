@@ -1,4 +1,4 @@
-"""`pagoda export`: a generator as a program that needs only jax."""
+"""`pagoda export`: a generator as a program that needs only jax and flatbuffers."""
 
 from absl import flags
 
@@ -19,5 +19,6 @@ def run(fv, args) -> int:
   print(f'{fv.output}: {generator.where}: {config["parameters"]:,} parameters')
   for name, file in config['files'].items():
     print(f'  {name:<20} {common.number(file["bytes"])}B')
-  print(f'draw with jax alone: python {fv.output}/{exported.LOADER} 0 1; for ONNX: bash launch/onnx.sh {fv.output}')
+  print(f'draw with jax and flatbuffers alone: python {fv.output}/{exported.LOADER} 0 1; '
+        f'for ONNX: bash launch/onnx.sh {fv.output}')
   return 0

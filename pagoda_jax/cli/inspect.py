@@ -7,7 +7,7 @@ from etils import epath
 from pagoda_jax.cli import common
 from pagoda_jax.data import noise_store
 from pagoda_jax.runtime import trees
-from pagoda_jax.training import checkpoints, workdir
+from pagoda_jax.training import checkpoints, starts, workdir
 
 
 def define_flags(fv) -> None:
@@ -40,10 +40,10 @@ def describe(folder: epath.Path, config, step: str, whole: bool) -> list[str]:
   lines += [f'  {path} was damaged and has been set aside' for path in checkpoints.set_aside(folder)]
   if not good:
     return [f'{folder.name} ({stage}): no {"whole " if lines else ""}checkpoint', *lines]
-  chosen = checkpoints.chosen_step(folder, step, config.checkpoint)
+  chosen = starts.chosen_step(folder, step, config.checkpoint)
   state, chosen = checkpoints.read_state(folder, max(good) if chosen is None else chosen)
   sha = checkpoints.digest(state, checkpoints.read_data_position(folder, chosen))
-  best = checkpoints.best_step(folder, config.checkpoint)
+  best = starts.best_step(folder, config.checkpoint)
   said = f', the best: {best[0]} (mean {config.checkpoint.best} {best[1]:.4g})' if best else ''
   lines.insert(0, f'{folder.name} ({stage}): whole checkpoints at steps {", ".join(map(str, good))}{said}; '
                   f'step {chosen}: sha256 {sha}')

@@ -21,7 +21,7 @@ from pagoda_jax.runtime import distributed, sharding
 from pagoda_jax.runtime.files import write_sealed
 from pagoda_jax.stages import models
 from pagoda_jax.stages import sampler as sampling
-from pagoda_jax.training import checkpoints, starts, workdir
+from pagoda_jax.training import checkpoints, starts
 from pagoda_jax.weights import locate
 
 REFERENCE_PICTURES = 10_000  # whose features are kept, for precision, recall and KID; drawn where there are more
@@ -66,21 +66,6 @@ def of_images(path: str, asked: Request) -> dict[str, Any]:
   if run.plan.paired:
     more = paired.of_pictures(run.plan.paired, samples, reference.pictures, mesh, asked.batch_size, asked.weights_dir)
   return run.result(sums, samples.described | {'count': samples.count}, more)
-
-
-def phase_of(folder, phase: str):
-  """(the experiment, a phase's name) of a work directory; '' takes the last phase that has a checkpoint.
-
-  Raises:
-    EvaluationError: there is no such phase, or it draws no images.
-    WorkdirError, CheckpointError: there is nothing to draw from, or it is damaged.
-  """
-  config = workdir.read_config(folder)
-  name = phase or workdir.last_finished(folder, config)
-  if name not in config.phases or config.phases[name].stage not in configs.IMAGE_STAGES:
-    choices = [n for n in config.order if config.phases[n].stage in configs.IMAGE_STAGES]
-    raise EvaluationError(f'--phase={name}: must be one of {", ".join(choices)}')
-  return config, name
 
 
 def of_phase(config, folder, name: str, step: str, asked: Request, ema: str = ''):
@@ -134,11 +119,11 @@ def steps_of(phase_folder, text: str, config) -> list[int | None]:
 
   Raises:
     EvaluationError: none lies in a range.
-    ValueError, CheckpointError: as checkpoints.chosen_step.
+    ValueError, CheckpointError: as starts.chosen_step.
   """
   first, dash, last = text.partition('-')
   if text != 'all' and not (dash and first.isdecimal() and last.isdecimal()):
-    return [checkpoints.chosen_step(phase_folder, text, config)]
+    return [starts.chosen_step(phase_folder, text, config)]
   there = sorted(checkpoints.finished_steps(phase_folder))
   found = there if text == 'all' else [step for step in there if int(first) <= step <= int(last)]
   if not found:

@@ -179,31 +179,6 @@ def metrics(phase_folder, name: str) -> dict[int, float]:
   return values
 
 
-def best_step(phase_folder, config) -> tuple[int, float] | None:
-  """(step, metric) of the best checkpoint by `config`, the experiment's group `checkpoint`; None without one."""
-  values = metrics(phase_folder, config.best) if config.get('best') else {}
-  step = best_of(values, config.get('best_mode'))
-  return None if step is None else (step, values[step])
-
-
-def chosen_step(phase_folder, text: str, config) -> int | None:
-  """The step that a flag asks for: a number, 'best' by `config` (the group `checkpoint`), or '' (None: the newest).
-
-  Raises:
-    CheckpointError: no checkpoint is the best.
-    ValueError: it is none of these.
-  """
-  if text == 'best':
-    best = best_step(phase_folder, config)
-    if not best:
-      why = f'none was saved with the metric {config.best}' if config.get('best') else 'config.checkpoint.best is empty'
-      raise CheckpointError(f'{_folder(phase_folder)}: no checkpoint is the best: {why}')
-    return best[0]
-  if text and not text.isdecimal():
-    raise ValueError(f"--step={text}: must be a number or 'best'")
-  return int(text) if text else None
-
-
 def _folder(phase_folder) -> epath.Path:
   return epath.Path(phase_folder).absolute() / FOLDER
 

@@ -161,3 +161,28 @@ def check_same_tree(expected, found, where: str) -> None:
   if rows:
     more = [f'  ... and {len(rows) - 20} more'] if len(rows) > 20 else []
     raise checkpoints.CheckpointError(f'{where}: of another network:\n' + '\n'.join(rows[:20] + more))
+
+
+def best_step(phase_folder, config) -> tuple[int, float] | None:
+  """(step, metric) of the best checkpoint by `config`, the experiment's group `checkpoint`; None without one."""
+  values = checkpoints.metrics(phase_folder, config.best) if config.get('best') else {}
+  step = checkpoints.best_of(values, config.get('best_mode'))
+  return None if step is None else (step, values[step])
+
+
+def chosen_step(phase_folder, text: str, config) -> int | None:
+  """The step that a flag asks for: a number, 'best' by `config` (the group `checkpoint`), or '' (None: the newest).
+
+  Raises:
+    CheckpointError: no checkpoint is the best.
+    ValueError: it is none of these.
+  """
+  if text == 'best':
+    best = best_step(phase_folder, config)
+    if not best:
+      why = f'none was saved with the metric {config.best}' if config.get('best') else 'config.checkpoint.best is empty'
+      raise checkpoints.CheckpointError(f'{phase_folder}: no checkpoint is the best: {why}')
+    return best[0]
+  if text and not text.isdecimal():
+    raise ValueError(f"--step={text}: must be a number or 'best'")
+  return int(text) if text else None

@@ -185,6 +185,21 @@ def last_finished(folder, config) -> str:
   raise WorkdirError(f'{folder}: no phase there has a checkpoint yet; start one with `pagoda run`')
 
 
+def image_phase(folder, name: str = ''):
+  """(the experiment, a phase whose network draws images) of a work directory; '' takes the last that has a checkpoint.
+
+  Raises:
+    WorkdirError: there is no such phase, or nothing to draw from.
+    CheckpointError: as `readable`.
+  """
+  config = read_config(folder)
+  name = name or last_finished(folder, config)
+  choices = [other for other in config.order if config.phases[other].stage in configs.IMAGE_STAGES]
+  if name not in choices:
+    raise WorkdirError(f'--phase={name}: must be one of {", ".join(choices)}')
+  return config, name
+
+
 def target(config, name: str, max_steps: int | None = None) -> int:
   """What `progress` reaches when the phase is finished; `max_steps` caps it for smoke runs."""
   phase = config.phases[name]

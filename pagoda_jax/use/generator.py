@@ -214,13 +214,9 @@ def of_phase(folder, phase: str = '', step: str = '', average: str = '', **kwarg
     ValueError: there is no such phase or step.
     WorkdirError, CheckpointError: there is nothing to draw from, or it is damaged.
   """
-  config = workdir.read_config(folder)
-  name = phase or workdir.last_finished(folder, config)
-  if name not in config.phases or config.phases[name].stage not in configs.IMAGE_STAGES:
-    choices = [n for n in config.order if config.phases[n].stage in configs.IMAGE_STAGES]
-    raise ValueError(f'--phase={name}: must be one of {", ".join(choices)}')
+  config, name = workdir.image_phase(folder, phase)
   phase_folder = epath.Path(folder) / name
-  chosen = checkpoints.chosen_step(phase_folder, str(step), config.checkpoint)
+  chosen = starts.chosen_step(phase_folder, str(step), config.checkpoint)
   chosen = checkpoints.newest_step(phase_folder) if chosen is None else chosen
   read = lambda: starts.read_average(config, phase_folder, average, chosen)[0]
   source = {'phase': name, 'step': chosen} | ({'average': average} if average else {})

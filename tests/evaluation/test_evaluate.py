@@ -19,7 +19,7 @@ from pagoda_jax.evaluation import pictures as sets
 from pagoda_jax.evaluation.pictures import EvaluationError
 from pagoda_jax.runtime import sharding
 from pagoda_jax.runtime.files import file_digest, read_sealed
-from pagoda_jax.training import checkpoints
+from pagoda_jax.training import checkpoints, workdir
 from pagoda_jax.weights import locate
 from pagoda_jax.weights.convert.unpickle import UnsafeFileError, WeightsFileError
 
@@ -82,7 +82,7 @@ def test_figures_of_a_run_need_nothing_downloaded_and_no_devices_or_batches_chan
   assert len(list((folder / 'grow_16' / 'evaluate').iterdir())) == 1  # the same request: replaced
   # The same pictures from a file, without the run.
   assert pagoda('sample', f'--workdir={folder}', f'--num_images={COUNT}', f'--out={tmp_path / "x.npz"}') == 0
-  reference = references.of_data(*evaluate.phase_of(folder, ''))
+  reference = references.of_data(*workdir.image_phase(folder, ''))
   encoder = data_features.encoder(reference.pictures, folder)
   monkeypatch.setattr(references, 'open_reference', lambda *_: reference)
   monkeypatch.setattr(data_features, 'encoder', lambda *_: encoder)
@@ -308,7 +308,7 @@ def test_a_missing_inception_says_where_it_comes_from(tmp_path, monkeypatch):
 
 
 def test_steps_of_a_range(finished):
-  folder, config = finished / 'grow_16', evaluate.phase_of(finished, '')[0].checkpoint
+  folder, config = finished / 'grow_16', workdir.image_phase(finished, '')[0].checkpoint
   assert evaluate.steps_of(folder, 'all', config) == [2, 4]
   assert evaluate.steps_of(folder, '3-9', config) == [4]
   assert evaluate.steps_of(folder, '', config) == [None]

@@ -110,7 +110,7 @@ SWITCHES = {
   'both on eight devices': {'microbatch': 1, 'remat': (8, 16), 'devices': 8},
 }
 # Growth's step is distillation's: remat alone is tried on one of them.
-CASES = [(name, switch) for name in PLAIN for switch in SWITCHES if (name, switch) != ('distill', 'remat')]
+CASES = [(name, switch) for name in PLAIN for switch in SWITCHES if (name, switch) != ('grow_16', 'remat')]
 
 
 @pytest.mark.parametrize('name, switch', CASES)
@@ -120,7 +120,7 @@ def test_a_step_is_the_same(name, switch):
 
 @pytest.mark.parametrize('name, switch', CASES)
 def test_the_compiled_step_needs_less_memory(name, switch):
-  most = {'microbatch': 0.4, 'remat': 0.75, 'both on eight devices': 0.2}[switch]
+  most = {'microbatch': 0.4, 'remat': 0.6, 'both on eight devices': 0.2}[switch]
   assert outcome(name, **SWITCHES[switch]).temporaries < most * outcome(name).temporaries
 
 

@@ -293,12 +293,12 @@ def test_the_best_stays_besides_the_latest(tmp_path):
   assert saved(phase, {6: 9.0}, keep=2, best='loss') and checkpoints.finished_steps(phase) == [2, 5, 6]
   group = configs.experiment().checkpoint
   group.best = 'loss'
-  assert checkpoints.best_step(phase, group) == (2, 1.5) and checkpoints.chosen_step(phase, 'best', group) == 2
+  assert starts.best_step(phase, group) == (2, 1.5) and starts.chosen_step(phase, 'best', group) == 2
   group.best_mode = 'max'
-  assert checkpoints.best_step(phase, group) == (6, 9.0)
+  assert starts.best_step(phase, group) == (6, 9.0)
   group.best = 'grad_norm'
   with pytest.raises(checkpoints.CheckpointError, match='none was saved with the metric grad_norm'):
-    checkpoints.chosen_step(phase, 'best', group)
+    starts.chosen_step(phase, 'best', group)
   assert saved(phase, {7: 1.0, 8: 2.0, 9: 2.0}, keep=1, best='loss')
   assert checkpoints.finished_steps(phase) == [7, 9]
 
