@@ -18,11 +18,20 @@ Before the first run: pictures and feature networks as imagenet_64_to_512.py say
 Published (Kim et al. 2024), one evaluation an image, without guidance: FID-50k 0.79 at 32 px. Of what grows from it
 no figure and no script is published: what the rungs take is what the release's scripts take for a 64 px base.
 
-What it takes: `pagoda plan --config=experiments/imagenet_32_to_512.py --topology=v5e-256`.
+`pagoda plan`, as in imagenet_64_to_512.py:
+
+                  v5e-256                       v5p-64 (32 chips)               8xh100
+  teacher     7.7 GB   94 ms   4,090 h    7.8 GB  249 ms  1,350 h    8.2 GB  457 ms    619 h
+  invert      2.1 GB  7.34 s      82 h    2.1 GB  3.15 s     35 h    1.8 GB  733 ms     16 h
+  distill    10.3 GB   48 ms     308 h   10.4 GB   78 ms     63 h   12.0 GB  195 ms     39 h
+  grow_64     3.2 GB   18 ms     112 h    3.3 GB   49 ms     39 h    4.1 GB   94 ms     19 h
+  grow_128    3.8 GB   30 ms     194 h    3.8 GB   92 ms     74 h    4.2 GB  175 ms     35 h
+  grow_256    5.7 GB   82 ms     526 h    5.7 GB  270 ms    216 h    6.0 GB  506 ms    101 h
+  grow_512   11.4 GB  262 ms   1,680 h   11.6 GB  880 ms    704 h   12.4 GB  1.65 s    329 h
 """
 
 from pagoda_jax import config as c
-from pagoda_jax import ladder
+from pagoda_jax.config import ladder
 
 TEACHER = 'weights/pagoda_teacher_32'
 LEVELS = (32, 64, 128, 256, 512)

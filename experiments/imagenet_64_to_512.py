@@ -28,20 +28,25 @@ Before the first run:
 Published (Kim et al. 2024), one evaluation an image, without guidance, FID-50k: 1.21 at 64 px (recall 0.63), 1.48 at
 128, 1.56 at 256 (IS 259.6), 1.80 at 512. Theirs took one node of 8 H100 up to 256 px and 64 A100 at 512 px.
 
-`pagoda plan --topology=v5e-256` (arithmetic at 33 % MFU): memory of a chip's 16 GB, a step, and in all
+`pagoda plan`, arithmetic at 33 % MFU: memory of a chip (16 GB on v5e, 95 on v5p, 80 on H100), a step, and in all
 
-  teacher     7.0 GB    263 ms    11,400 chip-hours (7,550 with `--config.mesh.fsdp=2 --config.microbatch=8`)
-  invert      5.0 GB    16.2 s    180 chip-hours for 1.28 M pictures and their mirror images, 64 a chip at once
-  distill     9.3 GB     54 ms    347 chip-hours
-  grow_128    3.7 GB     31 ms    201 chip-hours
-  grow_256    5.1 GB     61 ms    392 chip-hours
-  grow_512    9.9 GB    188 ms    1,203 chip-hours
+                  v5e-256                       v5p-64 (32 chips)               8xh100
+  teacher     7.0 GB  175 ms   7,580 h    7.1 GB  541 ms  2,930 h    7.3 GB  999 ms  1,360 h
+  invert      5.0 GB  16.2 s     180 h    5.0 GB  6.96 s     77 h    3.1 GB  1.62 s     36 h
+  distill     9.3 GB   54 ms     347 h    9.3 GB  116 ms     93 h   10.0 GB  255 ms     51 h
+  grow_128    3.7 GB   31 ms     201 h    3.7 GB   96 ms     76 h    4.0 GB  181 ms     36 h
+  grow_256    5.1 GB   61 ms     392 h    5.1 GB  198 ms    158 h    5.4 GB  372 ms     74 h
+  grow_512    9.9 GB  188 ms   1,203 h   10.1 GB  625 ms    500 h   10.9 GB  1.17 s    235 h
 
-and of grow_512 on v5p-64 10.1 of 95 GB, 740 ms, 592 chip-hours; on 8xh100 10.9 of 80 GB, 1.39 s, 278 chip-hours.
+h: hours of one chip. Inversion: 1.28 M pictures and their mirror images, 64 a chip at once (H100: 32). L_adv's
+gradients are summed after every image a chip (`microbatch = 1`), which memory of 16 GB asks of distill: on chips of
+more memory a larger microbatch makes it faster (`pagoda plan` recommends one).
+`--aot`: v5e's compiler takes 807 s and 22 GB of memory for grow_512 on 256 chips, and counts 8.81 GB a chip, 10.5 TFLOP
+an image (11.7 before it optimises) and 860 MB of sums a step.
 """
 
 from pagoda_jax import config as c
-from pagoda_jax import ladder
+from pagoda_jax.config import ladder
 
 TEACHER, NEXT_TEACHER = 'weights/edm_imagenet64', 'weights/edm2_img64_s'
 LEVELS = (64, 128, 256, 512)

@@ -11,14 +11,35 @@ experiments/mnist.py:
   without_rec   growth without L_rec          (a) the object moves between resolutions
   without_adv   growth without L_adv          (b) the result is blurred
   few           a tenth of the pairs          (c) suffices, or not
-  weak          a teacher of 80 steps         (d) noise-to-data distillation follows it, PaGoDA does not
+  weak          a teacher of 320 steps        (d) noise-to-data distillation follows it, PaGoDA does not
   full          experiments/mnist.py          (e) one step is not behind the teacher's 35 evaluations
+
+Three seeds (0, 1, 2; mean ± standard deviation), about half an hour of CPU time each:
+
+| phase | class | Frechet ratio | moved | fine power |
+|---|---|---|---|---|
+| teacher | 0.868 ± 0.004 | 0.657 ± 0.032 |  |  |
+| teacher_weak | 0.469 ± 0.046 | 4.458 ± 1.056 |  |  |
+| distill | 0.926 ± 0.009 | 0.849 ± 0.092 |  |  |
+| distill_few | 0.929 ± 0.012 | 0.812 ± 0.042 |  |  |
+| distill_to_data | 0.906 ± 0.010 | 0.851 ± 0.054 |  |  |
+| distill_weak | 0.857 ± 0.008 | 1.299 ± 0.222 |  |  |
+| distill_weak_to_data | 0.688 ± 0.020 | 2.353 ± 0.466 |  |  |
+| grow_16 | 0.943 ± 0.004 | 1.813 ± 0.097 | 0.032 ± 0.001 | 0.757 ± 0.017 |
+| grow_16_without_rec | 0.968 ± 0.007 | 5.522 ± 1.457 | 0.257 ± 0.130 | 0.775 ± 0.019 |
+| grow_16_without_adv | 0.835 ± 0.005 | 13.056 ± 1.623 | 0.024 ± 0.003 | 0.303 ± 0.008 |
+
+So (a), (b) and (e) hold, a tenth of the pairs suffices (c), and of a teacher at 4.5 noise-to-data distillation comes
+to 2.4 where PaGoDA comes to 1.3 (d). That asks for a teacher that is weak and still inverts to nearly the prior:
+after 80 steps what it inverts pictures to has mean -93 and deviation 64, and L_rec teaches what that noise becomes;
+after 320 -18 and 76, of which `standardize_noise` makes 0 and 80. And for little L_adv: at the others' weight of 2 it
+makes digits whatever L_rec does (one seed: 1.31 and, of the teacher's own images, 1.35; at 0.2: 0.98 and 1.38).
 """
 
 import pathlib
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from pagoda_jax import config as c
 from pagoda_jax import pipeline
@@ -43,19 +64,21 @@ def get_config(variant: str = ''):
   config.log.update({'every_steps': 20, 'samples_every': 400, 'samples': 100})
   config.checkpoint.every_steps = 200
   config.evaluation.samples = SAMPLES
-  for kind, steps in (('', 800), ('_weak', 80)):
+  for kind, steps in (('', 800), ('_weak', 320)):
     c.add_phase(config, f'teacher{kind}', c.teacher(
       steps=steps, batch_size=64, ema=0.99,
       optimizer=c.optimizer(name='adam', learning_rate=2e-3, warmup_steps=20, schedule='cosine'),
     ))
     c.add_phase(config, f'invert{kind}', c.invert(
       teacher=f'teacher{kind}', num_levels=10, add_noise=True, batch_size=256, shard_size=1024))
+  # At the others' weight of 2, L_adv makes digits whatever L_rec does.
+  weak = {'teacher': 'teacher_weak', 'noise': 'invert_weak', 'adversarial': c.adversarial(weight=0.05, adaptive=False)}
   for name, changed in (
     ('distill', {}),
     ('distill_few', {'pairs_fraction': 0.1}),
     ('distill_to_data', {'pairs': 'teacher'}),
-    ('distill_weak', {'teacher': 'teacher_weak', 'noise': 'invert_weak'}),
-    ('distill_weak_to_data', {'teacher': 'teacher_weak', 'noise': 'invert_weak', 'pairs': 'teacher'}),
+    ('distill_weak', weak | {'standardize_noise': True}),  # it has mean -18, deviation 76
+    ('distill_weak_to_data', weak | {'pairs': 'teacher'}),
   ):
     c.add_phase(config, name, c.distill(steps=700, **players(48, 64, 2.0) | changed))
   for kind, rec, adv in (('', 1.0, 0.06), ('_without_rec', 0.0, 0.06), ('_without_adv', 1.0, 0.0)):
@@ -114,6 +137,7 @@ def table(runs: list[dict]) -> str:
 def main(args):
   """Runs every seed, or goes on, and prints the table."""
   del args
+  logging.set_verbosity(logging.WARNING)
   runs = []
   for seed in flags.FLAGS.seeds:
     config = get_config()

@@ -19,6 +19,8 @@ COMMANDS = {
   'edit': 'pictures: reconstruct | super_resolve | restyle | inpaint | deblur | colorize | interpolate',
   'export': 'a generator as a StableHLO program and its weights, which need only jax and flatbuffers; ONNX from there',
   'publish': 'a folder for a model hub: what `export` writes, a model card and samples',
+  'serve': 'a page to draw pictures with, in a browser: wander, interpolate, reconstruct, inpaint',
+  'report': 'how a run went, as one HTML file: curves, samples, figures, config; two runs side by side',
   'prepare': 'pictures from anywhere into ArrayRecord shards of one resolution',
   'bench': 'how fast this machine runs a phase (step, sample, invert), reads pictures (data), converts (convert)',
   'inspect': "a work directory's checkpoints, parameters and digests",

@@ -10,13 +10,14 @@ from etils import epath
 
 from pagoda_jax import config as configs
 from pagoda_jax import validation
-from pagoda_jax.data import stream as streams
+from pagoda_jax.data import fitting
+from pagoda_jax.evaluation.report import write as report
 from pagoda_jax.planning import plan
 from pagoda_jax.runtime import distributed, lock, topologies
 from pagoda_jax.runtime.interrupts import Interrupted, StopRequest
 from pagoda_jax.runtime.progress import duration
-from pagoda_jax.training import checkpoints, inverting, loop, workdir
-from pagoda_jax.weights import frozen_weights
+from pagoda_jax.training import autoencoding, checkpoints, inverting, loop, workdir
+from pagoda_jax.weights import autoencoders, frozen_weights, text_encoders
 
 
 def run_experiment(config, folder, phases=(), max_steps: int | None = None, finish: Callable[[], None] | None = None
@@ -33,6 +34,8 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None, fini
   Raises:
     ConfigError: the config cannot be run, or names no such phase.
     MissingWeightsError, WrongDigestError: a published file that a phase needs is not there or not whole.
+    TextEncoderError: the embeddings of captions are of another encoder.
+    AutoencoderError, ConversionError: the autoencoder of latent space is not there, damaged or another one.
     SourceError: the pictures are missing or damaged, or do not fit the config.
     WorkdirError: the work directory belongs to another experiment, or lacks what a phase starts from.
     LockError: another run works on the work directory.
@@ -40,7 +43,8 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None, fini
     Interrupted: a phase was asked to stop, and has saved.
   """
   validation.validate(config, jax.device_count())
-  streams.settle(config)
+  autoencoders.settle(config)
+  fitting.settle(config)
   validation.validate(config, jax.device_count())  # once more, now that the number of classes is known
   for name in phases:
     if name not in config.order:
@@ -51,19 +55,24 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None, fini
       workdir.check_claim(folder, config, name)
   workdir.check_same_everywhere(config, chosen)
   frozen_weights.check_present(config, chosen)
+  if configs.has_text(config):
+    text_encoders.check(config)
+  page = report.Page(folder)
   with lock.hold(folder):
     with StopRequest() as stop:
       for name in chosen:
         if stop.wanted_before(name):
           raise Interrupted(f'stopped before {name}; start the same command again to go on', stop.exit_code)
-        run_phase(config, folder, name, stop, max_steps)
+        run_phase(config, folder, name, stop, max_steps, page.refresh)
     distributed.wait_for_all('end of the last phase')
     if finish:
       finish()
+    page.finish()
 
 
-def run_phase(config, folder, name: str, stop: StopRequest, max_steps: int | None = None) -> None:
-  """Runs one phase to its end, unless it is there already."""
+def run_phase(config, folder, name: str, stop: StopRequest, max_steps: int | None = None,
+              refresh: Callable[[], None] = lambda: None) -> None:
+  """Runs one phase to its end, unless it is there already; `refresh` is called when there is more to report."""
 
   def begin():
     lock.confirm()
@@ -78,7 +87,10 @@ def run_phase(config, folder, name: str, stop: StopRequest, max_steps: int | Non
   target = workdir.target(config, name, max_steps)
   # One process looks: on a network file system another may not see yet what was just written.
   done = distributed.from_primary(f'begin {name}', begin)
+  leaves_weights = config.phases[name].stage == 'autoencoder'
   if done >= target:
+    if leaves_weights:  # which a run that ended here has not written yet
+      autoencoding.leave_weights(config, folder, name)
     distributed.say(f'{name}: finished already ({done} of {target})')
     return
   start = time.monotonic()
@@ -87,7 +99,10 @@ def run_phase(config, folder, name: str, stop: StopRequest, max_steps: int | Non
   else:
     with futures.ThreadPoolExecutor(1) as counting:  # beside the compilation of the first step
       image_flops = counting.submit(image_flops_for_mfu, config, name)
-      loop.run_phase(config, folder, name, stop, max_steps, image_flops.result)
+      loop.run_phase(config, folder, name, stop, max_steps, image_flops.result, refresh)
+  if leaves_weights:
+    autoencoding.leave_weights(config, folder, name)
+  refresh()
   distributed.say(f'{name}: finished in {duration(time.monotonic() - start)}')
 
 

@@ -1,13 +1,18 @@
 """Eight virtual CPU devices, one compilation cache for all tests."""
 
+import fcntl
+import functools
+import gc
 import os
 import pathlib
 import shutil
 
 import pytest
+from quick import SAME_ANY_SIZE, XLA_FLAGS
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+FLAGS = ('--xla_force_host_platform_device_count=8', XLA_FLAGS)
+os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *FLAGS])
 MAPPINGS, MOST_MAPPINGS = pathlib.Path('/proc/self/maps'), 20_000
 CACHE = pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'compiled'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
@@ -18,6 +23,9 @@ import jax  # noqa: E402
 from absl import flags  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags
+# Tracing makes many objects, few of them in cycles: looking for those at Python's usual pace is a quarter of its time.
+gc.set_threshold(50_000, 20, 20)
+assert jax.device_count() == 8  # from now on: a test that plans for more CPUs before any other uses JAX would get them
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -37,12 +45,27 @@ def few_mappings():
 
 @pytest.fixture(scope='session')
 def finished(tmp_path_factory):
-  """A work directory with every phase of the tiny experiment finished: 4 steps each."""
+  """A work directory with every phase of the tiny experiment finished: 4 steps each.
+
+  Run once for all processes of pytest-xdist, whose folders lie side by side; each has a copy.
+  """
   import runs
 
-  folder = tmp_path_factory.mktemp('finished')
-  assert runs.pagoda('run', runs.CONFIG, f'--workdir={folder}') == 0
-  return folder
+  folder, own = tmp_path_factory.mktemp('finished'), tmp_path_factory.getbasetemp()
+  shared = (own.parent if 'PYTEST_XDIST_WORKER' in os.environ else own) / 'run_for_all'
+  with open(f'{shared}.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (whole := shared.with_suffix('.whole')).exists():
+      shutil.rmtree(shared, ignore_errors=True)
+      assert runs.pagoda('run', runs.CONFIG, f'--workdir={shared}') == 0
+      whole.touch()
+  return pathlib.Path(shutil.copytree(shared, folder, dirs_exist_ok=True))
+
+
+@pytest.fixture
+def same_any_size(monkeypatch):
+  """What is compiled meanwhile is rounded alike in batches of any size."""
+  monkeypatch.setattr(jax, 'jit', functools.partial(jax.jit, compiler_options=SAME_ANY_SIZE))
 
 
 @pytest.fixture

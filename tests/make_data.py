@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 
 import numpy as np
 from array_record.python import array_record_module
@@ -58,3 +59,19 @@ def write_tfds(data_dir, name: str, count: int) -> None:
     dataset_name=name, data_dir=folder, split='train', filetype_suffix='array_record')
   split = tfds.core.SplitInfo(name='train', shard_lengths=[count], num_bytes=0, filename_template=template)
   tfds.folder_dataset.write_metadata(data_dir=folder, features=features, split_infos=[split], check_data=False)
+
+
+def write_tar(path, members: list[tuple[str, bytes]], format: int = tarfile.USTAR_FORMAT) -> None:
+  """A tar of files (name, content), one after the other; names may come twice."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tarfile.open(path, 'w', format=format) as tar:
+    for name, content in members:
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      tar.addfile(info, io.BytesIO(content))
+
+
+def samples(count: int, first: int = 0) -> list[tuple[str, bytes]]:
+  """Members of captioned pictures: sample i shows pixels(i)."""
+  return [member for i in range(first, first + count)
+          for member in ((f'{i:03d}.png', png(pixels(i))), (f'{i:03d}.txt', f'picture {i}\n'.encode()))]

@@ -7,7 +7,7 @@ import torch_writers
 
 from pagoda_jax.method import perception
 from pagoda_jax.weights import published
-from pagoda_jax.weights.convert import formats
+from pagoda_jax.weights.convert import formats, torch_files
 
 VGG = {'widths': (64, 128, 256, 512, 512), 'depths': (2, 2, 3, 3, 3)}
 
@@ -34,6 +34,31 @@ def unlocked(monkeypatch) -> None:
   monkeypatch.setattr(published, 'REGISTRY', entries)
 
 
+def write_representations(folder) -> dict:
+  """FDr's encoders but Inception, tiny but for the size of their pictures; returns {registry's name: path}."""
+  tower = {'architecture': 'deit', 'width': 64, 'depth': 1, 'head_channels': 64, 'mlp_width': 8, 'patch': 16,
+           'grid': 14, 'distilled': False}
+  norm = {'norm.weight': np.ones(64, np.float32), 'norm.bias': np.zeros(64, np.float32)}
+  clip = {'patch': 14, 'grid': 16, 'width': 64, 'layers': 1, 'heads': 1, 'mlp_width': 8, 'projection': 4}
+  wanted = {
+    'convnextv2_base': ('convnext', {'depths': (1, 1), 'widths': (4, 6)},
+                        {'head.fc.weight': np.zeros((2, 6), np.float32)}),
+    'dinov2_vitl14': ('dinov2', tower | {'patch': 14, 'grid': 16, 'layer_scale': True}, {}),
+    'mae_vitl16': ('timm', tower, norm),
+    'siglip2_so400m16': ('siglip', tower | {'grid': 16, 'class_token': False, 'approximate_gelu': True}, {}),
+    'clip_vit_l14': ('clip_image', clip, {}),
+  }
+  paths = {name: folder / entry.file_name for entry in published.REGISTRY if (name := entry.name) in wanted}
+  folder.mkdir(parents=True, exist_ok=True)
+  for seed, (name, (format, options, more)) in enumerate(wanted.items()):
+    content = random_tensors(formats.FORMATS[format].leaves(options), seed) | more
+    if paths[name].suffix == '.safetensors':
+      torch_files.write_safetensors(paths[name], content, {'format': 'pt'})
+    else:
+      torch_writers.save_zip(paths[name], content)
+  return paths
+
+
 def write(folder, *names: str) -> None:
   """Writes random files of these registry names into a folder, feature networks by perception.BACKBONES."""
   folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +66,10 @@ def write(folder, *names: str) -> None:
   for name in names:
     if name in perception.BACKBONES:
       content = random_tensors(formats.FORMATS['timm'].leaves(perception.BACKBONES[name]))
+    elif name == perception.CLIP_NAME:
+      leaves = formats.FORMATS['clip_image'].leaves(perception.CLIP_OPTIONS)
+      torch_files.write_safetensors(files[name], random_tensors(leaves), {'format': 'pt'})
+      continue
     elif name == 'in_embeddings_tf_efficientnet_lite0':
       # As StyleGAN-XL's file: a plain pickle of a torch.nn.Embedding.
       weight = np.random.default_rng(1).standard_normal((1000, 320), np.float32)

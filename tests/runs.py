@@ -5,13 +5,14 @@ import pathlib
 import subprocess
 import sys
 
+from quick import XLA_FLAGS
+
 from pagoda_jax import main
 from pagoda_jax.training import checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = f'--config={ROOT / "tests" / "tiny.py"}'
 ORDER = ['teacher', 'invert', 'distill', 'grow_16']
-XLA_FLAGS = '--xla_backend_optimization_level=0'  # of commands as processes: they spend their time compiling
 
 
 def pagoda(*args):

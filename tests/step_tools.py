@@ -9,7 +9,7 @@ import tiny
 from jax.extend import core
 
 from pagoda_jax import config as configs
-from pagoda_jax import ladder
+from pagoda_jax.config import ladder
 from pagoda_jax.method import perception
 from pagoda_jax.networks import growth
 from pagoda_jax.runtime import sharding
@@ -17,13 +17,15 @@ from pagoda_jax.stages import models, state
 from pagoda_jax.training import loop
 
 PLAIN = ('teacher', 'distill', 'grow_16')
-PHASES = (*PLAIN, 'guided:guide', 'guided:distill')  # 'guided:' of the experiment's variant
+# 'guided:' of the experiment's variant, with EDM2's form of the networks
+PHASES = (*PLAIN, 'guided:guide', 'guided:distill', 'guided:grow_16')
+ACROSS_PROCESSES = ('teacher', 'guided:guide', 'guided:grow_16')  # growth's step is distillation's
 RNG = jax.random.key(0)
 CONFIG = tiny.get_config()
 GUIDED = tiny.get_config('guided')
+GUIDED.network.form = 'edm2'
 # Growth's step is distillation's: there with the paper's loss, here with R3GAN's.
 CONFIG.phases.grow_16.adversarial.update({'loss': 'relativistic', 'r1': 1.0, 'r2': 0.5})
-QUICK = {'xla_backend_optimization_level': 0}  # halves the time of tests that do little but compile
 # In the place of the published feature networks (perception.BACKBONES).
 TINY_BACKBONES = {
   configs.BACKBONES[0]: {
@@ -39,12 +41,14 @@ TINY_BACKBONES = {
     'distilled': False,
   },
 }  # fmt: skip
+# In place of CLIP ViT-L/14's picture tower, whose width of embeddings it keeps.
+TINY_CLIP = {'patch': 8, 'grid': 2, 'width': 64, 'layers': 1, 'heads': 1, 'mlp_width': 16, 'projection': 768}
 
 
 def jitted(step, placed, mesh, **options):
-  """The step as the training loop compiles it for a state on the mesh, but with QUICK and `options` of XLA."""
+  """The step as the training loop compiles it for a state on the mesh, but with `options` of XLA."""
   shardings = (sharding.tree_shardings(placed, mesh), sharding.replicated(mesh))
-  return jax.jit(step, donate_argnums=0, out_shardings=shardings, compiler_options=QUICK | options)
+  return jax.jit(step, donate_argnums=0, out_shardings=shardings, compiler_options=options)
 
 
 def of(name):
@@ -60,10 +64,14 @@ def batch_of(config, name, count=8, seed=0):
   labels = rng.integers(0, 10, (2, count)).astype(np.int32)
   if config.phases[name].stage not in configs.GENERATOR_STAGES:
     return {'image': images[0], 'label': labels[0]}
-  omega = {'omega': rng.uniform(1, 4, count).astype(np.float32)} if configs.has_guidance(config) else {}
+  more = {}
+  if configs.has_guidance(config):
+    more['omega'] = rng.uniform(1, 4, count).astype(np.float32)
+    if resolution > base:
+      more['real_base_image'] = rng.integers(0, 256, (count, base, base, 1), dtype=np.uint8)
   noise = (80 * rng.standard_normal((count, base, base, 1))).astype(np.float32)
   pair = {'image': images[0], 'label': labels[0], 'noise': noise}
-  return pair | {'real_image': images[1], 'real_label': labels[1]} | omega
+  return pair | {'real_image': images[1], 'real_label': labels[1]} | more
 
 
 def start_of(config, name, frozen=None):
@@ -82,7 +90,12 @@ def start_of(config, name, frozen=None):
 
 def params_of(unet):
   """Parameters of a U-Net, none of which is zero."""
-  return jax.tree.map(_spread, models.init_unet(unet, RNG))
+  return jax.tree_util.tree_map_with_path(_lively, models.init_unet(unet, RNG))
+
+
+def _lively(path, leaf):
+  """EDM2's gains, which begin at zero, would let hardly anything of the network be seen."""
+  return _spread(leaf + 1 if path[-1].key.endswith('gain') else leaf)
 
 
 def _spread(leaf):
@@ -110,16 +123,34 @@ def frozen_of(name):
 
 
 def run_step(name, devices, fsdp=1, batch=None):
-  """(state, metrics) after one step of a phase on so many devices, as host arrays."""
-  step, start = setup(name)
-  mesh = sharding.make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
+  """(state, metrics) after one step of a phase on so many devices, as host arrays; computed once for batch_of's."""
+  run = _stepped if batch is None else _stepped.__wrapped__
+  return run(name, devices, fsdp, sharding.SHARDED_FROM, batch)
+
+
+@functools.cache
+def _stepped(name, devices, fsdp, sharded_from, batch):
+  step, mesh = _compiled(name, devices, fsdp, sharded_from), _mesh(devices, fsdp)
   with jax.set_mesh(mesh):
-    placed = sharding.place(start, mesh)
+    placed = sharding.place(setup(name)[1], mesh)
     batch = batch or batch_of(*of(name))
     rows = sharding.local_rows(len(batch['image']), mesh)
     batch = sharding.place_batch({key: value[rows] for key, value in batch.items()}, mesh)
-    out, metrics = jitted(step, placed, mesh)(placed, batch, sharding.place(frozen_of(name), mesh), jax.device_get(RNG))
+    out, metrics = step(placed, batch, sharding.place(frozen_of(name), mesh), jax.device_get(RNG))
     return jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))((out, metrics)))
+
+
+@functools.cache
+def _compiled(name, devices, fsdp, sharded_from):
+  """A jitted step, kept: tracing it again takes as long as reading it back from the cache."""
+  del sharded_from  # which the shardings depend on
+  step, start = setup(name)
+  mesh = _mesh(devices, fsdp)
+  return jitted(step, sharding.place(start, mesh), mesh)
+
+
+def _mesh(devices, fsdp):
+  return sharding.make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
 
 
 # What adds terms up in the type of its operand. Products sum in float32 whatever their type; the windows of the

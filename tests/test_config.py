@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
+from ml_collections import ConfigDict
 from runs import CONFIG, pagoda
 
 from pagoda_jax import config as configs
-from pagoda_jax import ladder, validation
+from pagoda_jax import validation
+from pagoda_jax.config import ladder
 from pagoda_jax.stages import models, state
 from pagoda_jax.weights.convert import pagoda as pagoda_names
 
@@ -35,12 +37,15 @@ BAD = [
   ('phases.grow_16.resolution', 24, ['config.phases.grow_16.resolution = 24', '8', 'times 2, 4, 8']),
   ('phases.grow_16.resolution', 32, ['config.phases.grow_16.resolution = 32', 'config.data.resolution = 16']),
   ('phases.distill.noise', 'nowhere', ["config.phases.distill.noise = 'nowhere'", 'invert']),
-  ('phases.distill.stage', 'shrink', ["'shrink'", 'teacher, invert, guide, distill, grow']),
+  ('phases.distill.stage', 'shrink', ["'shrink'", 'teacher, invert, encode, guide, distill, grow']),
   ('phases.distill.reconstruction.distance', 'l3', ["'l3'", 'pixels']),
   ('phases.distill.discriminator.augment', ('sepia',), ["'sepia'", 'brightness']),
   ('phases.distill.optimizer.name', 'adan2', ["'adan2'", 'one of', 'radam']),
   ('phases.distill.pairs', 'noise', ["config.phases.distill.pairs = 'noise'", 'data, teacher']),
   ('phases.distill.pairs_fraction', 1.5, ['pairs_fraction = 1.5', '(0, 1]']),
+  ('phases.invert.encoder', 'teacher', ["invert.encoder = 'teacher'", 'stage encode (none; add one of stage']),
+  ('phases.distill.resolution', 24, ['distill.resolution = 24', 'must be 0 (config.base_resolution = 8), or']),
+  ('phases.distill.resolution', 32, ['distill.resolution = 32', 'not exceed config.data.resolution = 16']),
   ('phases.invert.dtype', 'int8', ["'int8'", 'float32, float16']),
   ('order', ('teacher', 'invert', 'grow_16'), ['config.phases.grow_16.start', 'none; add one of stage distill']),
   ('order', ('teacher', 'distil'), ["'distil'", 'distill']),
@@ -136,6 +141,12 @@ def test_refuses(key, value, expected):
     assert text in str(error.value)
 
 
+def test_a_host_inverts_by_itself_whatever_its_batch():
+  config = tiny.get_config()
+  config.phases.invert.batch_size = 12  # filled up to a multiple of the host's devices
+  validation.validate(config, 8)
+
+
 GUIDED_BAD = [
   ('guidance.law', 'gauss', ["config.guidance.law = 'gauss'", 'none, constant, uniform, truncated_normal']),
   ('guidance.low', 4.0, ['config.guidance.low = 4.0', 'below config.guidance.high = 4.0']),
@@ -170,6 +181,79 @@ def test_refuses_of_guidance(key, value, expected):
     assert text in str(error.value)
 
 
+def with_text(encoder='clip:weights/clip'):
+  """The tiny experiment on captions instead of labels."""
+  config = tiny.get_config()
+  config.text.encoder = encoder
+  config.data.update({'source': 'array_record', 'path': 'data/photos', 'num_classes': 0})
+  config.phases.distill.discriminator.conditional = config.phases.grow_16.discriminator.conditional = False
+  return config
+
+
+TEXT_BAD = [
+  *(('text.encoder', value, ['config.text.encoder = ', 'clip:FOLDER, t5:FOLDER, ngrams or module:function'])
+    for value in ('clip', 'clip:', 'ngrams:', 'ngram', 'a:b:c', 'https://x/y', 'a..b:c', 'a:', ':f')),
+  ('text.encoder', '', ["config.text.sha256 = 'aaaa", "must be '' while config.text.encoder is ''"]),
+  ('text.encoder', 't5:weights/t5', ['config.text.pooled_width = 768', 'config.text.width = 512', 'mean of its']),
+  ('text.sha256', 'A' * 64, ['config.text.sha256', '64 hexadecimal digits']),
+  ('text.length', 0, ['config.text.length = 0', '[1, 4096]']),
+  ('text.width', 0, ['config.text.width = 0', '[1, 16_384]']),
+  ('network.form', 'edm2', ["config.network.form = 'edm2'", 'no input for captions']),
+  ('network.form', 'deepfloyd', ["network.text_attention = 'none'", "must be 'added_kv'"]),
+  ('network.text_attention', 'self', ["network.text_attention = 'self'", 'none, cross, added_kv']),
+  ('network.text_pool_heads', 7, ['network.text_pool_heads = 7', 'must divide config.text.width = 512']),
+  ('guidance.recaptions.law', 'uniform', ["guidance.recaptions.law = 'uniform'", "must be '' without"]),
+  ('data.num_classes', 10, ['config.data.num_classes = 10', 'must be 0 with captions', 'a label or a text']),
+  ('data.num_classes', -1, ['config.data.num_classes = -1', 'must be 0 with captions']),
+  ('data.source', 'mnist', ["config.data.source = 'mnist'", "must be 'array_record'", '--text_encoder']),
+]
+
+
+@pytest.mark.parametrize('key, value, expected', TEXT_BAD, ids=[f'{k}={v!s:.20}' for k, v, _ in TEXT_BAD])
+def test_refuses_of_text(key, value, expected):
+  config = with_text()
+  config.text.update({'width': 512, 'sha256': 'a' * 64})
+  validation.validate(config, 8)
+  set_key(key, value)(config)
+  with pytest.raises(configs.ConfigError) as error:
+    validation.validate(config, 8)
+  for text in expected:
+    assert text in str(error.value)
+
+
+def test_encoders_of_text_and_guidance_by_captions_are_taken():
+  for encoder in ('clip:weights/clip', 't5:a:b', 'ngrams', 'mine:encode', 'my.package:encode'):
+    config = with_text(encoder)
+    config.guidance.update({'law': 'constant', 'mean': 3.0})
+    config.phases.teacher.label_dropout = 0.1
+    validation.validate(config, 8)
+  # Attention to captions needs attention; kinds of captions with laws of their own, an estimator.
+  config.network.text_attention = 'cross'
+  validation.validate(config, 8)
+  config.network.mid_attention = False
+  with pytest.raises(configs.ConfigError, match="text_attention = 'cross': is where there is attention, and there is "):
+    validation.validate(config, 8)
+  config.network.mid_attention = True
+  config.guidance.recaptions.update({'law': 'truncated_normal', 'mean': 2.0, 'std': 3.0, 'low': 2.5, 'high': 10.0})
+  with pytest.raises(configs.ConfigError, match='guidance.recaptions.mean = 2.0: must lie between .*low = 2.5'):
+    validation.validate(config, 8)
+  config.guidance.recaptions.low = 1.0
+  with pytest.raises(configs.ConfigError, match="distill.guide = '': must be an earlier phase"):
+    validation.validate(config, 8)
+
+
+@pytest.mark.parametrize('key, value, said', [
+  ('network.text_attention', 'cross', "text_attention = 'cross': needs captions, and config.text.encoder is ''"),
+  ('network.text_pool_heads', 4, 'text_pool_heads = 4: needs captions'),
+  ('network.form', 'deepfloyd', "form = 'deepfloyd': is a network of captions"),
+])
+def test_keys_of_captions_need_captions(key, value, said):
+  config = tiny.get_config()
+  set_key(key, value)(config)
+  with pytest.raises(configs.ConfigError, match=said):
+    validation.validate(config, 8)
+
+
 def test_what_keys_that_exclude_each_other_must_be():
   config = tiny.get_config('guided')
   config.order = tuple(name for name in config.order if name != 'guide')
@@ -194,8 +278,8 @@ def test_what_keys_that_exclude_each_other_must_be():
 
 
 FLAGS = ('mirror verify mid_attention clip_denoised add_noise store spectral_norm conditional adaptive scale_shift '
-         'shard_frozen batches')
-TEXTS = 'data.path data.name split weights_dir teacher.init_from'
+         'shard_frozen batches quant_conv post_quant_conv')
+TEXTS = 'data.path data.name split weights_dir teacher.init_from autoencoder.weights autoencoder.sha256'
 TUPLES = ('ema_halflife ema_std remat augment init_levels thaw attention_resolutions decoder_channel_mult '
           'evaluation.guidance')
 # What most keys cannot be, and the ends of the names of those that can.
@@ -203,16 +287,19 @@ HOSTILE = [
   (math.nan, ''),
   (math.inf, ''),
   (-math.inf, ''),
-  (-1, 'num_classes workers mesh.data p_mean'),
+  (-1, 'num_classes workers mesh.data p_mean autoencoder.shift'),
   (0, 'seed holdout workers max_unreadable stem_channels embed_channels num_heads augment_dim dropout warmup_steps b1 '
       'b2 clip_norm ema ema_rampup rate p_mean p_std reconstruction.weight distill.adversarial.weight '
       'reconstruction_adversarial.weight mean low r1 r2 grow_16.num_blocks microbatch keep_every '
-      'evaluation.samples'),
-  (1.5, 'learning_rate clip_norm p_mean p_std weight mean std low high r1 r2 sigma_min sigma_max sigma_data rho'),
+      'evaluation.samples clip_weight text_channels text_pool_heads recaptions.high scaling autoencoder.shift '
+      'autoencoder.adversarial.weight kl_weight l1_weight adversarial_from distill.resolution distill.num_blocks '
+      'grow_32.num_blocks grow_32.adversarial.weight'),
+  (1.5, 'learning_rate clip_norm p_mean p_std weight mean std low high r1 r2 sigma_min sigma_max sigma_data rho '
+        'scaling autoencoder.shift kl_weight l1_weight'),
   (1e30, ''),
-  (10**9, 'seed steps warmup_steps decay_from clip_norm every_steps samples_every keep_every'),
+  (10**9, 'seed steps warmup_steps decay_from clip_norm every_steps samples_every keep_every adversarial_from'),
   (10**400, ''),
-  ('', f'{TEXTS} init_from start_ema best'),
+  ('', f'{TEXTS} init_from start_ema best text.encoder invert.encoder encoded.teacher sha256 recaptions.law'),
   ('x', TEXTS),
   ('nan', TEXTS),
   ('\0', ''),
@@ -237,16 +324,32 @@ def all_keys(group, path='config'):
   """(group, key, dotted name) of every key, groups too."""
   for key in list(group):
     yield group, key, f'{path}.{key}'
-    if isinstance(group[key], configs.ConfigDict):
+    if isinstance(group[key], ConfigDict):
       yield from all_keys(group[key], f'{path}.{key}')
 
 
-def test_every_key_of_every_stage_refuses_what_it_cannot_be():
-  config = tiny.get_config('guided')
+def an_autoencoder():
+  """An experiment that trains one."""
+  config = configs.experiment(base_resolution=16)
+  config.data.resolution = 16
+  configs.add_phase(config, 'autoencoder', configs.autoencoder(
+    batch_size=8, discriminator=configs.discriminator(conditional=False, scales=1)))
+  return config
+
+
+@pytest.mark.parametrize('make, of, never, also', [
+  (lambda: tiny.get_config('guided'), '', (), {}),
+  # Without guidance.
+  (lambda: tiny.get_config('roads'), 'phases', ('encoded.teacher', 'encoded.init_from', 'encoded.add_noise'),
+   {"''": 'guide', '0': 'label_dropout'}),
+  (an_autoencoder, 'phases', ('conditional', 'r1', 'r2', 'clip_weight'), {}),  # are False and 0 for autoencoders
+])
+def test_every_key_of_every_stage_refuses_what_it_cannot_be(make, of, never, also):
+  config = make()
   validation.validate(config, 8)
   wrong = []
   with config.unlocked():
-    for group, key, name in list(all_keys(config)):
+    for group, key, name in list(all_keys(config[of], f'config.{of}') if of else all_keys(config)):
       good = group[key]
       for value, allowed in HOSTILE:
         del group[key]  # so that the ConfigDict neither converts the value nor refuses it
@@ -256,7 +359,8 @@ def test_every_key_of_every_stage_refuses_what_it_cannot_be():
           validation.validate(config, 8)
         except configs.ConfigError as error:
           said = str(error)
-        if any(name.endswith(f'.{end}') for end in allowed.split()):
+        ends = [] if value and name.endswith(never) else [*allowed.split(), *also.get(repr(value), '').split()]
+        if any(name.endswith(f'.{end}') for end in ends):
           expected = not said
         else:  # one line that names key, value and what would be right
           shown = repr(value)[:100]

@@ -1,26 +1,30 @@
 """Every file of experiments/, in every variant that it names: valid, can be planned, and two steps of each phase run.
 
-New files are found by themselves. A file's constant VARIANTS names what may stand after its colon ('' aside). What has
-more than five phases, or grows with published feature networks, is run by `pytest -m slow`.
+New files are found by themselves. A file's constant VARIANTS names what may stand after its colon ('' aside). Of phases
+that grow, the first is run; all of them, and files with more than five phases, that grow on ImageNet or that have
+captions (whose phases training/test_text_run.py runs), by `pytest -m slow`.
 """
 
 import dataclasses
-import functools
 import importlib.util
 import json
 import pathlib
 import re
 
+import captioned
 import jax
+import latent_tools
 import make_data
 import numpy as np
 import published_files
 import pytest
 import step_tools
 from ml_collections import ConfigDict
+from runs import pagoda
 
 from pagoda_jax import config as configs
-from pagoda_jax import ladder, pipeline, validation
+from pagoda_jax import pipeline, validation
+from pagoda_jax.config import ladder, spaces
 from pagoda_jax.method import perception
 from pagoda_jax.networks.frozen.vgg_lpips import LPIPS
 from pagoda_jax.planning import plan
@@ -35,8 +39,9 @@ BASE, WIDTH, LEVELS, BATCH = 8, 8, 2, 2
 # Keys that hold resolutions, wherever they stand: numbers, or names of blocks such as dec_64_block1.
 SIDES = ('base_resolution', 'resolution', 'attention_resolutions', 'remat', 'thaw')
 # What other keys become, wherever they stand, if they are larger.
-LEAST = {'steps': 2, 'batch_size': BATCH, 'num_levels': 3, 'sample_levels': 2, 'num_blocks': 1, 'warmup_steps': 0,
-         'microbatch': 1, 'every_steps': 1, 'samples': 8, 'holdout': 3, 'fsdp': 1, 'channels_per_head': 4}
+LEAST = {'blocks': 1, 'steps': 2, 'batch_size': BATCH, 'num_levels': 3, 'sample_levels': 2, 'num_blocks': 1,
+         'warmup_steps': 0, 'microbatch': 1, 'every_steps': 1, 'samples': 8, 'holdout': 3, 'fsdp': 1,
+         'channels_per_head': 4, 'adversarial_from': 0}
 
 
 def load(path):
@@ -49,15 +54,27 @@ def load(path):
 CASES = [(path, variant) for path in EXPERIMENTS for variant in ('', *getattr(load(path), 'VARIANTS', ()))]
 
 
-def takes_long(config):
-  grown = [phase.discriminator.features for phase in config.phases.values() if phase.stage == 'grow']
-  return len(config.order) > 5 or any(features != 'pixels' for features in grown)
+def takes_long(path, config):
+  grows = any(phase.stage == 'grow' for phase in config.phases.values())
+  return len(config.order) > 5 or configs.has_text(config) or (path.stem.startswith('imagenet') and grows)
 
 
-each = pytest.mark.parametrize('path, variant', [
-  pytest.param(path, variant, id=f'{path.stem}:{variant}',
-               marks=[pytest.mark.slow] if takes_long(load(path).get_config(variant)) else [])
-  for path, variant in CASES])
+def first_grown(config):
+  """The phases but those that grow what has grown."""
+  grown = [name for name in config.order if config.phases[name].stage == 'grow']
+  return [name for name in config.order if name not in grown[1:]]
+
+
+def cases():
+  """(file, variant, phases to run)."""
+  for path, variant in CASES:
+    config, name = load(path).get_config(variant), f'{path.stem}:{variant}'
+    whole, first = list(config.order), first_grown(config)
+    if not takes_long(path, config):
+      yield pytest.param(path, variant, first, id=name)
+      name += ' to its end'
+    if takes_long(path, config) or first != whole:
+      yield pytest.param(path, variant, whole, id=name, marks=pytest.mark.slow)
 
 
 def scaled(value, factor):
@@ -90,12 +107,23 @@ def reduced(config, photos):
       elif key in LEAST and type(value) is int and value > LEAST[key]:
         group[key] = LEAST[key]
     config.data.update({'source': 'folder', 'path': str(photos), 'workers': 0})
+    if spaces.is_latent(config):  # of factor 2
+      config.data.update({'source': 'array_record', 'path': str(photos.parent / 'latents')})
+      config.autoencoder.update({'weights': str(photos.parent / 'autoencoder'), 'widths': (4, 4), 'groups': 2})
+    else:
+      config.autoencoder.update({'widths': (4,) * len(config.autoencoder.widths), 'groups': 2})
     network = config.network
+    if configs.has_text(config):
+      config.data.update({'source': 'array_record', 'path': str(photos.parent / 'captioned' / 'data')})
+      config.text.update({'encoder': 'captioned:embed_as_clip', 'length': captioned.LENGTH, 'width': captioned.WIDTH,
+                          'pooled_width': captioned.CLIPS})
+      network.update({'text_channels': 0, 'text_pool_heads': min(network.text_pool_heads, 2)})
     levels = min(LEVELS, len(network.channel_mult))
     network.update({'channels': WIDTH, 'stem_channels': 0, 'embed_channels': 0, 'num_heads': 0,
                     'channel_mult': network.channel_mult[:levels],
                     'decoder_channel_mult': network.decoder_channel_mult[:levels]})
-    config.remat = tuple(side for side in config.remat if side >= config.base_resolution >> (levels - 1))
+    least, most = config.base_resolution >> (levels - 1), config.data.resolution * spaces.factor(config)
+    config.remat = tuple(side for side in config.remat if least <= side <= most)
     narrow = lambda channels: max(4, WIDTH * channels // wide)
     for name, phase in config.phases.items():
       if phase.stage == 'grow':
@@ -105,11 +133,27 @@ def reduced(config, photos):
         known = {*blocks, *blocks.values(), *map(ladder.side_of, blocks)}
         phase.thaw = tuple(entry for entry in phase.thaw if entry in known)
       if 'discriminator' in phase:
-        side = configs.phase_resolution(config, name)
+        side = configs.phase_resolution(config, name) // 2 ** (phase.get('sizes', 1) - 1)
         phase.discriminator.channels = WIDTH
         phase.discriminator.scales = min(phase.discriminator.scales, (side // 4).bit_length())
         phase.reconstruction.scale_weights = phase.reconstruction.scale_weights[: side.bit_length()]
   return config
+
+
+def write_captioned(config, folder):
+  """Twelve pictures with captions, at all sides that phases work at."""
+  sides = sorted({configs.phase_resolution(config, name) for name in config.order})
+  captioned.prepare(folder, 12, sides, config.text.encoder)
+
+
+def write_latents(config, photos):
+  """A random autoencoder, and the photos' latents of all sides that phases work at."""
+  network = {key: config.autoencoder[key] for key in spaces.NETWORK_KEYS}
+  latent_tools.write_autoencoder(config.autoencoder.weights, image_channels=config.data.channels, network=network)
+  sides = sorted({configs.phase_resolution(config, name) for name in config.order})
+  assert pagoda('prepare', f'--source=folder:{photos}', f'--output={config.data.path}',
+                f'--resolutions={",".join(str(2 * side) for side in sides)}',
+                f'--autoencoder={config.autoencoder.weights}') == 0
 
 
 def write_starts(config, folder):
@@ -146,7 +190,9 @@ def published(tmp_path, monkeypatch):
   monkeypatch.setattr(published_files, 'VGG', vgg)
   monkeypatch.setenv(locate.ENVIRONMENT, str(tmp_path / 'published'))
   published_files.unlocked(monkeypatch)
-  published_files.write(tmp_path / 'published', *configs.BACKBONES, perception.DINO_NAME, 'vgg16', 'lpips_vgg')
+  monkeypatch.setattr(perception, 'CLIP_OPTIONS', step_tools.TINY_CLIP)
+  published_files.write(tmp_path / 'published', *configs.BACKBONES, perception.DINO_NAME, perception.CLIP_NAME,
+                        'vgg16', 'lpips_vgg')
 
 
 @pytest.fixture
@@ -157,23 +203,22 @@ def one_device(monkeypatch):
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-  """Compiled in haste: two steps never win back the time of a good program."""
-  monkeypatch.setattr(jax, 'jit', functools.partial(jax.jit, compiler_options=step_tools.QUICK))
-
-
-@each
-def test_is_valid_and_trains_two_steps_of_every_phase(path, variant, published, one_device, quick, tmp_path):
+@pytest.mark.parametrize('path, variant, phases', cases())
+def test_is_valid_and_trains_two_steps_of_every_phase(path, variant, phases, published, one_device, tmp_path):
   full = load(path).get_config(variant)
-  validation.validate(full, 1)
+  validation.validate(full, full.mesh.fsdp)
   make_data.write_class_folders(tmp_path / 'photos')
   config = reduced(full, tmp_path / 'photos')
   write_starts(config, tmp_path)
+  if spaces.is_latent(config):
+    write_latents(config, tmp_path / 'photos')
+  if configs.has_text(config):
+    (tmp_path / 'captioned').mkdir()
+    write_captioned(config, tmp_path / 'captioned')
   assert [config.phases[name].stage for name in config.order] == [full.phases[name].stage for name in full.order]
-  pipeline.run_experiment(config, tmp_path / 'run')
+  pipeline.run_experiment(config, tmp_path / 'run', phases)
   for name in config.order:
-    if config.phases[name].stage in configs.TRAINED_STAGES:
+    if name in phases and config.phases[name].stage in configs.TRAINED_STAGES:
       rows = [json.loads(line) for line in (tmp_path / 'run' / name / 'metrics.jsonl').read_text().splitlines()]
       assert rows[-1]['step'] == 2 and rows[-1]['skipped_in_a_row'] == 0
       assert all(np.isfinite(value) for row in rows for value in row.values())

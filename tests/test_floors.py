@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'pagoda_jax'
 FLOORS = (
   ('main',), ('cli',), ('pipeline',), ('bench',), ('use',), ('evaluation',), ('planning',), ('training',), ('weights',),
   ('stages',), ('method',), ('networks',), ('data',), ('runtime',),
-  ('config', 'validation', 'ladder', 'ranges', 'tables'), ('__init__',),
+  ('config', 'validation'), ('__init__',),
 )
 HEIGHT = {room: -height for height, floor in enumerate(FLOORS) for room in floor}
 FILES = sorted(PACKAGE.rglob('*.py'))

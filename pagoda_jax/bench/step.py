@@ -11,6 +11,7 @@ import numpy as np
 
 from pagoda_jax import config as configs
 from pagoda_jax.bench import shares, synthetic
+from pagoda_jax.config import spaces
 from pagoda_jax.data import stream as streams
 from pagoda_jax.data.pictures import SourceError
 from pagoda_jax.planning import costs, plan, programs
@@ -70,7 +71,7 @@ def measure(config, name: str, program: programs.Program, mesh, image_flops: flo
   return {
     'phase': name,
     'stage': config.phases[name].stage,
-    'resolution': configs.phase_resolution(config, name),
+    'resolution': configs.phase_resolution(config, name) * spaces.factor(config),
     'precision': config.precision,
     'chip': chip,
     'devices': devices,
@@ -160,12 +161,14 @@ def input_seconds(config, name: str, mesh, repeats: int) -> float | None:
     count = len(streams.source_keys(config.data)[1])
   except (SourceError, ImportError):
     return None
-  if phase.stage in configs.GENERATOR_STAGES:
-    stored = config.phases[phase.noise].store
-    shape, guided = (base, base, config.data.channels), configs.has_guidance(config)
+  if phase.get('noise'):
+    stored = config.phases[phase.noise].store and not configs.learns_from_teacher(phase)
+    shape, guided = (base, base, spaces.image_channels(config)), configs.has_guidance(config)
     noise = _AnyNoise(count, shape, guided) if stored else streams.ToInvert(count, base)
-    real_base = base if phase.guide and side > base else 0
-  batches = streams.Stream(config.data, side, config.seed, noise, real_base=real_base).batches(
+    real_base = base if phase.get('guide') and side > base else 0
+  batches = streams.Stream(config.data, side, config.seed, noise, real_base=real_base,
+                           text=configs.has_text(config), drawn=streams.sampling(config),
+                           reals=phase.stage != 'encode').batches(
     phase.batch_size, sharding.local_rows(phase.batch_size, mesh))
   seconds, begun = [], time.perf_counter()
   while len(seconds) <= repeats and (len(seconds) < 3 or time.perf_counter() - begun < INPUT_SECONDS):

@@ -28,8 +28,9 @@ def batch(config, program: programs.Program, seed: int = 0) -> dict[str, np.ndar
   """A batch of a program: random pictures and classes, noise of the prior."""
   rng, classes = np.random.default_rng(seed), config.data.num_classes
 
-  def values(name, shape):
-    if name.endswith('image'):
+  def values(name, like):
+    shape = like.shape
+    if name.endswith('image') and like.dtype == np.uint8:
       return rng.integers(0, 256, shape, np.uint8)
     if name.endswith('label'):
       return rng.integers(0, classes, shape, np.int32) if classes else np.full(shape, -1, np.int32)
@@ -37,9 +38,10 @@ def batch(config, program: programs.Program, seed: int = 0) -> dict[str, np.ndar
       return np.arange(shape[0], dtype=np.int32)
     if name == 'omega':
       return np.full(shape, models.law_of(config).nearest(1.0), np.float32)
-    return config.diffusion.sigma_max * rng.standard_normal(shape, np.float32)  # 'noise'
+    scale = config.diffusion.sigma_max if name == 'noise' else 1.0  # latents
+    return scale * rng.standard_normal(shape, np.float32)
 
-  return {name: values(name, leaf.shape) for name, leaf in program.batch.items()}
+  return {name: values(name, leaf) for name, leaf in program.batch.items()}
 
 
 def state(config, name: str, program: programs.Program):

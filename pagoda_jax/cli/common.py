@@ -38,7 +38,7 @@ class _Text(flags.ArgumentParser):
     return None if callable(argument) else super().parse(argument)
 
 
-# Of --config.KEY=VALUE, by the type of the key's default; validation.py knows its range.
+# Of --config.KEY=VALUE, by the type of the key's default; validation knows its range.
 for _type, _parser in ((int, _WholeNumber()), (float, _Number()), (bool, _Flag()), (str, _Text())):
   config_flags.register_flag_parser_for_type(_type, _parser)
 

@@ -1,17 +1,19 @@
 """`pagoda convert`: published PyTorch weights -> a folder that a phase can start from, and back."""
 
+import math
+
 from absl import flags
 from etils import epath
 
-from pagoda_jax.runtime.files import file_digest
+from pagoda_jax.runtime.files import file_digest, read_json
 from pagoda_jax.stages import architectures
 from pagoda_jax.use import to_published
-from pagoda_jax.weights import locate, published
+from pagoda_jax.weights import autoencoders, locate, published
 from pagoda_jax.weights.convert import folders, formats, torch_files
 from pagoda_jax.weights.convert.mapping import ConversionError
 
 _ASKED = ('resolution', 'attention_order', 'num_heads', 'channels_per_head', 'grown_num_blocks')
-_ASKED += ('head_channels', 'groups')
+_ASKED += ('head_channels', 'groups', 'text_pool_heads', 'scaling_factor', 'shift_factor')
 
 
 def define_flags(fv: flags.FlagValues) -> None:
@@ -44,12 +46,17 @@ def define_flags(fv: flags.FlagValues) -> None:
   text(
     'attention_order', None, "pagoda: order of attention channels: 'flash' (the released files), 'legacy', 'xformers'."
   )
-  number('resolution', 'pagoda: pixels of the input; default: those of the published networks of these widths, or 64.')
+  number('resolution', 'pagoda: pixels of the input; default: those of the published networks of these widths, or 64. '
+         'deepfloyd: this and the next but one, by config.json beside the input.')
   number('num_heads', 'pagoda: attention heads; default 0, by --channels_per_head.')
-  number('channels_per_head', 'pagoda, edm2: default 64.')
+  number('channels_per_head', 'pagoda, edm2, deepfloyd: default 64.')
+  number('text_pool_heads', 'deepfloyd: heads of the attention that pools the text; default: by config.json, or 64.')
   number('grown_num_blocks', 'pagoda: residual blocks of an added level after the up-sampling one; default 2.')
   number('head_channels', 'timm, random_projections: channels of a DeiT head; default 64.')
-  number('groups', 'diffusers: groups of the group norms; default 32.')
+  number('groups', 'diffusers: groups of the group norms; default: of the config.json beside the file, or 32.')
+  for name, default in (('scaling', '1'), ('shift', '0')):
+    flags.DEFINE_float(f'{name}_factor', None, 'diffusers: networks see (latent - shift_factor) * scaling_factor; '
+                       f'default: of the config.json beside the file, or {default}.', flag_values=fv)
   number('step', 'With --to=torch and a phase: step of the checkpoint; default: the newest.')
   flags.mark_flags_as_required(['input', 'output'], flag_values=fv)
 
@@ -73,8 +80,10 @@ def _to_jax(fv):
   _refuse_existing(fv.output)
   asked = {name: fv[name].value for name in _ASKED}
   asked['resolution'] = _resolution(path.name, asked['resolution'])
+  told = _of_autoencoder(path, fv.format or published_format)
+  asked |= {name: value for name, value in told.items() if asked[name] is None}
   converted = formats.read_converted(path, fv.format or published_format, fv.key, fv.prefix, linear, **asked)
-  source = {'file': path.name, 'sha256': file_digest(path), 'key': fv.key, 'prefix': fv.prefix}
+  source = {'file': path.name, 'sha256': torch_files.digest(path), 'key': fv.key, 'prefix': fv.prefix}
   if linear:
     source |= {'linear': linear.name, 'linear_sha256': file_digest(linear)}
   folders.write_converted(fv.output, converted, source)
@@ -85,6 +94,9 @@ def _to_jax(fv):
     yield f'start a phase from it with --config.phases.PHASE.init_from={fv.output}, and in the experiment file'
     yield from (f'  {line}' for line in architectures.config_lines(converted.options))
     yield f'or draw images: pagoda sample --weights={fv.output}'
+  elif converted.format == autoencoders.FORMAT:
+    yield f'latents of pictures: pagoda prepare --autoencoder={fv.output}; then, in the experiment file'
+    yield from (f'  {line}' for line in autoencoders.config_lines(fv.output, converted.options))
 
 
 def _to_torch(fv):
@@ -113,6 +125,35 @@ def _resolution(file_name: str, asked: int | None) -> int | None:
     raise ConversionError(f'--resolution={asked}: {entry.name} ({file_name}) has an input of {entry.resolution} px; '
                           'leave --resolution out')
   return entry.resolution
+
+
+def _of_autoencoder(path, format: str) -> dict[str, float]:
+  """What config.json beside an AutoencoderKL's file, or its publisher, tells: groups, scaling_factor, shift_factor.
+
+  Raises:
+    ConversionError: it is no JSON object, or its values are no numbers.
+  """
+  entry, beside = published.by_file_name(path.name), path.parent / 'config.json'
+  if entry is not None and entry.scaling:
+    return {'scaling_factor': entry.scaling, 'shift_factor': 0.0}
+  if format not in ('', autoencoders.FORMAT) or not beside.exists():
+    return {}
+  names = {'groups': 'norm_num_groups', 'scaling_factor': 'scaling_factor', 'shift_factor': 'shift_factor'}
+  try:
+    found = read_json(beside)
+    if found.get('_class_name') != 'AutoencoderKL':
+      return {}
+    values = {ours: found.get(theirs) for ours, theirs in names.items()}
+    told = {name: (int if name == 'groups' else float)(value) for name, value in values.items() if value is not None}
+    if not told.get('scaling_factor', 1) > 0 or not all(map(math.isfinite, told.values())):
+      raise ValueError(f'scaling_factor and shift_factor are {told}')
+  except (OSError, TypeError, ValueError) as error:
+    raise ConversionError(f'{beside}: not the config of an AutoencoderKL ({error}); move it away, and give '
+                          '--scaling_factor and --shift_factor') from None
+  if found.get('latents_mean') is not None or found.get('latents_std') is not None:
+    raise ConversionError(f'{beside}: normalises each channel by itself (latents_mean, latents_std), which is not '
+                          'known here; move it away, and give --scaling_factor and --shift_factor for all channels')
+  return told
 
 
 def _located(given: str, weights_dir) -> tuple[epath.Path, str]:

@@ -14,8 +14,8 @@ from pagoda_jax.use import edit, picture_files, sample
 WORDS = {'reconstruct': (1, ''), 'super_resolve': (1, ''), 'restyle': (1, 'label'), 'inpaint': (1, 'mask'),
          'deblur': (1, 'blur'), 'colorize': (1, ''), 'interpolate': (2, '')}
 _BY = ('reconstruct', 'super_resolve', 'restyle', 'interpolate')  # which the teacher's inversion can do
-_OF = {'mask': ('inpaint',), 'blur': ('deblur',), 'from_label': ('restyle', 'interpolate'), 'by': _BY,
-       'frames': ('interpolate',)}
+_OF = {'mask': ('inpaint',), 'blur': ('deblur',), 'from_label': ('restyle', 'interpolate'),
+       'from_prompt': ('restyle', 'interpolate'), 'by': _BY, 'frames': ('interpolate',)}
 
 
 def define_flags(fv) -> None:
@@ -28,6 +28,9 @@ def define_flags(fv) -> None:
   whole('label', None, 0, None, "The picture's class, or the one to restyle to; default: of few classes the best.")
   whole('from_label', None, 0, None, "restyle: the picture's own class; interpolate: the first picture's, where the "
         'second is of --label. Default: the best.')
+  text('prompt', None, 'Of a network of captions: what the picture shows, or what to restyle it to.')
+  text('from_prompt', None, "restyle: what the picture shows; interpolate: the first picture, where the second is of "
+       '--prompt.')
   text('mask', None, 'inpaint: a picture file, white where to paint; of the size of the picture.')
   number('blur', None, 0.0, None, 'deblur: standard deviation of the blur, in pixels of the image made.')
   flags.DEFINE_enum('by', 'adam', ['adam', 'inversion'], 'How noise is found: by Adam, or by the inversion of the '
@@ -57,7 +60,9 @@ def run(fv, args) -> int:
   for name, of in _OF.items():
     if fv[name].present and word not in of:
       raise ValueError(f'--{name}={fv[name].value}: is of {", ".join(of)}')
-  if needed and fv[needed].value is None:
+  if fv.prompt is not None and (fv.label is not None or fv.from_label is not None):
+    raise ValueError(f'--prompt={fv.prompt} and a label: a network takes one of them')
+  if needed and fv[needed].value is None and (needed != 'label' or fv.prompt is None):
     raise ValueError(f'pagoda edit {word}: needs --{needed}')
   suffixes = ('.webp', '.png') if word == 'interpolate' else ('.png',)
   out = epath.Path(fv.out or f'{word}{suffixes[0]}')
@@ -66,12 +71,17 @@ def run(fv, args) -> int:
   pictures = [picture_files.read(path) for path in paths]  # before anything large is read
   mask = picture_files.read(fv.mask) if fv.mask else None
   generator = generators.opened(fv)
+  if generator.takes_text:
+    for name in ('prompt', *(['from_prompt'] if word == 'restyle' else [])):
+      if fv[name].value is None:
+        raise ValueError(f'pagoda edit {word}: {generator.where} draws what captions say: needs --{name}')
   options = edit.Options(fv.steps, fv.tries, fv.learning_rate, fv.error, fv.prior, fv.seed)
-  how = {'options': options, 'report': _report(fv.steps), 'omega': fv.guidance}
+  how = {'options': options, 'report': _report(fv.steps), 'omega': fv.guidance, 'prompts': fv.prompt}
   side, channels = generator.resolution, generator.channels
   if word == 'interpolate':
     ends = [picture_files.square(picture, side, channels) for picture in pictures]
     labels = fv.label if fv.from_label is None or fv.label is None else [fv.from_label, fv.label]
+    how['prompts'] = fv.prompt if fv.from_prompt is None or fv.prompt is None else [fv.from_prompt, fv.prompt]
     frames = edit.interpolate(generator, *ends, labels, fv.frames, by=fv.by, **how)
     _write_frames(out, frames)
     print(f'{out}: {len(frames)} frames of {side} px, {generator.where}')
@@ -83,7 +93,8 @@ def run(fv, args) -> int:
     before = picture_files.square(picture, side, 1 if word == 'colorize' else channels)
   batch, by = before[None], {'by': fv.by} if word in _BY else {}
   if word == 'restyle':
-    found = edit.restyle(generator, batch, fv.label, fv.from_label, **how, **by)
+    how['prompts'] = fv.from_prompt
+    found = edit.restyle(generator, batch, fv.label, fv.from_label, prompt=fv.prompt, **how, **by)
   elif word == 'inpaint':
     hole = picture_files.mask(mask, picture.size, side)
     found = edit.inpaint(generator, batch, hole[None], fv.label, **how)

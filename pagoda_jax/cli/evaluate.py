@@ -42,6 +42,8 @@ def define_flags(fv) -> None:
                        flag_values=fv)
   flags.DEFINE_integer('resolution', 0, 'Of --images: side in pixels that a folder is cut to; default: pictures are '
                        'taken as they are.', lower_bound=0, upper_bound=8192, flag_values=fv)
+  flags.DEFINE_string('clip', '', "Of the metric clip: folder of a published CLIP, in transformers' form; better "
+                      'another than the one that the captions are embedded by.', flag_values=fv)
   flags.DEFINE_string('weights_dir', '', 'Folder looked in for published files first.', flag_values=fv)
   common.define_file(fv, 'out', None, 'JSON to write; default: of a run, in the folder `evaluate` of its phase.')
 
@@ -56,7 +58,7 @@ def run(fv, args) -> int:
                      f'{"--images" if fv.images else "--workdir"} is given')
   asked = evaluate.Request(
     fv.metrics, fv.num_images, fv.reference, fv.features, fv.resize, fv.labels, sample.parse_guidance(fv.guidance),
-    fv.seed, fv.batch_size, fv.resolution, fv.weights_dir)
+    fv.seed, fv.batch_size, fv.resolution, fv.weights_dir, fv.clip)
   if fv.images:
     results = [evaluate.of_images(fv.images, asked)]
     _say(results[0], fv.images)

@@ -22,6 +22,8 @@ def define(fv) -> None:
   flags.DEFINE_string('step', '', "Step of the checkpoint, or 'best'; default: the newest.", flag_values=fv)
   flags.DEFINE_string('ema', '', "Of a teacher with several averages: which, such as std_0.1; default: the first.",
                       flag_values=fv)
+  flags.DEFINE_string('text_encoder', '', 'Of a network of captions: what embeds prompts, as config.text.encoder has '
+                      "it; default: the run's.", flag_values=fv)
 
 
 def check(fv) -> None:
@@ -38,5 +40,7 @@ def opened(fv) -> generator.Generator:
   """The generator of the flags."""
   check(fv)
   if fv.weights:
-    return generator.of_weights(fv.weights, fv.kind or '', fv.levels)
-  return generator.of_phase(fv.workdir, fv.phase, fv.step, fv.ema)
+    found = generator.of_weights(fv.weights, fv.kind or '', fv.levels)
+  else:
+    found = generator.of_phase(fv.workdir, fv.phase, fv.step, fv.ema)
+  return generator.with_text_encoder(found, fv.text_encoder)

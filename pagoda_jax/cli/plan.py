@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from absl import flags
 
 from pagoda_jax import config as configs
-from pagoda_jax import ladder, validation
+from pagoda_jax import validation
 from pagoda_jax.cli import common
+from pagoda_jax.config import ladder, spaces
 from pagoda_jax.data import noise_store
 from pagoda_jax.planning import lanes, plan, times
 from pagoda_jax.planning.plan import PhaseCosts
@@ -78,7 +79,8 @@ def run(fv, args) -> int:
     if fv.aot:
       print('\n'.join(compiled_lines(plan.compiled(config, name, topology, found), topology)), flush=True)
   print(f'\n{", ".join(chosen)}: {work_text(total, seconds, topology)}')
-  print('\n'.join(headline(config, target, teacher)))
+  if any(config.phases[name].stage != 'autoencoder' for name in chosen):
+    print('\n'.join(headline(config, target, teacher)))
   return 0
 
 
@@ -90,7 +92,7 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
     each = f' on each of {topology.hosts} hosts' if topology.hosts > 1 else ''
     steps = f'{-(-pairs // (found.images * topology.hosts)):,} steps of ' if pairs else 'steps of '
     work = f'{steps}{found.images} images{each}' + (f', {pairs:,} pairs' if pairs else ', pairs not known')
-    record = side**2 * config.data.channels * jnp.dtype(phase.dtype).itemsize
+    record = side**2 * spaces.image_channels(config) * jnp.dtype(phase.dtype).itemsize
     record += noise_store.OMEGA_TYPE.itemsize if configs.has_guidance(config) else 0
     left = _row('noise store', _bytes(record * pairs) if pairs else f'{_bytes(record)} a pair')
     if not phase.store:
@@ -110,7 +112,7 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
   parts = {'state': found.state, 'frozen networks': found.frozen, 'gradients': found.gradients,
            'activations': found.activations}
   return [
-    f'{name} (stage {phase.stage}, {side} px): {work}',
+    f'{name} (stage {phase.stage}, {spaces.side_in_words(config, side)}): {work}',
     _row('parameters', f'{found.trained:,} trained, {found.fixed:,} only applied'),
     _row('sharding', f'mesh data={data_ways} fsdp={fsdp_ways}: batch {data_ways * fsdp_ways} ways; state: {placed}'),
     _row('FLOPs', f'{_flop(found.flops / found.images)} per image, {_flop(found.flops)} per step'),
@@ -124,6 +126,8 @@ def lane_lines(config, name: str, topology) -> list[str]:
   """What widths of its U-Net leave empty; of growth, those of the levels that it adds: the others are as they are."""
   most, phase = topology.chip.lanes, config.phases[name]
   above = ladder.start_resolution(config, name) if phase.stage == 'grow' else 0
+  if phase.stage == 'autoencoder':
+    return []
   wasteful = lanes.wasteful(models.make_unet(config, name), most, above)
   listed = lambda numbers: ' or '.join(map(str, numbers))
   levels = [f'{level.name} {level.useful:.0%} ({", ".join(map(str, level.widths))}; right: {listed(level.right)})'

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL
 
-from pagoda_jax.data import listing, pictures
+from pagoda_jax.data import captions, listing, pictures
 from pagoda_jax.data.pictures import SourceError
 from pagoda_jax.runtime.files import open_regular, read_sealed, write_sealed
 from pagoda_jax.runtime.progress import Progress
@@ -41,7 +41,7 @@ class FolderSource:
     return len(self.entries)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """{'image', 'label', 'name', and 'caption' where there is a captions.jsonl}.
+    """{'image', 'label', 'name', and captions (captions.py) where there is a captions.jsonl}.
 
     Raises:
       SourceError: the file cannot be read.
@@ -53,15 +53,15 @@ class FolderSource:
     except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
       raise SourceError(f'{path}: {pictures.reason(error)}') from None
     record = {'image': image, 'label': int(self.all_labels[index]), 'name': entry.file}
-    return record if entry.caption is None else record | {'caption': entry.caption}
+    return record | captions.as_record(list(entry.captions))
 
 
 def open_folder(path: str, max_unreadable: float = 0.01, check: bool = True, resolution: int = 0) -> FolderSource:
   """The pictures of a folder.
 
-  With a captions.jsonl, its lines {"file": ..., "caption": ..., "label": ...} in their order; a label is
-  optional, a number or a name. Otherwise files sorted by path: each sub-folder that holds pictures,
-  at any depth, is a class, numbered in the order of their names; without sub-folders there are no classes.
+  With a captions.jsonl, its lines {"file": ..., "caption": ..., "recaption": ..., "label": ...} in their order; the
+  last two are optional, a label is a number or a name. Otherwise files sorted by path: each sub-folder that holds
+  pictures, at any depth, is a class, numbered in the order of their names; without sub-folders there are no classes.
 
   Every file is read once for the digest; the answer is kept in the user's cache until the file changes.
 
@@ -83,7 +83,7 @@ def open_folder(path: str, max_unreadable: float = 0.01, check: bool = True, res
   entries = listing.entries_of(folder)
   if not entries:
     raise SourceError(f'{path}: no pictures in it')
-  labels, class_names = listing.numbered(entries, folder)
+  labels, class_names = listing.numbered([entry.label for entry in entries], folder / listing.CAPTIONS)
   contents = _contents(folder, sorted({entry.file for entry in entries}), check)
   if check:
     faults = {file: _fault(content, resolution) for file, content in contents.items()}
@@ -93,7 +93,7 @@ def open_folder(path: str, max_unreadable: float = 0.01, check: bool = True, res
     entries, labels = [entry for entry, keep in zip(entries, kept) if keep], labels[kept]
   digest = hashlib.sha256()  # of names, labels, captions and contents: not of where the folder is, nor when it was made
   for entry in entries:
-    digest.update(json.dumps([*entry, contents[entry.file].sha256]).encode())
+    digest.update(json.dumps([*entry.identity(), contents[entry.file].sha256]).encode())
   return FolderSource(str(folder), tuple(entries), labels, class_names, digest.hexdigest())
 
 
@@ -134,7 +134,8 @@ def _contents(folder: pathlib.Path, files: list[str], decode: bool) -> dict[str,
   fresh = _examined(folder, [file for file in files if file not in known], decode)
   contents = {file: known.get(file) or fresh[file] for file in files}
   if fresh:
-    _keep(path, folder, {file: [stamps[file], *content] for file, content in contents.items() if content.sha256})
+    rows = {file: [stamps[file], *content] for file, content in contents.items() if content.sha256}
+    keep(path, {'folder': str(folder), 'pillow': PIL.__version__, 'files': rows})
   return contents
 
 
@@ -148,11 +149,12 @@ def _known(path, stamps) -> dict[str, Content]:
     return {}  # not read before
 
 
-def _keep(path, folder, rows):
+def keep(path: pathlib.Path, values: dict) -> None:
+  """Writes a file of the user's cache, if that can be written to."""
   partial = path.with_suffix(f'.{os.getpid()}')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_sealed(partial, {'folder': str(folder), 'pillow': PIL.__version__, 'files': rows}, indent=None)
+    write_sealed(partial, values, indent=None)
     partial.replace(path)
   except OSError:
     pass  # a read-only home: read again next time

@@ -1,7 +1,6 @@
 """Which pictures a folder holds, by class sub-folders or by its captions.jsonl; none of them is opened here."""
 
 import heapq
-import json
 import os
 import pathlib
 import sys
@@ -11,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from pagoda_jax.data import captions
+from pagoda_jax.data.captions import KINDS, shortened
 from pagoda_jax.data.pictures import SourceError, reason
 from pagoda_jax.runtime.files import open_regular
 
@@ -24,7 +25,12 @@ class Entry(NamedTuple):
 
   file: str
   label: str | int | None = None
-  caption: str | None = None
+  captions: tuple[tuple[str, str], ...] = ()  # (kind, text) of each; captions.py
+
+  def identity(self) -> list:
+    """What a digest of it is of: as it was when there was one caption, where there is one."""
+    alone = len(self.captions) == 1 and self.captions[0][0] == KINDS[0]
+    return [self.file, self.label, self.captions[0][1] if alone else self.captions or None]
 
 
 def listed(rows: Sequence[str]) -> str:
@@ -39,19 +45,23 @@ def entries_of(folder: pathlib.Path) -> list[Entry]:
   Raises:
     SourceError: a folder cannot be read, captions.jsonl cannot be understood, or pictures lie beside class folders.
   """
-  captions = folder / CAPTIONS
-  return _captioned(captions) if os.path.lexists(captions) else _by_sub_folder(folder)
+  path = folder / CAPTIONS
+  return _captioned(path) if os.path.lexists(path) else _by_sub_folder(folder)
 
 
-def numbered(entries: Sequence[Entry], folder: pathlib.Path) -> tuple[np.ndarray, tuple[str, ...]]:
-  """(labels [N] int32, -1 for none; class names): names are numbered in their order, numbers stay."""
-  labels = {entry.label for entry in entries} - {None}
+def numbered(labels_of: Sequence[str | int | None], where) -> tuple[np.ndarray, tuple[str, ...]]:
+  """(labels [N] int32, -1 for none; class names): names are numbered in their order, numbers stay.
+
+  Raises:
+    SourceError: names and numbers are mixed; begins with `where` they are.
+  """
+  labels = {*labels_of} - {None}
   kinds = {type(label) for label in labels}
   if len(kinds) > 1:
-    raise SourceError(f'{folder / CAPTIONS}: some labels are names and some are numbers; use one of them throughout')
+    raise SourceError(f'{where}: some labels are names and some are numbers; use one of them throughout')
   names = sorted(labels) if kinds == {str} else list(range(max(labels, default=-1) + 1))
   number = {name: place for place, name in enumerate(names)} | {None: -1}
-  return np.array([number[entry.label] for entry in entries], np.int32), tuple(map(str, names))
+  return np.array([number[label] for label in labels_of], np.int32), tuple(map(str, names))
 
 
 def _by_sub_folder(folder: pathlib.Path) -> list[Entry]:
@@ -114,24 +124,31 @@ def _captioned(path: pathlib.Path) -> list[Entry]:
 
 def _entry(line: bytes, where: str) -> Entry:
   """One line of captions.jsonl; `where` it is begins the message of what is wrong with it."""
-  try:
-    row = json.loads(line.decode('utf-8-sig'))  # a byte order mark at the beginning is taken off
-    entry = Entry(row['file'], row.get('label'), row['caption'])
-  except UnicodeDecodeError as error:
-    byte = f'byte 0x{line[error.start]:02x}: {error.reason}'
-    raise SourceError(f'{where}: not UTF-8 ({byte}); save the file as UTF-8') from None
-  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-    raise SourceError(f'{where}: must be an object with "file", "caption" and, if need be, "label" '
-                      f'({type(error).__name__}: {error})') from None
+  must = 'must be an object with "file", "caption" and, if need be, "recaption" and "label"'
+  row = captions.json_object(captions.decoded(line, where), where, must)
   for key in ('file', 'caption'):
-    if not isinstance(getattr(entry, key), str):
-      raise SourceError(f'{where}: "{key}" = {_shortened(getattr(entry, key))}: must be a string')
-  _check_file(entry.file, where)
-  label = entry.label
+    if key not in row:
+      raise SourceError(f'{where}: {must} (KeyError: {key!r})')
+  if not isinstance(row['file'], str):
+    raise SourceError(f'{where}: "file" = {shortened(row["file"])}: must be a string')
+  _check_file(row['file'], where)
+  found = captions.of_row(row, where)
+  if not found:
+    raise SourceError(f'{where}: "caption" = []: must be a string, or a list of at least one')
+  return Entry(row['file'], label_of(row, where), tuple(found))
+
+
+def label_of(row: dict, where: str) -> str | int | None:
+  """"label" of a JSON object: a class's number or name; None where there is none.
+
+  Raises:
+    SourceError: it is something else.
+  """
+  label = row.get('label')
   if not (label is None or isinstance(label, str) or (type(label) is int and 0 <= label < MAX_CLASSES)):
-    raise SourceError(f'{where}: "label" = {_shortened(label)}: must be a class number from 0 to {MAX_CLASSES - 1}, '
+    raise SourceError(f'{where}: "label" = {shortened(label)}: must be a class number from 0 to {MAX_CLASSES - 1}, '
                       'or a name')
-  return entry
+  return label
 
 
 def _check_file(file, where):
@@ -141,10 +158,5 @@ def _check_file(file, where):
   except UnicodeEncodeError:
     possible = False
   if not possible or path.is_absolute() or '..' in path.parts or not path.parts:
-    raise SourceError(f'{where}: "file" = {_shortened(file)}: must be the path of a picture in the folder, relative to '
+    raise SourceError(f'{where}: "file" = {shortened(file)}: must be the path of a picture in the folder, relative to '
                       'it and without ".."')
-
-
-def _shortened(value) -> str:
-  text = repr(value)
-  return text if len(text) <= 80 else text[:77] + '...'

@@ -19,6 +19,7 @@ FORMAT_VERSION = 1
 MANIFEST = 'manifest.json'
 HOLDOUT_FILE = 'holdout.npz'  # label, noise, with guidance omega: for the sample grids
 OMEGA_TYPE = np.dtype('<f4')
+TEACHER, ENCODER = 'teacher_sha256', 'encoder_sha256'  # in an origin: which network made the noise; one of them
 
 
 class NoiseStoreError(ValueError):
@@ -114,8 +115,15 @@ def read_manifest(folder) -> dict:
     raise NoiseStoreError(f'{path}: damaged ({error}); delete it and run the invert phase again') from None
 
 
+def made_by(manifest: dict) -> str:
+  """Which network made the noise, in words: 'teacher 0123456789abcdef', or an encoder."""
+  origin = manifest['origin']
+  kind, key = ('encoder', ENCODER) if ENCODER in origin else ('teacher', TEACHER)
+  return f'{kind} {origin[key][:16]}'
+
+
 def check_origin(manifest: dict, expected: dict, folder) -> None:
-  """Refuses a store made by another teacher, from other data or at another resolution.
+  """Refuses a store made by another teacher or encoder, from other data or at another resolution.
 
   Raises:
     NoiseStoreError: names each field that differs, with both values.

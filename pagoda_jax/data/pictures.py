@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from pagoda_jax.data import haar
+
 FORMATS = ('png', 'jpeg', 'raw')  # raw: the pixels' bytes
 MAX_PIXELS = 2**26  # of a picture scaled to its short side, before the crop: 256 MiB of colours
 DEEP_FORMATS = ('JPEG2000', 'PNG', 'PPM', 'TIFF')  # whose 16-bit greys Pillow gives as 0 (black) to 65535
@@ -19,21 +21,29 @@ class SourceError(ValueError):
   """A data set is missing, damaged or not what the config says; the message names where."""
 
 
-def picture(image: Image.Image, resolution: int, channels: int, flip: bool = False) -> np.ndarray:
+def picture(image: Image.Image, resolution: int, channels: int, flip: bool = False, band_of: int = 0) -> np.ndarray:
   """A stored picture as [resolution, resolution, channels] uint8; `cuts` of one resolution."""
-  return cuts(image, (resolution,), channels, flip)[resolution]
+  return cuts(image, (resolution,), channels, flip, band_of)[resolution]
 
 
-def cuts(image: Image.Image, resolutions: Collection[int], channels: int, flip: bool = False) -> dict[int, np.ndarray]:
+def cuts(image: Image.Image, resolutions: Collection[int], channels: int, flip: bool = False,
+         band_of: int = 0) -> dict[int, np.ndarray]:
   """A picture at several resolutions, each [resolution, resolution, channels] uint8.
 
   Halved with BOX while the short side is at least twice the target, then BICUBIC, then centre crop, as
   guided-diffusion prepares ImageNet: each resolution from `image` and none from another one. Smaller pictures are
   enlarged, as there.
 
+  band_of: a side at which the picture is cut so, to have its Haar LL band at the resolutions, halved a level so that it
+  is a picture: means of squares of pixels, rounded once. 0: not so.
+
   Raises:
-    SourceError: it is so long and thin that scaling it would take more than MAX_PIXELS.
+    SourceError: it is so long and thin that scaling it would take more than MAX_PIXELS; or a resolution times 2, 4, 8,
+      ... is not band_of.
   """
+  if band_of:
+    whole = cuts(image, (band_of,), channels, flip)[band_of]
+    return {resolution: _band(whole, resolution) for resolution in resolutions}
   if too_long := excess(image.size, max(resolutions)):
     raise SourceError(too_long)
   image, found = image.convert('L' if channels == 1 else 'RGB'), {}
@@ -45,6 +55,13 @@ def cuts(image: Image.Image, resolutions: Collection[int], channels: int, flip: 
   return found
 
 
+def _band(pixels, resolution):
+  levels = (len(pixels) // resolution).bit_length() - 1
+  if resolution << levels != len(pixels):
+    raise SourceError(f'a picture of {len(pixels)} px has no Haar band of {resolution} px')
+  return np.floor(haar.band(pixels.astype(np.float64), levels) / 2**levels + 0.5).astype(np.uint8)
+
+
 def _centre(image, resolution):
   if min(image.size) != resolution:
     scale = resolution / min(image.size)
@@ -54,18 +71,19 @@ def _centre(image, resolution):
   return pixels[top : top + resolution, left : left + resolution]
 
 
-def cuts_of(record: dict[str, Any], resolutions: Collection[int], channels: int,
-            flip: bool = False) -> dict[int, np.ndarray]:
+def cuts_of(record: dict[str, Any], resolutions: Collection[int], channels: int, flip: bool = False,
+            band_of: int = 0) -> dict[int, np.ndarray]:
   """`cuts` of a source's record, whose name is in the error."""
   try:
-    return cuts(record['image'], resolutions, channels, flip)
+    return cuts(record['image'], resolutions, channels, flip, band_of)
   except SourceError as error:
     raise SourceError(f'{record["name"]}: {error}') from None
 
 
-def picture_of(record: dict[str, Any], resolution: int, channels: int, flip: bool = False) -> np.ndarray:
+def picture_of(record: dict[str, Any], resolution: int, channels: int, flip: bool = False,
+               band_of: int = 0) -> np.ndarray:
   """`cuts_of` of one resolution."""
-  return cuts_of(record, (resolution,), channels, flip)[resolution]
+  return cuts_of(record, (resolution,), channels, flip, band_of)[resolution]
 
 
 def excess(size: tuple[int, int], resolution: int) -> str | None:
@@ -91,13 +109,15 @@ def decode(content: bytes) -> Image.Image:
   return _in_8_bits(image, _white(image))
 
 
-def shown(content: bytes) -> Image.Image:
+def shown(content: bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
   """An encoded picture in 8 bits, as a viewer shows it: upright by its orientation tag, transparency over white.
+
+  formats: Pillow's names of those that are taken; None: all.
 
   Raises:
     As `decode`.
   """
-  return _shown(_opened(content))
+  return _shown(_opened(content, formats))
 
 
 def examine(content: bytes) -> tuple[int, int]:
@@ -113,9 +133,9 @@ def examine(content: bytes) -> tuple[int, int]:
   return size
 
 
-def _opened(content):
+def _opened(content, formats=None):
   try:
-    return Image.open(io.BytesIO(content))
+    return Image.open(io.BytesIO(content), formats=formats)
   except UnidentifiedImageError:  # whose message is a memory address
     raise SourceError('no format that Pillow reads') from None
 

@@ -2,12 +2,15 @@
 
   pagoda prepare --source=folder:photos --output=data/photos --resolution=256
   pagoda prepare --source=tfds:imagenet2012 --data_dir=/data/tfds --output=data/imagenet --resolutions=64,128,256,512
+  pagoda prepare --source=webdataset:tars --output=data/captioned --resolution=64 --text_encoder=clip:weights/clip
+  pagoda prepare --source=folder:photos --output=data/latents --resolutions=256,512 --autoencoder=weights/sd_vae
   pagoda prepare --verify --output=data/photos
 
 Then --config.data.source=array_record --config.data.path=data/photos. Shards are fixed ranges of the
 source, so that the same command goes on at the first one that is not there, whenever it was ended.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import re
@@ -17,7 +20,8 @@ from multiprocessing import connection
 from absl import logging
 from etils import epath
 
-from pagoda_jax.data import folders, records, shards, sources
+from pagoda_jax.data import embeddings, folders, latents, records, shards, sources, tars
+from pagoda_jax.data.embeddings import PrepareError
 from pagoda_jax.runtime import lock, processes
 from pagoda_jax.runtime.files import file_digest, read_json, write_json, write_sealed
 from pagoda_jax.runtime.interrupts import EXIT_INTERRUPTED, Interrupted
@@ -26,10 +30,6 @@ from pagoda_jax.runtime.progress import Progress
 PLAN = 'prepare.json'  # what the shards are made of, written first: another plan must not go on with them
 LARGEST_SIDE = 8192  # pixels, as config.data.resolution
 GO_ON = 'start the same command again to go on'
-
-
-class PrepareError(ValueError):
-  """Pictures cannot be prepared as asked."""
 
 
 def open_input(text: str, data_dir: str = '', split: str = 'train') -> sources.Source:
@@ -42,13 +42,15 @@ def open_input(text: str, data_dir: str = '', split: str = 'train') -> sources.S
     SourceError: there is no such source.
   """
   kind, _, place = text.partition(':')
-  needs_place = kind in ('folder', 'tfds', 'array_record')
+  needs_place = kind in ('folder', 'webdataset', 'tfds', 'array_record')
   if needs_place == bool(place):
     if kind == 'folder':
       return folders.open_folder(place, check=False)
+    if kind == 'webdataset':
+      return tars.open_tars(place, check=False)
     if kind in ('mnist', 'tfds', 'array_record'):
       return sources.open_whole(kind, data_dir if kind == 'tfds' else place, place, split)
-  raise PrepareError(f'--source={text}: must be folder:PATH, tfds:NAME, array_record:PATH or mnist')
+  raise PrepareError(f'--source={text}: must be folder:PATH, webdataset:PATH, tfds:NAME, array_record:PATH or mnist')
 
 
 def parse_resolutions(text: str) -> tuple[int, ...]:
@@ -73,9 +75,25 @@ def parse_resolutions(text: str) -> tuple[int, ...]:
   return tuple(sides)
 
 
+def latent_recipe(sides: tuple[int, ...], encoder: latents.Encoder, mirror: bool) -> records.Recipe:
+  """The recipe of latents of pictures of these sides in pixels.
+
+  Raises:
+    PrepareError: a side that the autoencoder's factor does not divide.
+  """
+  for side in sides:
+    if side % encoder.factor:
+      near = [n for n in (side // encoder.factor * encoder.factor, -(-side // encoder.factor) * encoder.factor) if n]
+      raise PrepareError(f'{side} px: the autoencoder makes one place of {encoder.factor} x {encoder.factor} pixels, '
+                         f'which does not divide them; {" or ".join(map(str, near))} px would be right')
+  return records.Recipe(tuple(side // encoder.factor for side in sides), latents.FORMAT, 0, encoder.described(mirror))
+
+
 def prepare(source: sources.Source, output, recipe: records.Recipe, shard_size: int, workers: int,
-            max_unreadable: float) -> dict:
+            max_unreadable: float, text_encoder=None, autoencoder: latents.Encoder | None = None) -> dict:
   """Writes the shards that are not there yet, then the manifest.
+
+  Embeddings of captions that are there already stay, where the pictures are the same.
 
   Args:
     source: the pictures.
@@ -84,29 +102,42 @@ def prepare(source: sources.Source, output, recipe: records.Recipe, shard_size: 
     shard_size: pictures in a shard, unreadable ones included.
     workers: processes; 1 works in this one.
     max_unreadable: share of unreadable pictures that is left out without an error.
+    text_encoder: of the captions, whose embeddings are stored too (embeddings.Encoder).
+    autoencoder: of a recipe of latents; this process then does all the work, on its devices.
 
   Returns:
     The manifest.
 
   Raises:
-    PrepareError: `output` was begun with other settings, or a worker process died.
+    PrepareError: `output` was begun with other settings or another encoder, pictures have no captions, or a worker
+      process died.
     LockError: another process prepares pictures there.
     SourceError: too many pictures cannot be read.
     OSError: a shard cannot be written; names it.
     Interrupted: by Ctrl-C; finished shards stay.
   """
   with lock.hold(output):
-    return _prepare(source, epath.Path(output), recipe, shard_size, workers, max_unreadable)
+    output = epath.Path(output)
+    if text_encoder:
+      embeddings.check_claim(output, text_encoder)
+    manifest = _prepare(source, output, recipe, shard_size, workers, max_unreadable, autoencoder)
+    if text_encoder:
+      with _saying_what_is_there(lambda: 'embedding stopped'):
+        manifest = embeddings.add(output, manifest, text_encoder)
+    return manifest
 
 
-def _prepare(source, output, recipe, shard_size, workers, max_unreadable):
+def _prepare(source, output, recipe, shard_size, workers, max_unreadable, encoder):
+  if getattr(sources.prepared(source), 'autoencoder', None):
+    raise PrepareError(f'{sources.prepared(source).folder}: holds latents; give the pictures that they are of')
   layouts = recipe.layouts(len(source), shard_size)
   sides = recipe.resolutions
   plan = {'data_sha256': source.digest, 'pictures': len(source), 'shard_size': shard_size,
           **({'resolutions': list(sides)} if len(sides) > 1 else {'resolution': sides[0]}),
-          'format': recipe.format, 'quality': recipe.quality}
+          'format': recipe.format, 'quality': recipe.quality,
+          **({'autoencoder': recipe.autoencoder} if recipe.autoencoder else {})}
   _claim(output, plan)
-  _warn_of_stored(source, sides)
+  _warn_of_stored(source, [side * encoder.factor for side in sides] if encoder else sides)
   layout = layouts[sides[-1]]
   finished = set(range(layout.num_shards)).intersection(
     *(shards.finished_shards(output, layout) for layout in layouts.values()))
@@ -114,7 +145,7 @@ def _prepare(source, output, recipe, shard_size, workers, max_unreadable):
   if numbers:
     done = sum(len(layout.keys(number)) for number in finished)
     progress = Progress('prepare', len(source), done, unit='picture')
-    _write(source, output, layouts, numbers, recipe, min(workers, len(numbers)), _Counter(progress, done))
+    _write(source, output, layouts, numbers, recipe, min(workers, len(numbers)), _Counter(progress, done), encoder)
   return _close(source, output, layouts, plan, max_unreadable)
 
 
@@ -162,18 +193,29 @@ class _Counter:
     self.show(self._shown + 1)
 
 
-def _write(source, output, layouts, numbers, recipe, workers, counter):
-  try:
-    if workers > 1:
+def _write(source, output, layouts, numbers, recipe, workers, counter, encoder):
+  def said():
+    there = sum(len(shards.finished_shards(output, layout)) for layout in layouts.values())
+    return f'stopped with {there} of {sum(layout.num_shards for layout in layouts.values())} shards written'
+
+  with _saying_what_is_there(said):
+    if encoder:
+      for number in numbers:
+        latents.write_shard(source, output, layouts, number, recipe, encoder, counter.tick)
+    elif workers > 1:
       _write_in_processes((source, output, layouts), numbers, recipe, workers, counter)
     else:
       for number in numbers:
         records.write_shard(source, output, layouts, number, recipe, counter.tick)
+
+
+@contextlib.contextmanager
+def _saying_what_is_there(said):
+  """Ctrl-C within the block ends the command with a word on how far it came."""
+  try:
+    yield
   except KeyboardInterrupt:
-    there = sum(len(shards.finished_shards(output, layout)) for layout in layouts.values())
-    of = sum(layout.num_shards for layout in layouts.values())
-    raise Interrupted(f'prepare: stopped with {there} of {of} shards written; {GO_ON}',
-                      EXIT_INTERRUPTED) from None
+    raise Interrupted(f'prepare: {said()}; {GO_ON}', EXIT_INTERRUPTED) from None
 
 
 def _write_in_processes(job, numbers, recipe, count, counter):
@@ -186,14 +228,15 @@ def _write_in_processes(job, numbers, recipe, count, counter):
   try:
     for worker in workers:
       worker.start()
-    while alive := [worker.sentinel for worker in workers if worker.exitcode is None]:
-      connection.wait(alive, timeout=0.5)
-      counter.show(done.value)
-      for worker in workers:
-        if worker.exitcode and not failed.empty():
+    # Codes are looked at once a round: one that ends between two looks is neither missed nor taken for silent.
+    while None in (codes := [worker.exitcode for worker in workers]) or any(codes):
+      for worker, code in zip(workers, codes):
+        if code and not failed.empty():
           raise failed.get()
-        if worker.exitcode:
-          raise PrepareError(f'prepare: worker process {worker.pid} {processes.ending(worker.exitcode)}; {GO_ON}')
+        if code:
+          raise PrepareError(f'prepare: worker process {worker.pid} {processes.ending(code)}; {GO_ON}')
+      connection.wait([worker.sentinel for worker, code in zip(workers, codes) if code is None], timeout=0.5)
+      counter.show(done.value)
   finally:
     for worker in workers:
       if worker.pid is not None:
@@ -213,9 +256,11 @@ def _close(source, output, layouts, plan, max_unreadable) -> dict:
   several, raw = 'resolutions' in plan, plan['format'] == 'raw'
   enlarged = {side: sum(sidecar['enlarged'] for sidecar in found.values()) for side, found in sidecars.items()}
   version = records.SIDES_VERSION if several else records.RAW_VERSION if raw else records.FORMAT_VERSION
+  if 'autoencoder' in plan:
+    version = records.LATENT_VERSION
   manifest = {
     'format_version': version,
-    'count': sum(sidecar['count'] for sidecar in sidecars[largest].values()),
+    'count': sum(sidecar['count'] for sidecar in sidecars[largest].values()) // records.orientations(plan),
     **plan,
     'classes': list(source.class_names),
     'class_counts': [counts[label] for label in range(len(source.class_names))],
@@ -227,6 +272,7 @@ def _close(source, output, layouts, plan, max_unreadable) -> dict:
       for found in sidecars.values() for name, sidecar in found.items()
     },
   }
+  manifest |= embeddings.kept(output, manifest)
   write_sealed(output / records.MANIFEST, manifest)
   return manifest
 
@@ -248,10 +294,11 @@ def verify(output) -> dict:
     SourceError: names the files that are damaged or missing.
   """
   manifest = records.read_manifest(output)
-  progress, parts = Progress('verify', len(manifest['shards']), unit='shard'), []
-  for done, (name, entry) in enumerate(manifest['shards'].items(), 1):
-    parts += records.damaged_parts(output, manifest, name, verify=True)
-    progress.update(done, entry['count'])
+  entries = [*manifest['shards'].items(), *manifest.get('text', {'shards': {}})['shards'].items()]
+  progress, parts = Progress('verify', len(entries), unit='shard'), []
+  for done, (name, entry) in enumerate(entries, 1):
+    parts += records.damaged_parts(output, entry, name, verify=True)
+    progress.update(done, entry['count'] // records.orientations(manifest))
   records.refuse_damaged(output, parts)
   return manifest
 
@@ -261,8 +308,13 @@ def summary(output, manifest: dict) -> str:
   size = sum(entry['bytes'] for entry in manifest['shards'].values()) / 1e9
   sides = manifest.get('resolutions') or [manifest['resolution']]
   enlarged = manifest['enlarged'] if 'resolutions' in manifest else {str(sides[0]): manifest['enlarged']}
-  rows = [f'{number} of them enlarged to ' + ('it' if len(sides) == 1 else f'{side} px')
+  of, factor = manifest.get('autoencoder'), manifest.get('autoencoder', {}).get('factor', 1)
+  rows = [f'{number} of them enlarged to ' + ('it' if len(sides) == 1 else f'{int(side) * factor} px')
           for side, number in enlarged.items() if number]
+  if of:
+    shapes = ', '.join(f'{side} x {side} x {of["channels"]}' for side in sides)
+    rows.append(f'as latents of {shapes} of autoencoder {of["sha256"][:16]}, '
+                + ('mirror images too' if of['mirror'] else 'without mirror images'))
   return (f'{output}: {manifest["count"]} pictures of {len(manifest["classes"])} classes at '
-          f'{", ".join(map(str, sides))} px{"".join(f", {row}" for row in rows)}, in {len(manifest["shards"])} shards, '
-          f'{size:.2f} GB')
+          f'{", ".join(str(side * factor) for side in sides)} px{"".join(f", {row}" for row in rows)}, in '
+          f'{len(manifest["shards"])} shards, {size:.2f} GB' + embeddings.summary(manifest))

@@ -5,9 +5,9 @@ what is read of one costs nothing of the others.
 
 A record is the length of a JSON header (4 bytes, little-endian), the header {"shard", "record", "label",
 "name", "caption" where there is one}, and the picture as PNG, JPEG or raw bytes (rows from the top, one
-byte of grey or three of RGB a pixel). manifest.json, written last, holds classes, counts, settings, the
-pictures' format among them, and the SHA-256 of every shard and of the sidecar beside it, which lists the
-shard's labels.
+byte of grey or three of RGB a pixel), or latents of it (latents.py). manifest.json, written last, holds
+classes, counts, settings, the pictures' format among them, and the SHA-256 of every shard and of the
+sidecar beside it, which lists the shard's labels.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from pagoda_jax.data import pictures, shards
+from pagoda_jax.data import latents, pictures, shards, texts
 from pagoda_jax.data.pictures import SourceError
 from pagoda_jax.runtime import processes
 from pagoda_jax.runtime.files import file_digest, read_sealed
@@ -28,29 +28,15 @@ from pagoda_jax.runtime.files import file_digest, read_sealed
 FORMAT_VERSION = 1
 RAW_VERSION = 2  # of folders with raw pictures, which programs that know only FORMAT_VERSION would call damaged
 SIDES_VERSION = 3  # of folders with several resolutions, raw or not
+LATENT_VERSION = 4  # of folders with latents
 MANIFEST = 'manifest.json'
-PREFIX = 'pictures'
-VERIFY_HINT = '`pagoda prepare --verify --output={}` checks every shard'
+PREFIX, LATENT_PREFIX = 'pictures', 'latents'
 
 
-def encode_record(header: dict, content: bytes) -> bytes:
-  """A record of a header and an encoded picture."""
-  text = json.dumps(header, ensure_ascii=False).encode(errors='surrogatepass')  # a file's name may be no Unicode
-  return len(text).to_bytes(4, 'little') + text + content
-
-
-def decode_record(record: bytes) -> tuple[dict, bytes]:
-  """The header and the encoded picture of a record.
-
-  Raises:
-    ValueError: it is no record.
-  """
-  start = 4 + int.from_bytes(record[:4], 'little')
-  return json.loads(record[4:start].decode(errors='surrogatepass')), record[start:]
-
-
-def prefix(resolution: int, several: bool) -> str:
+def prefix(resolution: int, several: bool, latent: bool = False) -> str:
   """Of the names of the shards of a resolution."""
+  if latent:
+    return f'{LATENT_PREFIX}_{resolution}'
   return f'{PREFIX}_{resolution}px' if several else PREFIX
 
 
@@ -65,37 +51,75 @@ class ArrayRecordSource:
   class_names: tuple[str, ...]
   digest: str  # of these shards; with `sides`, of all
   resolution: int
-  format: str = 'png'  # of the records, one of pictures.FORMATS
+  format: str = 'png'  # of the records, one of pictures.FORMATS, or latents.FORMAT
+  embedded: texts.TextStore | None = None  # of the captions
   sides: tuple['ArrayRecordSource', ...] = ()  # every resolution there is, smallest first, where there are several
+  autoencoder: dict[str, Any] | None = None  # of latents: sha256, factor, channels, mirror
 
   def __len__(self) -> int:
     return int(self.ends[-1])
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """{'image', 'label', 'name', and 'caption' where the source had captions}.
+    """{'image', 'label', 'name', and 'caption' where the source had captions}; 'image' may be latents.Moments.
 
     Raises:
       SourceError: names the shard and the record that are damaged.
     """
+    return self.oriented(index, flip=False)
+
+  def oriented(self, index: int, flip: bool) -> dict[str, Any]:
+    """As `[]`; of latents, those of the mirror image where `flip` says so."""
     shard = int(np.searchsorted(self.ends, index, side='right'))
     first = int(self.ends[shard - 1]) if shard else 0
     place, count = int(index) - first, int(self.ends[shard]) - first
+    if self.autoencoder and self.autoencoder['mirror']:
+      place, count = 2 * place + flip, 2 * count
     path = shards.shard_path(self.folder, self.shard_names[shard])
     try:
       record = shards.read_record(self.folder, self.shard_names[shard], count, place)
-      header, content = decode_record(record)
+      header, content = shards.decode_record(record)
       found = header.pop('shard'), header.pop('record')
-      image = pictures.of_raw(content, self.resolution) if self.format == 'raw' else pictures.decode(content)
-      if image.size != (self.resolution, self.resolution):
-        raise SourceError(f'a picture of {image.size[0]} x {image.size[1]} px, not of {self.resolution}')
+      image = self._decoded(content)
     except shards.ShardError as error:
-      raise SourceError(f'{error}; {VERIFY_HINT.format(self.folder)}') from None
+      raise SourceError(f'{error}; {shards.VERIFY_HINT.format(self.folder)}') from None
     except Exception as error:  # what damaged bytes lead Pillow's and JSON's readers to
-      raise SourceError(f'{path}: record {place} is damaged ({error}); {VERIFY_HINT.format(self.folder)}') from None
+      raise SourceError(f'{path}: record {place} is damaged ({error}); '
+                        + shards.VERIFY_HINT.format(self.folder)) from None
     if found != (shard, place):  # a shard under another one's name
       raise SourceError(f'{path}: record {place} is record {found[1]} of shard {found[0]}; '
-                        + VERIFY_HINT.format(self.folder))
+                        + shards.VERIFY_HINT.format(self.folder))
     return {'image': image} | header
+
+  def _decoded(self, content):
+    if self.autoencoder:
+      return latents.of_bytes(content, self.resolution, self.autoencoder['channels'])
+    image = pictures.of_raw(content, self.resolution) if self.format == 'raw' else pictures.decode(content)
+    if image.size != (self.resolution, self.resolution):
+      raise SourceError(f'a picture of {image.size[0]} x {image.size[1]} px, not of {self.resolution}')
+    return image
+
+  @property
+  def texts(self) -> texts.TextStore:
+    """The embeddings of the captions.
+
+    Raises:
+      SourceError: there are none beside the pictures.
+    """
+    if self.embedded is None:
+      raise SourceError(f'{self.folder}: no embeddings of captions beside the pictures; {texts.PREPARE_HINT}')
+    return self.embedded
+
+  def text(self, index: int, key: int) -> dict[str, np.ndarray]:
+    """One caption of a picture, drawn by the key: TextStore.text."""
+    return self.texts.text(index, key)
+
+  def texts_of(self, index: int) -> list[dict[str, np.ndarray]]:
+    """All captions of a picture, in the order of its record: TextStore.captions."""
+    return self.texts.captions(index)
+
+  def null_text(self) -> dict[str, np.ndarray]:
+    """The empty caption: {'text': [L, W] float16, 'text_mask': [L] bool, 'text_pooled': [P] float16}."""
+    return self.texts.null()
 
   @property
   def resolutions(self) -> tuple[int, ...]:
@@ -122,9 +146,23 @@ def read_manifest(folder) -> dict:
                       'makes one, or goes on where it stopped') from None
   except (ValueError, KeyError, TypeError) as error:
     raise SourceError(f'{path}: damaged ({error}); run the same `pagoda prepare` again') from None
-  if version not in (FORMAT_VERSION, RAW_VERSION, SIDES_VERSION):
-    raise SourceError(f'{path}: format version {version}, this program reads {FORMAT_VERSION} to {SIDES_VERSION}')
+  if version not in (FORMAT_VERSION, RAW_VERSION, SIDES_VERSION, LATENT_VERSION):
+    raise SourceError(f'{path}: format version {version}, this program reads {FORMAT_VERSION} to {LATENT_VERSION}')
   return manifest
+
+
+def check_texts(folder: str) -> None:
+  """Refuses a prepared folder whose shards of embeddings are not there with all their bytes.
+
+  Raises:
+    SourceError: names what is missing or damaged.
+  """
+  _refuse_damaged_of(folder, read_manifest(folder)['text']['shards'], verify=False)
+
+
+def _refuse_damaged_of(folder, entries, verify):
+  parts = (damaged_parts(folder, entry, name, verify) for name, entry in entries.items())
+  refuse_damaged(folder, [part for some in parts for part in some])
 
 
 def open_records(folder: str, verify: bool = False) -> ArrayRecordSource:
@@ -141,16 +179,18 @@ def open_records(folder: str, verify: bool = False) -> ArrayRecordSource:
   folder = str(epath.Path(folder))
   manifest = read_manifest(folder)
   names = tuple(manifest['shards'])
-  refuse_damaged(folder, [part for name in names for part in damaged_parts(folder, manifest, name, verify)])
+  entries = manifest['shards'] | (manifest.get('text', {'shards': {}})['shards'] if verify else {})
+  _refuse_damaged_of(folder, entries, verify)
   for name, entry in manifest['shards'].items():
     try:
       shards.open_shard(folder, name, entry['count'])
     except shards.ShardError as error:
-      raise SourceError(f'{error}; {VERIFY_HINT.format(folder)}') from None
+      raise SourceError(f'{error}; {shards.VERIFY_HINT.format(folder)}') from None
   sides = manifest.get('resolutions')
   if sides is None:
     return _one_side(folder, manifest, manifest['resolution'], names)
-  found = [_one_side(folder, manifest, side, [name for name in names if name.startswith(prefix(side, True) + '-')])
+  begins = {side: prefix(side, True, 'autoencoder' in manifest) + '-' for side in sides}
+  found = [_one_side(folder, manifest, side, [name for name in names if name.startswith(begins[side])])
            for side in sides]
   # One array of labels, so that worker processes are sent one.
   found = tuple(dataclasses.replace(side, all_labels=found[0].all_labels) for side in found)
@@ -162,23 +202,30 @@ def _one_side(folder, manifest, resolution, names):
   return ArrayRecordSource(
     folder=folder,
     shard_names=tuple(names),
-    ends=np.cumsum([manifest['shards'][name]['count'] for name in names]),
+    ends=np.cumsum([manifest['shards'][name]['count'] for name in names]) // orientations(manifest),
     all_labels=np.array(labels, np.int32),
     class_names=tuple(manifest['classes']),
     digest=_digest(manifest, names),
     resolution=resolution,
     format=manifest['format'],
+    embedded=texts.store_of(folder, manifest['text']) if 'text' in manifest else None,
+    autoencoder=manifest.get('autoencoder'),
   )
+
+
+def orientations(manifest) -> int:
+  """Records that a picture has in a shard: of latents, its mirror image may have one of its own."""
+  return 2 if manifest.get('autoencoder', {}).get('mirror') else 1
 
 
 def _digest(manifest, names):
   return hashlib.sha256(json.dumps([manifest['shards'][name]['sha256'] for name in names]).encode()).hexdigest()
 
 
-def damaged_parts(folder, manifest: dict, name: str, verify: bool) -> list[str]:
-  """Which of a shard's two files differ from the manifest: the shard by size, or `verify`, the sidecar by SHA-256."""
+def damaged_parts(folder, entry: dict, name: str, verify: bool) -> list[str]:
+  """Which of a shard's files differ from its manifest's entry: itself by size, or `verify`, the sidecar by SHA-256."""
   path, sidecar = epath.Path(folder) / (name + shards.SUFFIX), shards.sidecar_path(folder, name)
-  entry, found = manifest['shards'][name], []
+  found = []
   whole = path.exists() and path.stat().length == entry['bytes']
   if not whole or (verify and file_digest(path) != entry['sha256']):
     found.append(path.name)
@@ -196,16 +243,20 @@ def refuse_damaged(folder, parts: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How pictures are stored: sides in pixels, smallest first; format of pictures.FORMATS; JPEG quality."""
+  """How pictures are stored: sides in pixels, smallest first; format of pictures.FORMATS; JPEG quality.
+
+  Of latents: their sides, latents.FORMAT, 0, and what latents.Encoder.described gives.
+  """
 
   resolutions: tuple[int, ...]
   format: str
   quality: int
+  autoencoder: dict[str, Any] | None = None
 
   def layouts(self, count: int, shard_size: int) -> dict[int, shards.Layout]:
     """The shards of each resolution."""
-    several = len(self.resolutions) > 1
-    return {side: shards.Layout(prefix(side, several), count, shard_size) for side in self.resolutions}
+    several, latent = len(self.resolutions) > 1, self.autoencoder is not None
+    return {side: shards.Layout(prefix(side, several, latent), count, shard_size) for side in self.resolutions}
 
 
 def write_shard(source, folder, layouts: dict[int, shards.Layout], shard: int, recipe: Recipe,
@@ -241,7 +292,7 @@ def write_shard(source, folder, layouts: dict[int, shards.Layout], shard: int, r
       image = stored.pop('image')
       header = {'shard': shard, 'record': len(labels)} | stored
       for side, writer in writers.items():
-        writer.add(encode_record(header, pictures.encode(cut[side], recipe.format, recipe.quality)))
+        writer.add(shards.encode_record(header, pictures.encode(cut[side], recipe.format, recipe.quality)))
         enlarged[side] += min(image.size) < side
       labels.append(stored['label'])
     tick()

@@ -8,6 +8,7 @@ that fits it does not count. Sidecars and manifests are sealed: they hold a chec
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 
 from array_record.python import array_record_module
@@ -17,10 +18,27 @@ from pagoda_jax.runtime.files import file_digest, naming, read_sealed, write_sea
 
 SUFFIX = '.array_record'
 OPEN_READERS = 512  # a file handle each; the usual limit is 1024 a process
+VERIFY_HINT = '`pagoda prepare --verify --output={}` checks every shard'
 
 
 class ShardError(ValueError):
   """A shard or a record is missing or damaged; the message names it."""
+
+
+def encode_record(header: dict, content: bytes) -> bytes:
+  """A record of a header and what it describes, such as an encoded picture."""
+  text = json.dumps(header, ensure_ascii=False).encode(errors='surrogatepass')  # a file's name may be no Unicode
+  return len(text).to_bytes(4, 'little') + text + content
+
+
+def decode_record(record: bytes) -> tuple[dict, bytes]:
+  """The header of a record, and what follows it.
+
+  Raises:
+    ValueError: it is no record.
+  """
+  start = 4 + int.from_bytes(record[:4], 'little')
+  return json.loads(record[4:start].decode(errors='surrogatepass')), record[start:]
 
 
 @dataclasses.dataclass(frozen=True)

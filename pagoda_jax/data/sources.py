@@ -1,6 +1,6 @@
 """Where pictures come from: one small interface, the embedded digits, TFDS, and the split into training and held-out.
 
-Folders of images are in folders.py, prepared ArrayRecord folders in records.py.
+Folders of images are in folders.py, tars of them in tars.py, prepared ArrayRecord folders in records.py.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from pagoda_jax.data import folders, pictures, records
+from pagoda_jax.data import folders, pictures, records, tars
 from pagoda_jax.data.pictures import SourceError
 
 # Without known labels, the held-out pictures are drawn from this many times as many candidates.
@@ -20,6 +20,9 @@ HOLDOUT_CANDIDATES = 16
 
 class Source(Protocol):
   """Random access to pictures as they are stored; pickled to worker processes, `[]` is called there too.
+
+  Those of prepared folders, and parts of them, have `text`, `texts_of` and `null_text` (records.ArrayRecordSource)
+  besides.
 
   Attributes:
     class_names: names of the classes 0, 1, ...; () for pictures without labels.
@@ -36,7 +39,7 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """{'image': PIL image, 'label': int, -1 for none, 'name': str}, and 'caption': str where there are captions."""
+    """{'image': PIL image, 'label': int, -1 for none, 'name': str}, and captions as captions.py says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +203,19 @@ class Part:
   def __getitem__(self, index: int) -> dict[str, Any]:
     return self.whole[int(self.indices[index])]
 
+  def oriented(self, index: int, flip: bool) -> dict[str, Any]:
+    """Of a part of prepared latents: records.ArrayRecordSource.oriented."""
+    return self.whole.oriented(int(self.indices[index]), flip)
+
+  def text(self, index: int, key: int) -> dict[str, np.ndarray]:
+    return self.whole.text(int(self.indices[index]), key)
+
+  def texts_of(self, index: int) -> list[dict[str, np.ndarray]]:
+    return self.whole.texts_of(int(self.indices[index]))
+
+  def null_text(self) -> dict[str, np.ndarray]:
+    return self.whole.null_text()
+
 
 def prepared(source: Source) -> records.ArrayRecordSource | None:
   """The prepared folder that a source is, or is a part of; None where its pictures are the originals."""
@@ -258,6 +274,8 @@ def open_whole(kind: str, path: str = '', name: str = '', split: str = 'train', 
   """
   if kind == 'folder':
     return folders.open_folder(path, max_unreadable, resolution=resolution)
+  if kind == 'webdataset':
+    return tars.open_tars(path, max_unreadable, resolution=resolution)
   if kind == 'array_record':
     return records.open_records(path, verify)
   if kind == 'tfds':

@@ -1,4 +1,4 @@
-"""The resumable stream of batches that a phase trains on, and the check that a config fits its pictures.
+"""The resumable stream of batches that a phase trains on.
 
 A *key* is one training picture: image number i, mirrored or not. Streams are shuffled lists of keys;
 their position is one integer that does not depend on how many hosts read, so a run resumes anywhere.
@@ -14,85 +14,39 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import logging
 from grain.experimental import ZipMapDataset
 
-from pagoda_jax import config as configs
-from pagoda_jax.data.pictures import SourceError, cuts_of, picture_of
-from pagoda_jax.data.sources import Source, at, open_source, prepared
+from pagoda_jax.config import spaces
+from pagoda_jax.data import latents
+from pagoda_jax.data.pictures import cuts_of, picture_of
+from pagoda_jax.data.sources import Source, at, open_source
 from pagoda_jax.runtime import processes
 
 MOST_WORKERS = 8  # that a run starts by itself
+# Of the record of an independent real image, where it has them.
+REAL_PARTS = ('image', 'label', 'base_image', 'text', 'text_mask', 'text_pooled', 'caption_kind')
 LEAST_SHARED_MEMORY = 2**30  # bytes free, for them to bring batches in; containers often have 64 MiB in all
 
 
-def settle(config) -> None:
-  """Opens the source of an experiment, before any device work, and checks that the config fits it.
-
-  config.data.num_classes = -1 becomes the number of classes that the source has; where that is 0,
-  `conditional` of every discriminator becomes False. Warns of resolutions that are not cut from the originals.
-
-  Raises:
-    SourceError: the source is missing or damaged; its pictures are stored smaller than config.data.resolution;
-      or a picture's label is not one of config.data.num_classes, where the first such picture is named.
-  """
-  source, data = open_source(config.data), config.data
-  if source.resolution is not None and source.resolution < data.resolution:
-    raise SourceError(f'config.data.resolution = {data.resolution}: the pictures of source {data.source} {data.path} '
-                      f'are stored at {source.resolution} px')
-  _warn_of_stored(source, config)
-  if data.num_classes == -1:
-    set_classes(config, len(source.class_names))
-  check_labels(source, data.num_classes)
+def sampling(config) -> latents.Sampling | None:
+  """How latents of the experiment are drawn; None of pictures."""
+  if not spaces.is_latent(config):
+    return None
+  network = config.autoencoder
+  return latents.Sampling(int(config.seed), float(network.scaling) or 1.0,
+                          float(network.shift) if network.scaling else 0.0)
 
 
-def _warn_of_stored(source, config):
-  """Says which resolutions a prepared folder does not hold."""
-  if (whole := prepared(source)) is None:
-    return
-  needed = {config.base_resolution, *(configs.phase_resolution(config, name) for name in config.order)}
-  if lacking := sorted(needed - {*whole.resolutions}):
-    rows = [f'{side} px of those of {whole.at(side).resolution} px' for side in lacking]
-    logging.warning(
-      'config.data.path = %s holds pictures of %s px only. Cut from these, not from the originals, which would give '
-      'other pixels: %s. `pagoda prepare --resolutions=%s` stores each, cut from the originals.',
-      whole.folder, ', '.join(map(str, whole.resolutions)), ', '.join(rows), ','.join(map(str, sorted(needed))))
+def band_of(data) -> int:
+  """Side of the pictures whose Haar bands all smaller ones are (config.data.downsampling); 0: of none."""
+  return data.resolution if data.get('downsampling') == 'haar' else 0
 
 
 def pictures_digest(data, resolutions) -> str:
   """SHA-256 that changes when a training picture at one of these resolutions may have changed."""
-  source = open_source(data)
+  source, resolutions = open_source(data), {band_of(data)} if band_of(data) else resolutions
   digests = list(dict.fromkeys(at(source, side).digest for side in sorted(resolutions)))
   return digests[0] if len(digests) == 1 else hashlib.sha256(''.join(digests).encode()).hexdigest()
-
-
-def set_classes(config, count: int) -> None:
-  """Gives an experiment its number of classes; without any, no discriminator is conditional."""
-  config.data.num_classes = count
-  for phase in config.phases.values():
-    if not count and 'discriminator' in phase:
-      phase.discriminator.conditional = False
-
-
-def check_labels(source: Source, num_classes: int) -> None:
-  """Refuses labels that are not in 0..num_classes-1; with 0 classes labels are not looked at.
-
-  Raises:
-    SourceError: names the first picture whose label is out of range, or that has none.
-  """
-  if not num_classes:
-    return
-  labels, found = source.all_labels, len(source.class_names)
-  wrong = [] if labels is None else np.flatnonzero((labels < 0) | (labels >= num_classes))
-  if len(wrong):
-    first = source[int(wrong[0])]
-    label = f'label {first["label"]}' if first['label'] >= 0 else 'no label'
-    raise SourceError(f'config.data.num_classes = {num_classes}: the picture {first["name"]} has {label} '
-                      f'({len(wrong)} of {len(source)} pictures are out of range); the source has {found} classes')
-  if labels is None and found > num_classes:
-    raise SourceError(f'config.data.num_classes = {num_classes}: the source has {found} classes')
-  if found < num_classes:
-    logging.warning('config.data.num_classes = %d: the source has only %d classes', num_classes, found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +80,13 @@ class LoadPicture:
   """Map from a key to the record {image, label, key} at one resolution.
 
   With a store as `noise` the record has the key's `noise` too (and the `omega` that it was inverted with), with
-  ToInvert the same picture as `base_image`; so it has where `base` says at which resolution.
+  ToInvert the same picture as `base_image`; so it has where `base` says at which resolution. With `text` it has a
+  caption's embedding: text, text_mask, text_pooled, caption_kind (texts.TextStore.text).
+
+  With `band_of` all pictures are Haar bands of those at that resolution (pictures.cuts).
+
+  Of latents (`drawn` says how) a picture of L_adv or of a teacher is drawn anew in every epoch; those
+  of pairs, and those that are inverted, are the first epoch's draw, so that noise and image stay of one another.
   """
 
   source: Source
@@ -135,15 +95,24 @@ class LoadPicture:
   channels: int
   noise: Any = None
   base: int = 0
+  text: bool = False
+  drawn: latents.Sampling | None = None
+  band_of: int = 0
 
-  def __call__(self, key: int) -> dict[str, np.ndarray]:
+  def in_place(self, place: int, key: int) -> dict[str, np.ndarray]:
+    """The record of a key at a place of a stream that holds each key once an epoch."""
+    return self(key, place // len(self.keys))
+
+  def __call__(self, key: int, epoch: int = 0) -> dict[str, np.ndarray]:
     index, flip = self.keys[int(key)]
-    cut = self._cuts(index, flip)
+    cut = self._cuts(index, flip) if self.drawn is None else self._draws(int(key), index, flip, epoch)
     record = {'image': cut[self.resolution], 'label': np.int32(cut['label']), 'key': np.int32(key)}
     if self._base:
       record['base_image'] = cut[self._base]
     if self.noise is not None and not isinstance(self.noise, ToInvert):
       record |= self.noise.pair(int(key))
+    if self.text:
+      record |= self.source.text(index, int(key))
     return record
 
   @property
@@ -156,8 +125,16 @@ class LoadPicture:
     cut = {}
     for source, sides in self._reads:
       stored = source[index]
-      cut |= cuts_of(stored, sides, self.channels, flip) | {'label': stored['label']}
+      cut |= cuts_of(stored, sides, self.channels, flip, self.band_of) | {'label': stored['label']}
     return cut
+
+  def _draws(self, key, index, flip, epoch):
+    """As `_cuts`, of latents."""
+    drawn = {}
+    for source, (side,) in self._reads:
+      stored = source.oriented(index, flip)
+      drawn |= {side: self.drawn.sampled(stored['image'], key, epoch), 'label': stored['label']}
+    return drawn
 
   @functools.cached_property
   def _reads(self) -> list[tuple[Source, list[int]]]:
@@ -165,7 +142,7 @@ class LoadPicture:
     sides = {self.resolution} | ({self._base} if self._base else set())
     found = {}
     for side in sorted(sides):
-      source = at(self.source, side)
+      source = at(self.source, self.band_of or side)
       found.setdefault(source.resolution, (source, []))[1].append(side)
     return list(found.values())
 
@@ -178,7 +155,7 @@ def source_keys(data) -> tuple[Source, Keys]:
 
 def pair_and_real(pair: dict, real: dict) -> dict:
   """One element of a generator's batch: a pair for L_rec, an independent real image for L_adv."""
-  return pair | {f'real_{part}': real[part] for part in ('image', 'label', 'base_image') if part in real}
+  return pair | {f'real_{part}': real[part] for part in REAL_PARTS if part in real}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,11 +166,14 @@ class Stream:
     data: `config.data`.
     resolution: side of the images in pixels.
     seed: shuffles the order of the keys, anew in each epoch.
-    noise: store of inversions (inversions.NoiseStore); with it, each element is a pair
+    noise: store of inversions (noise_store.NoiseStore); with it, each element is a pair
       {image, label, key, noise} beside an independent {real_image, real_label}. With ToInvert in its place
       each has base_image instead of noise.
+    reals: whether the independent ones are there.
     pairs_fraction: share of the keys that serve as pairs.
     real_base: resolution at which the elements have their real_image once more, as real_base_image; 0: not.
+    text: whether they have the embeddings of captions, as LoadPicture's records and, with real_ before, of real_image.
+    drawn: how latents are drawn; None of pictures.
   """
 
   data: Any
@@ -202,12 +182,16 @@ class Stream:
   noise: Any = None
   pairs_fraction: float = 1.0
   real_base: int = 0
+  text: bool = False
+  drawn: latents.Sampling | None = None
+  reals: bool = True
 
   def dataset(self) -> grain.MapDataset:
     source, keys = source_keys(self.data)
-    real = self._shuffled(np.arange(len(keys)), self.seed).map(
-      LoadPicture(source, keys, self.resolution, self.data.channels, base=self.real_base)
-    )
+    parts = {'text': self.text, 'drawn': self.drawn, 'band_of': band_of(self.data)}
+    load = LoadPicture(source, keys, self.resolution, self.data.channels, base=self.real_base, **parts)
+    real = self._shuffled(np.arange(len(keys)), self.seed)
+    real = real.map(load) if self.drawn is None else real.map_with_index(load.in_place)
     if self.noise is None:
       return real
     # The subset is drawn once, from its own seed: the same pairs in every epoch and after a restart.
@@ -215,8 +199,10 @@ class Stream:
     chosen = np.random.default_rng(self.seed).permutation(stored)
     chosen = np.sort(chosen[: max(1, round(self.pairs_fraction * stored))])
     pairs = self._shuffled(chosen, self.seed + 1).map(
-      LoadPicture(source, keys, self.resolution, self.data.channels, self.noise)
+      LoadPicture(source, keys, self.resolution, self.data.channels, self.noise, **parts)
     )
+    if not self.reals:
+      return pairs
     return ZipMapDataset([pairs, real]).map(lambda both: pair_and_real(*both))
 
   @staticmethod
@@ -231,12 +217,12 @@ class Stream:
 
 
 def default_workers(source: str) -> int:
-  """How many processes config.data.workers = -1 means: for folders as many as this process has cores, less two.
+  """How many processes config.data.workers = -1 means: for files as many as this process has cores, less two.
 
   Two cores stay for JAX and this process: where there are no more, workers would take 3 s to start, and then time
   from these. Other sources have 0: what `pagoda prepare` wrote is read fast enough without.
   """
-  if source != 'folder':
+  if source not in ('folder', 'webdataset'):
     return 0
   try:
     cores, room = len(os.sched_getaffinity(0)), shutil.disk_usage('/dev/shm').free
@@ -310,7 +296,8 @@ class Batches:
     first = self._position // self._source.batch_size * width
     # Read threads cost more than they hide where decoding is Python: workers do the parallel part.
     read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    dataset = grain.MapDataset.source(self._source)[first:].batch(width).to_iter_dataset(read)
+    # No remainder: Grain would count it in float, in which as many batches of one as there are do not fit.
+    dataset = grain.MapDataset.source(self._source)[first:].batch(width, drop_remainder=True).to_iter_dataset(read)
     if self._workers:
       processes.free_segments()
       options = grain.MultiprocessingOptions(num_workers=self._workers)
@@ -333,9 +320,17 @@ class Batches:
       self._iterator, self._processes = None, set()
 
 
-def epoch_pictures(data, resolution: int, split: str, indices=None) -> tuple[np.ndarray, np.ndarray]:
-  """(images [N, R, R, C] uint8, labels [N]) of a split in its own order, unmirrored; `indices` picks some."""
-  source = at(open_source(data, split), resolution)
+def epoch_pictures(data, resolution: int, split: str, indices=None, drawn: latents.Sampling | None = None
+                   ) -> tuple[np.ndarray, np.ndarray]:
+  """(images [N, R, R, C] uint8, labels [N]) of a split in its own order, unmirrored; `indices` picks some.
+
+  Of latents (`drawn` given) the images are their means, float32, as networks see them.
+  """
+  band = band_of(data)
+  source = at(open_source(data, split), band or resolution)
   records = [source[int(i)] for i in (range(len(source)) if indices is None else indices)]
-  images = [picture_of(record, resolution, data.channels) for record in records]
+  if drawn is None:
+    images = [picture_of(record, resolution, data.channels, band_of=band) for record in records]
+  else:
+    images = [drawn.middle(record['image']) for record in records]
   return np.stack(images), np.array([record['label'] for record in records], np.int32)

@@ -12,8 +12,9 @@ from etils import epath
 
 import pagoda_jax
 from pagoda_jax import config as configs
+from pagoda_jax.config import spaces
 from pagoda_jax.data.images import quantized
-from pagoda_jax.evaluation import data_features, encoders, paired, plans, references
+from pagoda_jax.evaluation import data_features, encoders, paired, plans, prompts, references, representations
 from pagoda_jax.evaluation import pictures as sets
 from pagoda_jax.evaluation.pictures import EvaluationError, Pictures
 from pagoda_jax.evaluation.sums import SHUFFLE_SEED, Sums, sweep
@@ -22,10 +23,12 @@ from pagoda_jax.runtime.files import write_sealed
 from pagoda_jax.stages import models
 from pagoda_jax.stages import sampler as sampling
 from pagoda_jax.training import checkpoints, starts
-from pagoda_jax.weights import locate
+from pagoda_jax.weights import autoencoders
 
 REFERENCE_PICTURES = 10_000  # whose features are kept, for precision, recall and KID; drawn where there are more
+CMMD_PICTURES = 50_000  # the same, for CMMD, whose authors take all: it is larger of fewer
 FOLDER = 'evaluate'  # in a phase's
+MAKERS = {'dinov2': encoders.of_dinov2, 'clip_336': encoders.of_clip_336} | representations.MAKERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Request:
   batch_size: int = 100
   resolution: int = sets.NO_RESOLUTION
   weights_dir: str = ''
+  clip: str = ''
 
 
 def of_images(path: str, asked: Request) -> dict[str, Any]:
@@ -58,9 +62,9 @@ def of_images(path: str, asked: Request) -> dict[str, Any]:
   if asked.reference:
     reference = references.open_reference(
       asked.reference, '', '', samples, asked.resolution, asked.weights_dir)
-  run = _Run(asked, reference, (samples.height, samples.width, samples.channels), mesh, '', pairs=True)
+  run = _Run(asked, reference, (samples.height, samples.width, samples.channels), mesh, '', True, samples.captions)
   run.plan.check(samples.count, 'the samples')
-  sums = run.sums(samples.count)
+  sums = run.sums(samples.count, samples.captions)
   run.pass_over(samples, sums, 'samples')
   more = {}
   if run.plan.paired:
@@ -86,19 +90,22 @@ def of_phase(config, folder, name: str, step: str, asked: Request, ema: str = ''
   chosen = steps_of(phase_folder, step, config.checkpoint)
   labels = sampling.parse_labels(asked.labels, asked.num_images, config.data.num_classes, asked.seed)
   reference = references.open_reference(asked.reference or references.DATA, folder, name, None, 0, asked.weights_dir)
-  side, channels = configs.phase_resolution(config, name), config.data.channels
-  run = _Run(asked, reference, (side, side, channels), mesh, folder, pairs='noise' in config.phases[name])
+  side, channels = configs.phase_resolution(config, name) * spaces.factor(config), config.data.channels
+  said = prompts.of_data(config) if configs.has_text(config) else None
+  captions = said and said.captions
+  run = _Run(asked, reference, (side, side, channels), mesh, folder, 'noise' in config.phases[name], captions)
   run.plan.check(asked.num_images, 'the samples')
-  draw = _drawing(config, name, run, asked.seed, mesh)
+  draw = _drawing(config, name, run, asked.seed, mesh, said)
   for wanted in chosen:
     params, at = starts.read_average(config, phase_folder, ema, wanted)
     digest = checkpoints.digest(params)
-    placed = sharding.place(params, mesh)
+    placed = sharding.place(autoencoders.with_decoder(config, params), mesh)
     for omega in asked.guidance or (None,):
-      sums = run.sums(asked.num_images)
+      sums = run.sums(asked.num_images, captions)
       omegas = _strengths(config, omega, len(labels))
       rows = lambda numbers, omegas=omegas: (
-        numbers.astype(np.int32), labels[numbers], *([] if omegas is None else [omegas[numbers]]))
+        numbers.astype(np.int32), labels[numbers], *([] if omegas is None else [omegas[numbers]]),
+        *(said.embedded(numbers) if said else []))
       if run.plan.needs_samples:
         with jax.set_mesh(mesh):
           sweep(functools.partial(draw, placed, run.variables), rows, asked.num_images, mesh, asked.batch_size,
@@ -109,8 +116,9 @@ def of_phase(config, folder, name: str, step: str, asked: Request, ema: str = ''
                                asked.weights_dir)
       described = {
         'phase': name, 'step': at, 'checkpoint_sha256': digest, 'ema': ema or configs.ema_names(config.phases[name])[0],
-        'seed': asked.seed, 'labels': asked.labels, 'guidance': omega, 'count': asked.num_images,
-        'matmul_precision': config.evaluation.matmul_precision}
+        'seed': asked.seed, 'guidance': omega, 'count': asked.num_images,
+        'matmul_precision': config.evaluation.matmul_precision,
+        **({'prompts': said.described} if said else {'labels': asked.labels})}
       yield run.result(sums, described, more)
 
 
@@ -140,15 +148,15 @@ def _strengths(config, omega, count):
   return np.full(count, law.nearest(1.0) if omega is None else omega, np.float32)
 
 
-def _drawing(config, name, run, seed, mesh):
-  """step(params, encoders' variables, numbers, labels[, omegas]) -> features of images drawn in the same program."""
+def _drawing(config, name, run, seed, mesh, said):
+  """step(params, encoders' variables, numbers, labels[, omegas][, text, text_mask, text_pooled]) -> features of images
+  drawn in the same program."""
   networks, draw = models.build(config, name), sampling.make_draw(config, name)
-  shape, encode = networks.noise_shape(1)[1:], run.encode
+  shape, encode, null = networks.noise_shape(1)[1:], run.encode, said and said.null
 
-  def step(params, variables, numbers, labels, omegas=None):
+  def step(params, variables, numbers, labels, *more):
     noise = sampling.noise_of(seed, numbers, shape, networks.sigma_max)
-    given = () if omegas is None else (omegas,)
-    return encode(variables, quantized(draw(params, noise, labels, *given)))
+    return encode(variables, quantized(draw(params, noise, labels, *sampling.draw_arguments(more, null))))
 
   return jax.jit(step, out_shardings=sharding.replicated(mesh))
 
@@ -156,17 +164,26 @@ def _drawing(config, name, run, seed, mesh):
 class _Run:
   """The encoders on the mesh and the reference's sums: made once, used for every checkpoint."""
 
-  def __init__(self, asked: Request, reference, size, mesh, folder, pairs: bool):
+  def __init__(self, asked: Request, reference, size, mesh, folder, pairs: bool, captions):
     self.asked, self.mesh, self.reference = asked, mesh, reference
-    self.plan = plans.make(asked.metrics, asked.features, reference, pairs, has_dinov2(asked.weights_dir))
-    self.encoders = {}
+    self.plan = plans.make(asked.metrics, asked.features, reference, pairs, representations.here(asked.weights_dir),
+                           captions is not None)
+    if asked.resize != 'tensorflow' and 'fdr6' in self.plan.metrics:
+      raise EvaluationError(f'--resize={asked.resize}: FDr6 is of Inception as the ADM evaluator resizes for it; leave '
+                            'it out')
+    self.encoders, self._embed = {}, None
     for name in self.plan.encoders:
       if name == 'inception':
         self.encoders[name] = encoders.of_inception(asked.weights_dir, asked.resize)
-      elif name == 'dinov2':
-        self.encoders[name] = encoders.of_dinov2(asked.weights_dir)
-      else:
+      elif name == 'clip':
+        if not asked.clip:
+          raise EvaluationError('--metrics=clip: needs --clip=FOLDER, a published CLIP in transformers\' form (both '
+                                'towers, config.json, tokenizer), such as openai/clip-vit-large-patch14')
+        self.encoders[name], self._embed = encoders.of_captions(asked.clip)
+      elif name == 'data':
         self.encoders[name] = data_features.encoder(reference.pictures, folder)
+      else:
+        self.encoders[name] = MAKERS[name](asked.weights_dir)
     self._widths = {f'{name}/{output}': width for name, encoder in self.encoders.items()
                     for output, width in encoder.widths(*size).items()}
     self.plan.check_outputs(self._widths, reference)
@@ -180,11 +197,14 @@ class _Run:
       self._held_out = self.sums(reference.held_out.count)
       self.pass_over(reference.held_out, self._held_out, 'held-out pictures')
 
-  def sums(self, count: int) -> Sums:
-    """Empty ones, of samples."""
+  def sums(self, count: int, captions=None) -> Sums:
+    """Empty ones, of samples, or, without captions, of held-out pictures."""
     kept = {name: self._widths[name] for name in self.plan.kept}
     logits = (self.plan.logits, self._widths[self.plan.logits]) if self.plan.logits else None
-    return Sums(count, self.plan.moments, kept, logits=logits)
+    beside = None
+    if self._embed and captions:
+      beside = self.plan.beside, lambda numbers: self._embed(captions(numbers))
+    return Sums(count, self.plan.moments, kept, logits=logits, beside=beside)
 
   def pass_over(self, pictures: Pictures, sums: Sums, what: str) -> None:
     """Fills the sums."""
@@ -204,11 +224,12 @@ class _Run:
     if not missing and not kept:
       return Sums(0)
     self.plan.check(pictures.count, 'the reference')
-    numbers = np.arange(pictures.count)
-    if len(numbers) > REFERENCE_PICTURES:
-      numbers = np.sort(np.random.RandomState(SHUFFLE_SEED).choice(numbers, REFERENCE_PICTURES, replace=False))
+    numbers = {name: _chosen(pictures.count, CMMD_PICTURES if name == plans.CMMD else REFERENCE_PICTURES)
+               for name in kept}
     if not missing:  # only the chosen ones are looked at
-      pictures, numbers = pictures.part(numbers), np.arange(len(numbers))
+      looked_at = functools.reduce(np.union1d, numbers.values())
+      pictures = pictures.part(looked_at)
+      numbers = {name: np.searchsorted(looked_at, each) for name, each in numbers.items()}
     sums = Sums(pictures.count, missing, kept, numbers)
     self.pass_over(pictures, sums, 'reference')
     return sums
@@ -220,10 +241,9 @@ class _Run:
     found = {'metrics': figures(sums) | more}
     if self._held_out is not None:
       found['held_out'] = {'count': self._held_out.count} | figures(self._held_out)
-      ratios = {name: found['metrics'][name] / found['held_out'][name] for name in found['metrics']
-                if name in plans.FRECHET and found['held_out'].get(name, 0) > 0}
-      if ratios:
-        found['fd_ratio'] = {'of': ratios, 'mean': float(np.mean(list(ratios.values())))}
+      ratios = self.plan.ratios(found['metrics'], found['held_out'])
+      found |= {key: value for key, value in ratios.items() if key == 'fd_ratio'}
+      found['metrics'] |= {key: value for key, value in ratios.items() if key != 'fd_ratio'}
     held = sum(each.held_bytes for each in (sums, self._of_reference, self._held_out) if each)
     notes = self.plan.notes(sums, self._widths)
     if self._held_out is not None and self._held_out.count != sums.count:
@@ -242,9 +262,11 @@ class _Run:
     }
 
 
-def has_dinov2(weights_dir) -> bool:
-  """Whether the file of DINOv2 is here."""
-  return locate.located(locate.entry(encoders.DINOV2_FILE), weights_dir) is not None
+def _chosen(count: int, most: int) -> np.ndarray:
+  """Numbers of pictures, ascending: all, or `most` that are drawn."""
+  numbers = np.arange(count)
+  return numbers if count <= most else np.sort(
+    np.random.RandomState(SHUFFLE_SEED).choice(numbers, most, replace=False))
 
 
 def write(folder, result: dict) -> epath.Path:

@@ -6,14 +6,16 @@ import numpy as np
 from etils import epath
 
 from pagoda_jax import config as configs
+from pagoda_jax.config import spaces
 from pagoda_jax.data import images as images_lib
 from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.evaluation.pictures import EvaluationError, Pictures
 from pagoda_jax.evaluation.sums import sweep
+from pagoda_jax.method import guidance
 from pagoda_jax.networks.frozen.vgg_lpips import LPIPS
 from pagoda_jax.runtime import sharding
-from pagoda_jax.stages import models
+from pagoda_jax.stages import decoding, models
 from pagoda_jax.stages import sampler as sampling
 from pagoda_jax.weights import frozen_weights, locate
 from pagoda_jax.weights.convert import formats
@@ -103,18 +105,27 @@ def of_phase(metrics, config, folder, name: str, params, mesh, count: int, batch
                           'pairs to compare')
   networks = models.build(config, name)
   store = noise_store.open_store(epath.Path(folder) / phase.noise, networks.sigma_max, phase.standardize_noise)
-  load = streams.LoadPicture(*streams.source_keys(config.data), side, config.data.channels, store)
+  load = streams.LoadPicture(*streams.source_keys(config.data), side, config.data.channels, store,
+                             text=configs.has_text(config), drawn=streams.sampling(config),
+                             band_of=streams.band_of(config.data))
   keys = np.linspace(0, len(store) - 1, min(count, len(store))).astype(int)
-  compare, variables = _comparing(metrics, side, side, weights_dir)
-  draw, guided = sampling.make_draw(config, name), networks.law is not None
+  pixels = side * spaces.factor(config)
+  compare, variables = _comparing(metrics, pixels, pixels, weights_dir)
+  decode = decoding.make_drawing_decoder(config) if spaces.is_latent(config) else None
+  draw = sampling.make_draw(config, name)
+  columns = ('image', 'noise', 'label', *(['omega'] if networks.law is not None else []))
+  null = None
+  if configs.has_text(config):
+    columns, null = (*columns, *guidance.TEXT), load.source.null_text()
 
-  def step(params, variables, images, noise, labels, omegas=None):
-    drawn = draw(params, noise, labels, *(() if omegas is None else (omegas,)))
+  def step(params, variables, images, noise, labels, *more):
+    drawn = draw(params, noise, labels, *sampling.draw_arguments(more, null))
+    if decode:
+      images = images_lib.quantized(decode(params[decoding.AUTOENCODER], images))
     return compare(variables, images_lib.quantized(drawn), images)
 
   def rows(numbers):
     records = [load(int(key)) for key in keys[numbers]]
-    columns = ('image', 'noise', 'label', *(['omega'] if guided else []))
     return tuple(np.stack([record[column] for record in records]) for column in columns)
 
   compiled, means = jax.jit(step, out_shardings=sharding.replicated(mesh)), _Means()

@@ -14,6 +14,7 @@ from pagoda_jax.runtime.files import file_digest
 from pagoda_jax.weights.convert import torch_files
 
 ARRAY = 'arr_0'  # of samples and references of the ADM evaluation
+PROMPTS = 'prompt'  # beside it: what each was drawn of, as `pagoda sample` writes it
 NO_RESOLUTION = 0
 
 
@@ -30,6 +31,7 @@ class Pictures:
     count, height, width, channels: of all.
     described: JSON values that tell which pictures these are, their SHA-256 among them.
     source: where they are cut from, with its labels; None of arrays.
+    captions: captions(numbers) -> what each should be a picture of; None where nobody says.
   """
 
   read: Callable[[np.ndarray], np.ndarray]
@@ -39,6 +41,7 @@ class Pictures:
   channels: int
   described: dict[str, Any]
   source: sources.Source | None = None
+  captions: Callable[[np.ndarray], list[str]] | None = None
 
   def part(self, numbers: np.ndarray) -> 'Pictures':
     """Those of these numbers."""
@@ -74,7 +77,8 @@ def open_samples(path: str, resolution: int = NO_RESOLUTION) -> Pictures:
   """
   if os.path.isdir(path):
     source = folders.open_folder(path, max_unreadable=0.0)
-    return of_source(source, f'folder:{path}', resolution, channels=3)
+    found, said = of_source(source, f'folder:{path}', resolution, channels=3), [x.captions for x in source.entries]
+    return dataclasses.replace(found, captions=lambda numbers: [said[n][0][1] for n in numbers]) if all(said) else found
   if pathlib.PurePath(path).suffix != '.npz':
     raise EvaluationError(f'--images={path}: must be an .npz file with {ARRAY}, or a folder of pictures'
                           + ('' if os.path.exists(path) else '; there is no such file or folder'))
@@ -96,10 +100,18 @@ def of_npz(path, arrays: dict[str, np.ndarray]) -> Pictures:
   """The pictures of an .npz with these arrays; EvaluationError where it has none."""
   if ARRAY not in arrays:
     raise EvaluationError(f'{path}: holds {", ".join(arrays)}, but no pictures ({ARRAY})')
-  return of_array(arrays[ARRAY], f'{path}, {ARRAY}', {'file': str(path), 'sha256': file_digest(path)})
+  found = of_array(arrays[ARRAY], f'{path}, {ARRAY}', {'file': str(path), 'sha256': file_digest(path)})
+  said = arrays.get(PROMPTS)
+  if said is None:
+    return found
+  if said.dtype.kind != 'U' or said.shape != (found.count,):
+    raise EvaluationError(f'{path}, {PROMPTS}: {said.dtype} {list(said.shape)}; must be a text for each of the '
+                          f'{found.count} pictures')
+  return dataclasses.replace(found, captions=lambda numbers: said[numbers].tolist())
 
 
-def of_source(source: sources.Source, name: str, resolution: int, channels: int, **described) -> Pictures:
+def of_source(source: sources.Source, name: str, resolution: int, channels: int, band_of: int = 0,
+              **described) -> Pictures:
   """The pictures of a source at a resolution, cut as for training (and as ADM's references); in their own order.
 
   Args:
@@ -107,6 +119,7 @@ def of_source(source: sources.Source, name: str, resolution: int, channels: int,
     name: for `described`.
     resolution: their side; NO_RESOLUTION takes them as they are, all of the first one's size.
     channels: 1 or 3.
+    band_of: side of those whose Haar bands they are, as in pictures.cuts; 0: cut.
     **described: what else tells which they are.
 
   Raises:
@@ -114,7 +127,7 @@ def of_source(source: sources.Source, name: str, resolution: int, channels: int,
   """
   if not len(source):
     raise EvaluationError(f'{name}: no pictures in it')
-  source = sources.at(source, resolution) if resolution else source
+  source = sources.at(source, band_of or resolution) if resolution else source
   as_they_are = lambda record: np.asarray(record['image'].convert('L' if channels == 1 else 'RGB')).reshape(
     *record['image'].size[::-1], channels)
   if resolution:
@@ -125,7 +138,7 @@ def of_source(source: sources.Source, name: str, resolution: int, channels: int,
   def one(number):
     record = source[int(number)]
     if resolution:
-      return pictures.picture_of(record, resolution, channels)
+      return pictures.picture_of(record, resolution, channels, band_of=band_of)
     pixels = as_they_are(record)
     if pixels.shape[:2] != (height, width):
       raise EvaluationError(f'{name}: {record["name"]} has {pixels.shape[1]} x {pixels.shape[0]} pixels, those before '
@@ -136,7 +149,7 @@ def of_source(source: sources.Source, name: str, resolution: int, channels: int,
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count(), 16)) as pool:  # Pillow leaves the lock alone
       return np.stack(list(pool.map(one, numbers)))
 
-  described = {'source': name, 'sha256': source.digest, **described}
+  described = {'source': name, 'sha256': source.digest, **({'haar_of': band_of} if band_of else {}), **described}
   if resolution:
     described['cut_to'] = resolution
   return Pictures(read, len(source), height, width, channels, described, source)

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from pagoda_jax import config as configs
+from pagoda_jax.config import spaces
 from pagoda_jax.data import sources
+from pagoda_jax.data import stream as streams
 from pagoda_jax.evaluation import pictures
 from pagoda_jax.evaluation.pictures import EvaluationError, Pictures
 from pagoda_jax.runtime.files import file_digest
 from pagoda_jax.training import workdir
-from pagoda_jax.weights import locate, published
+from pagoda_jax.weights import autoencoders, locate, published
 from pagoda_jax.weights.convert import torch_files
 from pagoda_jax.weights.convert.unpickle import WeightsFileError
 
@@ -48,9 +50,21 @@ def of_data(config, name: str) -> Reference:
   """The training pictures of an experiment as phase `name` sees them, but not mirrored, and those held out."""
   side, data = configs.phase_resolution(config, name), config.data
   of = lambda part: pictures.of_source(sources.open_source(data, part), _data_name(data), side, data.channels,
-                                       part=part)
+                                       streams.band_of(data), part=part)
+  if spaces.is_latent(config):
+    of = lambda part: _decoded(config, part, side)
   train = of('train')
   return Reference(train.described, pictures=train, held_out=of('holdout') if data.holdout else None)
+
+
+def _decoded(config, part: str, side: int) -> Pictures:
+  """Pictures decoded of the mean latents of a part of the data: what the autoencoder loses, they have lost."""
+  source, pixels = sources.open_source(config.data, part), side * spaces.factor(config)
+  read = lambda numbers: autoencoders.shown(
+    config, streams.epoch_pictures(config.data, side, part, numbers, streams.sampling(config))[0])
+  described = {'source': _data_name(config.data), 'sha256': source.digest, 'part': part, 'decoded_by':
+               config.autoencoder.sha256}
+  return Pictures(read, len(source), pixels, pixels, config.data.channels, described, source)
 
 
 def _data_name(data) -> str:
@@ -88,7 +102,7 @@ def open_reference(text: str, folder, phase: str, samples: Pictures | None, reso
       raise EvaluationError(f'--reference={text}: its pictures are cut to squares, and the samples have '
                             f'{samples.width} x {samples.height} pixels')
   else:
-    side, channels = configs.phase_resolution(config, phase), config.data.channels
+    side, channels = configs.phase_resolution(config, phase) * spaces.factor(config), config.data.channels
   of_all = pictures.of_source(source, text, side, channels)
   return Reference(of_all.described, pictures=of_all)
 

@@ -14,12 +14,14 @@ import numpy as np
 from etils import epath
 
 from pagoda_jax import config as configs
+from pagoda_jax.config import spaces
 from pagoda_jax.data import stream as streams
 from pagoda_jax.data.images import image_grid, write_png
 from pagoda_jax.runtime import distributed, sharding
 from pagoda_jax.runtime.files import read_sealed, write_sealed
 from pagoda_jax.stages import sampler as sampling
 from pagoda_jax.training import checkpoints, grids, workdir
+from pagoda_jax.weights import autoencoders
 
 SEED = 1234  # other noise than the grids show
 
@@ -86,17 +88,19 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @functools.cache
-def _reference(data_json: str, resolution: int) -> Reference:
+def _reference(config_json: str, resolution: int) -> Reference:
   from ml_collections import ConfigDict
 
-  settings = ConfigDict(json.loads(data_json))
-  return Reference(*streams.epoch_pictures(settings, resolution, 'train'),
-                   *streams.epoch_pictures(settings, resolution, 'holdout'))
+  config, parts = ConfigDict(json.loads(config_json)), []
+  for split in ('train', 'holdout'):
+    images, labels = streams.epoch_pictures(config.data, resolution, split, drawn=streams.sampling(config))
+    parts += [autoencoders.shown(config, images), labels]
+  return Reference(*parts)
 
 
 def reference(config, name: str) -> Reference:
   """The real images at a phase's resolution."""
-  return _reference(workdir.as_json(config.data), configs.phase_resolution(config, name))
+  return _reference(workdir.as_json(config), configs.phase_resolution(config, name))
 
 
 def evaluate(config, folder, name: str) -> dict[str, float]:
@@ -114,7 +118,7 @@ def evaluate(config, folder, name: str) -> dict[str, float]:
     return known
   mesh = sharding.make_mesh(**config.mesh)
   labels = sampling.parse_labels('cycle', config.evaluation.samples, config.data.num_classes, SEED)
-  draw = sampling.Sampler(config, name, mesh).draw
+  draw, params = sampling.Sampler(config, name, mesh).draw, autoencoders.with_decoder(config, params)
   images = draw(sharding.place(params, mesh), SEED, labels)
   # The same noise and labels at each strength.
   guided = {omega: draw(sharding.place(params, mesh), SEED, labels, omega) for omega in config.evaluation.guidance}
@@ -185,11 +189,12 @@ def write_ladder(config, folder, path) -> None:
   mesh = sharding.make_mesh(**config.mesh)
   wide = 2 * grids.columns(config)
   labels = sampling.parse_labels('cycle', wide, config.data.num_classes, grids.SEED)
-  largest = max(configs.phase_resolution(config, n) for n in generators)
+  largest = max(configs.phase_resolution(config, n) for n in generators) * spaces.factor(config)
   rows = []
   for name in generators:
-    params, _ = checkpoints.read_generator(epath.Path(folder) / name)
-    images = sampling.Sampler(config, name, mesh).draw(sharding.place(params, mesh), grids.SEED, labels)
+    params = autoencoders.with_decoder(config, checkpoints.read_generator(epath.Path(folder) / name)[0])
+    images = sampling.Sampler(config, name, mesh).draw(
+      sharding.place(params, mesh), grids.SEED, labels, **grids.texts(config, mesh, wide))
     factor = largest // images.shape[1]
     rows.append(images.repeat(factor, 1).repeat(factor, 2))
   if distributed.is_primary():

@@ -20,17 +20,19 @@ class Sums:
     count: how many pictures.
     moments: outputs whose mean and covariance are wanted.
     kept: output -> its width, of outputs that are kept as they are, float32.
-    kept_numbers: of which pictures, ascending; None: of all.
+    kept_numbers: output -> of which pictures, ascending; of all where it is not there.
     logits: (output, classes) that Inception Scores are of; None for no score.
+    beside: (output, vectors(numbers [n]) -> [n, C]): whose products with an output of length 1, cosines, are averaged.
     split: images of a split.
   """
 
-  def __init__(self, count: int, moments=(), kept=None, kept_numbers: np.ndarray | None = None, logits=None,
-               split: int = SPLIT):
+  def __init__(self, count: int, moments=(), kept=None, kept_numbers: dict[str, np.ndarray] | None = None, logits=None,
+               beside=None, split: int = SPLIT):
     self.count = count
     self._moments = {name: frechet.Moments() for name in moments}
-    self._numbers = np.arange(count) if kept_numbers is None else kept_numbers
-    self.kept = {name: np.zeros((len(self._numbers), width), np.float32) for name, width in (kept or {}).items()}
+    self._numbers = {name: (kept_numbers or {}).get(name, np.arange(count)) for name in kept or {}}
+    self.kept = {name: np.zeros((len(self._numbers[name]), width), np.float32) for name, width in (kept or {}).items()}
+    self._beside, self._cosines = beside, 0.0
     self._logits, self._scores = None, {}
     if logits:
       self._logits, classes = logits
@@ -43,7 +45,8 @@ class Sums:
   @property
   def outputs(self) -> set[str]:
     """What a pass has to give."""
-    return {*self._moments, *self.kept, *([self._logits] if self._logits else [])}
+    return {*self._moments, *self.kept, *([self._logits] if self._logits else []),
+            *([self._beside[0]] if self._beside else [])}
 
   def add(self, start: int, found: dict[str, np.ndarray]) -> None:
     """Counts pictures start, start + 1, ... in; EvaluationError where a feature is not finite."""
@@ -55,8 +58,13 @@ class Sums:
     for name, moments in self._moments.items():
       moments.add(found[name])
     for name, rows in self.kept.items():
-      here = slice(*np.searchsorted(self._numbers, (start, start + len(found[name]))))
-      rows[here] = found[name][self._numbers[here] - start]
+      numbers = self._numbers[name]
+      here = slice(*np.searchsorted(numbers, (start, start + len(found[name]))))
+      rows[here] = found[name][numbers[here] - start]
+    if self._beside:
+      output, vectors = self._beside
+      numbers = start + np.arange(len(found[output]))
+      self._cosines += float(np.sum(found[output].astype(np.float64) * vectors(numbers)))
     if self._logits:
       probabilities = inception_score.softmax(found[self._logits])
       for splits in self._scores.values():
@@ -72,6 +80,11 @@ class Sums:
     for name, splits in self._scores.items():
       found[name], found[f'{name}_std'] = splits.score()
     return found
+
+  @property
+  def mean_cosine(self) -> float:
+    """Of all pictures and what was beside them."""
+    return self._cosines / self.count
 
   @property
   def held_bytes(self) -> int:

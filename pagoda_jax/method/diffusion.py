@@ -43,16 +43,23 @@ def coefficients(sigma: jax.Array, sigma_data: float = 0.5) -> tuple[jax.Array, 
   return sigma_data**2 / variance, sigma * sigma_data / deviation, 1 / deviation, jnp.log(sigma) / 4
 
 
-def precondition(network_apply: Callable, sigma_data: float = 0.5) -> Callable:
+def precondition(network_apply: Callable, sigma_data: float = 0.5, of_sigma: Callable | None = None) -> Callable:
   """Makes a denoiser of a raw network (Karras et al. 2022, equation 7).
+
+  Args:
+    network_apply: the raw network.
+    sigma_data: standard deviation of the data.
+    of_sigma: of_sigma(sigma) -> its coefficients, where they are not EDM's (ddpm.coefficients).
 
   Returns:
     denoise(params, x, sigma, cond, **kwargs) -> D: x [B, H, W, C] the noisy state, sigma a scalar or
     [B]; D the estimate of the clean image, float32 whatever the network's type. kwargs go to the network.
   """
+  of_sigma = of_sigma or (lambda sigma: coefficients(sigma, sigma_data))
+
   def denoise(params, x, sigma, cond, **kwargs):
     x = x.astype(jnp.float32)
-    c_skip, c_out, c_in, c_noise = coefficients(broadcast(sigma, x), sigma_data)
+    c_skip, c_out, c_in, c_noise = of_sigma(broadcast(sigma, x))
     output = network_apply(params, c_in * x, c_noise.reshape(-1), cond, **kwargs)
     return c_skip * x + c_out * output.astype(jnp.float32)
 
@@ -94,18 +101,25 @@ def edm_loss(denoise, params, images, cond, sigma, noise, sigma_data: float = 0.
   return error.sum(axis=(1, 2, 3))
 
 
-def one_step(network_apply, params, z, cond, sigma_max: float = 80.0, sigma_data: float = 0.5, **kwargs) -> jax.Array:
+def one_step(
+    network_apply, params, z, cond, sigma_max: float = 80.0, sigma_data: float = 0.5, of_sigma: Callable | None = None,
+    **kwargs,
+) -> jax.Array:
   """The one-step generator: the raw network output is the image (PaGoDA, stage 2).
 
   Args:
     z: [B, H, W, C] noise with a standard deviation near sigma_max.
+    of_sigma: as of `precondition`.
 
   Returns:
     [B, S, S, C] images, about [-1, 1], not clipped.
   """
+  scale, c_noise = math.hypot(sigma_max, sigma_data), np.float32(math.log(sigma_max) / 4)
+  if of_sigma:
+    *_, c_in, c_noise = of_sigma(sigma_max)
+    scale = 1 / c_in
   # Broadcast: ONNX's converter knows no other way to fill a batch of symbolic size.
-  c_noise = jnp.broadcast_to(np.float32(math.log(sigma_max) / 4), z.shape[:1])
-  return network_apply(params, z / math.hypot(sigma_max, sigma_data), c_noise, cond, **kwargs)
+  return network_apply(params, z / scale, jnp.broadcast_to(c_noise, z.shape[:1]), cond, **kwargs)
 
 
 def heun(denoise: Callable, x: jax.Array, levels: np.ndarray, cond: Cond, *, clip=False, jumps=0.0, jump_noise=None):

@@ -10,10 +10,13 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 
 from pagoda_jax.data import resize
 from pagoda_jax.method import augment, losses
+from pagoda_jax.networks import text_condition
 from pagoda_jax.networks.frozen import projections
+from pagoda_jax.networks.frozen.clip_image import CLIPImage
 from pagoda_jax.networks.frozen.dino import DINO
 from pagoda_jax.networks.frozen.projections import ProjectedFeatures
 from pagoda_jax.networks.frozen.vgg_lpips import LPIPS
@@ -57,6 +60,8 @@ BACKBONES = {
 }
 DINO_NAME = 'dino_vits16'
 DINO_PATCH = 16
+CLIP_NAME = 'clip_vit_l14'
+CLIP_OPTIONS = {}  # of CLIPImage: ViT-L/14's, its defaults
 LPIPS_NAME = 'lpips'  # VGG16 and the linear weights, in frozen['features']
 
 
@@ -121,6 +126,17 @@ def dino_view(network: DINO, resolution: int, policy: Sequence[str]):
     return network.apply(frozen['features'][DINO_NAME], augment.apply(images, draws))
 
   return draw, features
+
+
+def clip_distance(network: CLIPImage):
+  """distance(frozen, images, cond) -> [B]: 1 - cosine similarity of images and their captions' vectors by CLIP."""
+
+  def distance(frozen, images, cond):
+    of_image, of_text = network.apply(frozen['features'][CLIP_NAME], images), text_condition.vector(cond)
+    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+    return 1 - jnp.sum(unit(of_image) * unit(of_text), axis=-1)
+
+  return distance
 
 
 def draw_for_each(networks: Iterable[str], size: int, policy: Sequence[str], rng: jax.Array, count: int):

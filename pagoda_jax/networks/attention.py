@@ -27,12 +27,16 @@ LANES = 128  # the TPU kernel's blocks are whole multiples of this many tokens
 BLOCKS = (512, 1024)  # most queries, and keys, of a block of the TPU kernel
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, form: str = 'auto') -> jax.Array:
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, form: str = 'auto', mask: jax.Array | None = None
+) -> jax.Array:
   """softmax(q k^T / sqrt(C)) v of each head.
 
   Args:
-    q, k, v: [B, N, heads, C] each, of one type.
+    q: [B, N, heads, C].
+    k, v: [B, M, heads, C] each, of the same type.
     form: one of FORMS.
+    mask: bool [B, M], which keys are attended to, one of them at least; None: all.
 
   Returns:
     [B, N, heads, C] of their type.
@@ -42,11 +46,15 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, form: str = 'auto') -> jax.
   """
   chosen = chosen_form(form, chips.chip(), q)
   if chosen == 'cudnn':
-    return jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
+    if mask is not None:  # the kernel takes one for every query
+      mask = jnp.broadcast_to(mask[:, None, None], (len(q), 1, q.shape[1], k.shape[1]))
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation='cudnn')
   if chosen == 'flash':
-    return over_devices(flash)(q, k, v)
-  logits = jnp.einsum('bqhc,bkhc->bhqk', q, k, preferred_element_type=jnp.float32)
-  weights = jax.nn.softmax(logits / math.sqrt(q.shape[-1])).astype(v.dtype)
+    return over_devices(flash)(q, k, v, *(() if mask is None else (mask,)))
+  logits = jnp.einsum('bqhc,bkhc->bhqk', q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+  if mask is not None:
+    logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
+  weights = jax.nn.softmax(logits).astype(v.dtype)
   return jnp.einsum('bhqk,bkhc->bqhc', weights, v)
 
 
@@ -77,7 +85,7 @@ def over_devices(function):
   XLA divides its own operations among devices, and not a kernel's.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if mesh.empty or mesh.size == 1 or mesh.manual_axes:  # the last: each device has its own images already
     return function
 
   def divided(*arrays):
@@ -88,26 +96,38 @@ def over_devices(function):
   return divided
 
 
-def flash(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool = False) -> jax.Array:
+def flash(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None, interpret: bool = False
+) -> jax.Array:
   """`attend` by JAX's Pallas kernel for TPUs, for any number of tokens; `interpret`: anywhere, slowly."""
-  _, tokens, heads, width = q.shape
-  padded = -(-tokens // LANES) * LANES
-  queries, keys = (
-    max(size for size in range(LANES, most + 1, LANES) if padded % size == 0) for most in BLOCKS
+  (_, tokens, heads, width), keys = q.shape, k.shape[1]
+  padded, padded_keys = (-(-count // LANES) * LANES for count in (tokens, keys))
+  block, block_keys = (
+    max(size for size in range(LANES, most + 1, LANES) if count % size == 0)
+    for most, count in zip(BLOCKS, (padded, padded_keys))
   )
   blocks = kernels.BlockSizes(
-    block_q=queries, block_kv=keys, block_kv_compute=keys,
-    block_q_dkv=queries, block_kv_dkv=keys, block_kv_dkv_compute=keys,
+    block_q=block, block_kv=block_keys, block_kv_compute=block_keys,
+    block_q_dkv=block, block_kv_dkv=block_keys, block_kv_dkv_compute=block_keys,
     use_fused_bwd_kernel=True,
   )
   kernel = kernels.make_splash_mha(
-    masks.MultiHeadMask([masks.FullMask((padded, padded))] * heads), block_sizes=blocks, head_shards=1, q_seq_shards=1,
-    interpret=interpret,
+    masks.MultiHeadMask([masks.FullMask((padded, padded_keys))] * heads), block_sizes=blocks, head_shards=1,
+    q_seq_shards=1, interpret=interpret,
   )
-  if padded != tokens:  # tokens see those of their own segment
-    segment = (jnp.arange(padded) >= tokens).astype(jnp.int32)
-    kernel = functools.partial(kernel, segment_ids=kernels.SegmentIds(segment, segment))
   # The scale is a power of two, or rounds q once; the logits are float32.
-  heads_first = lambda x: jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, padded - tokens), (0, 0)))
-  result = jax.vmap(kernel)(heads_first(q / math.sqrt(width)), heads_first(k), heads_first(v))
+  heads_first = lambda x, count: jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, count - x.shape[1]), (0, 0)))
+  args = heads_first(q / math.sqrt(width), padded), heads_first(k, padded_keys), heads_first(v, padded_keys)
+  if mask is None:
+    segments = None
+    if padded != tokens or padded_keys != keys:  # tokens see those of their own segment
+      segments = kernels.SegmentIds(*(
+        (jnp.arange(total) >= count).astype(jnp.int32) for total, count in ((padded, tokens), (padded_keys, keys))))
+    result = jax.vmap(functools.partial(kernel, segment_ids=segments))(*args)
+  else:
+    hidden = jnp.pad(~mask, ((0, 0), (0, padded_keys - keys)), constant_values=True).astype(jnp.int32)
+    seen_by = (jnp.arange(padded) >= tokens).astype(jnp.int32)
+    # Queries that are padding see what is hidden: no row of the softmax is empty where anything is.
+    result = jax.vmap(lambda q, k, v, hidden: kernel(q, k, v, segment_ids=kernels.SegmentIds(seen_by, hidden)))(
+      *args, hidden)
   return jnp.swapaxes(result[:, :, :tokens], 1, 2)

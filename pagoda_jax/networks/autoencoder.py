@@ -21,6 +21,7 @@ class AutoencoderKL(nn.Module):
     quant_conv: a 1x1 convolution after the encoder.
     post_quant_conv: a 1x1 convolution before the decoder.
     mid_attention: attention at the coarsest level.
+    remat: resolutions of the blocks whose activations are computed again in the backward pass.
     dtype: of the computation; norms' statistics and attention weights are float32.
   """
 
@@ -32,6 +33,7 @@ class AutoencoderKL(nn.Module):
   quant_conv: bool = True
   post_quant_conv: bool = True
   mid_attention: bool = True
+  remat: tuple[int, ...] = ()
   dtype: Any = jnp.float32
 
   def setup(self):
@@ -40,6 +42,7 @@ class AutoencoderKL(nn.Module):
         'blocks': self.blocks,
         'groups': self.groups,
         'mid_attention': self.mid_attention,
+        'remat': self.remat,
         'dtype': self.dtype,
     }
     self.encoder = Encoder(2 * self.latent_channels, **options)
@@ -76,6 +79,7 @@ class Encoder(nn.Module):
   blocks: int
   groups: int
   mid_attention: bool
+  remat: tuple[int, ...]
   dtype: Any
 
   @nn.compact
@@ -83,12 +87,12 @@ class Encoder(nn.Module):
     x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name='conv_in')(x)
     for level, width in enumerate(self.widths):
       for index in range(self.blocks):
-        x = ResidualBlock(width, self.groups, self.dtype, name=f'level{level}_block{index}')(x)
+        x = residual_block(x, width, self.groups, self.remat, self.dtype, f'level{level}_block{index}')
       if level + 1 < len(self.widths):
         # Padded below and on the right only.
         conv = nn.Conv(width, (3, 3), 2, ((0, 1), (0, 1)), dtype=self.dtype, name=f'level{level}_down')
         x = conv(x)
-    x = MiddleBlock(self.groups, self.mid_attention, self.dtype, name='middle')(x)
+    x = MiddleBlock(self.groups, self.mid_attention, self.remat, self.dtype, name='middle')(x)
     return _output(x, self.features, self.groups, self.dtype)
 
 
@@ -100,16 +104,17 @@ class Decoder(nn.Module):
   blocks: int
   groups: int
   mid_attention: bool
+  remat: tuple[int, ...]
   dtype: Any
 
   @nn.compact
   def __call__(self, x):
     x = nn.Conv(self.widths[-1], (3, 3), dtype=self.dtype, name='conv_in')(x)
-    x = MiddleBlock(self.groups, self.mid_attention, self.dtype, name='middle')(x)
+    x = MiddleBlock(self.groups, self.mid_attention, self.remat, self.dtype, name='middle')(x)
     for level in reversed(range(len(self.widths))):
       width = self.widths[level]
       for index in range(self.blocks + 1):
-        x = ResidualBlock(width, self.groups, self.dtype, name=f'level{level}_block{index}')(x)
+        x = residual_block(x, width, self.groups, self.remat, self.dtype, f'level{level}_block{index}')
       if level:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
         x = nn.Conv(width, (3, 3), dtype=self.dtype, name=f'level{level}_up')(x)
@@ -121,14 +126,21 @@ class MiddleBlock(nn.Module):
 
   groups: int
   attention: bool
+  remat: tuple[int, ...]
   dtype: Any
 
   @nn.compact
   def __call__(self, x):
-    x = ResidualBlock(x.shape[-1], self.groups, self.dtype, name='block0')(x)
+    x = residual_block(x, x.shape[-1], self.groups, self.remat, self.dtype, 'block0')
     if self.attention:
       x = SpatialAttention(self.groups, self.dtype, name='attention')(x)
-    return ResidualBlock(x.shape[-1], self.groups, self.dtype, name='block1')(x)
+    return residual_block(x, x.shape[-1], self.groups, self.remat, self.dtype, 'block1')
+
+
+def residual_block(x, features: int, groups: int, remat, dtype, name: str):
+  """A ResidualBlock applied, its activations kept or not by the side of x; called inside a compact method."""
+  block = nn.remat(ResidualBlock) if x.shape[1] in remat else ResidualBlock
+  return block(features, groups, dtype, name=name)(x)
 
 
 class ResidualBlock(nn.Module):

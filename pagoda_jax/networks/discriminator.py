@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pagoda_jax.networks import layers
+from pagoda_jax.networks.text_condition import TextProjection
 
 # Channels by resolution, as in the published heads (from MiDaS).
 WIDTHS = {4: 512, 8: 512, 16: 256, 32: 128, 64: 64, 128: 64, 256: 32, 512: 16, 1024: 8}
@@ -40,6 +41,7 @@ class Discriminator(nn.Module):
     projection_width: channels in which features and class embedding are compared.
     logits_kernel: side of the last convolution.
     omega_embedding: conditioned on the strength of guidance, which joins the class before the projection.
+    text: conditioned on a text's vector, which does so too.
     dtype: of the convolutions; norms' statistics, spectral norm and logits are float32.
   """
 
@@ -49,6 +51,7 @@ class Discriminator(nn.Module):
   projection_width: int = 64
   logits_kernel: int = 4
   omega_embedding: bool = False
+  text: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -71,7 +74,7 @@ class Discriminator(nn.Module):
       raise ValueError(f'{len(features)} feature maps for {len(self.widths)} discriminator heads')
     if self.num_classes and 'label' not in cond:
       raise ValueError(f"a discriminator of {self.num_classes} classes needs cond['label']; got {sorted(cond)}")
-    logits, conditional = [], self.num_classes or self.omega_embedding
+    logits, conditional = [], self.num_classes or self.omega_embedding or self.text
     for index, (x, widths) in enumerate(zip(features, self.widths)):
       for level, width in enumerate(widths):
         x = DownBlock(width, self.dtype, name=f'head{index}_block{level}')(x, train)
@@ -86,13 +89,15 @@ class Discriminator(nn.Module):
     return jnp.concatenate(logits, axis=1)
 
   def _embedded(self, cond, name):
-    """The direction of class and guidance in the projected space, float32 [B, projection_width]."""
+    """The direction of class, text and guidance in the projected space, float32 [B, projection_width]."""
     init, embedding = nn.initializers.normal(1.0), 0.0
     if self.num_classes:
       embed = nn.Embed(self.num_classes, self.embedding_width, embedding_init=init, name=f'{name}_embedding')
       embedding = embed(cond['label'])
     if self.omega_embedding:
       embedding += layers.OmegaEmbedding(self.embedding_width, name=f'{name}_omega')(cond['omega'])
+    if self.text:
+      embedding += TextProjection(self.embedding_width, name=f'{name}_text')(cond)
     # StyleGAN2's equalised learning rate: unit weights, scaled at run time; activation gain sqrt 2.
     shape = (self.embedding_width, self.projection_width)
     kernel = self.param(f'{name}_projection_kernel', init, shape)
@@ -106,6 +111,7 @@ class DiscriminatorEnsemble(nn.Module):
 
   num_classes: int = 0
   omega_embedding: bool = False
+  text: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -115,7 +121,8 @@ class DiscriminatorEnsemble(nn.Module):
     """{feature network: its maps} -> float32 [B, n], the logits of all, side by side."""
     logits = [
         Discriminator(
-            num_classes=self.num_classes, omega_embedding=self.omega_embedding, dtype=self.dtype, name=name
+            num_classes=self.num_classes, omega_embedding=self.omega_embedding, text=self.text, dtype=self.dtype,
+            name=name,
         )(maps, cond, train=train)
         for name, maps in features.items()
     ]

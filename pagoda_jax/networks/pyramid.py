@@ -1,5 +1,6 @@
 """Discriminator for runs with no downloaded weights: it sees the pixels themselves at several scales."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pagoda_jax.networks import layers
+from pagoda_jax.networks.text_condition import TextProjection
 
 
 def pixel_pyramid(images: jax.Array, scales: int) -> list[jax.Array]:
@@ -26,6 +28,7 @@ class ScaleDiscriminator(nn.Module):
   num_classes: int = 0
   spectral_norm: bool = True
   omega_embedding: bool = False
+  text: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -49,7 +52,9 @@ class ScaleDiscriminator(nn.Module):
       embedded = nn.Embed(self.num_classes, x.shape[-1], name='label_embed')(cond['label'])
     if self.omega_embedding:
       embedded += layers.OmegaEmbedding(x.shape[-1], name='omega_embed')(cond['omega'])
-    if self.num_classes or self.omega_embedding:
+    if self.text:  # as large as a class's
+      embedded += TextProjection(x.shape[-1], name='text_embed')(cond) / math.sqrt(x.shape[-1])
+    if self.num_classes or self.omega_embedding or self.text:
       logits += jnp.einsum('bhwc,bc->bhw', x, embedded.astype(self.dtype))
     return logits.reshape(len(x), -1).astype(jnp.float32)
 
@@ -62,12 +67,14 @@ class PyramidDiscriminator(nn.Module):
     num_classes: 0 makes it unconditional.
     spectral_norm: bounds how fast the logits can change; short runs learn faster without.
     omega_embedding: conditioned on the strength of guidance, cond['omega'] [B].
+    text: conditioned on a text's vector, as of text_condition.vector.
   """
 
   channels: int = 64
   num_classes: int = 0
   spectral_norm: bool = True
   omega_embedding: bool = False
+  text: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -82,7 +89,8 @@ class PyramidDiscriminator(nn.Module):
       raise ValueError(f'maps of {sides} px: the discriminator needs at least 4; use fewer scales')
     logits = [
       ScaleDiscriminator(
-        self.channels, self.num_classes, self.spectral_norm, self.omega_embedding, self.dtype, name=f'scale_{i}'
+        self.channels, self.num_classes, self.spectral_norm, self.omega_embedding, self.text, self.dtype,
+        name=f'scale_{i}'
       )(x, cond, train=train)
       for i, x in enumerate(features)
     ]

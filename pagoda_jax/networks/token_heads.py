@@ -8,24 +8,30 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pagoda_jax.networks import layers
 from pagoda_jax.networks.discriminator import SpectralConv
+from pagoda_jax.networks.text_condition import TextProjection
 
 VIRTUAL_BATCH = 8  # images whose statistics a batch norm takes together
 
 
 class TokenDiscriminator(nn.Module):
-  """Logits of every token of every sequence, class-conditional by projection or not.
+  """Logits of every token of every sequence, conditional by projection on class or text, and on omega, or not.
 
   Variables: 'params' and 'spectral' (as SpectralConv's).
 
   Attributes:
     num_classes: 0 for no conditioning.
+    text: conditional on a text's vector.
+    omega_embedding: conditional on the strength of guidance, as an input of each head's tokens and beside the text.
     projection_width: channels in which tokens and condition are compared.
     kernel: tokens that a residual block's convolution sees.
     dtype: of the convolutions; norms' statistics, spectral norm and logits are float32.
   """
 
   num_classes: int = 0
+  text: bool = False
+  omega_embedding: bool = False
   projection_width: int = 64
   kernel: int = 9
   dtype: Any = jnp.float32
@@ -36,7 +42,8 @@ class TokenDiscriminator(nn.Module):
 
     Args:
       features: sequences [B, N, C], any number of them.
-      cond: 'label' int32 [B], needed when num_classes is not 0; other entries are ignored.
+      cond: 'label' int32 [B], needed when num_classes is not 0; text_condition's entries, needed if text; 'omega'
+        [B], needed if omega_embedding; other entries are ignored.
       train: one power iteration, stored; else the stored singular vectors.
 
     Raises:
@@ -44,15 +51,17 @@ class TokenDiscriminator(nn.Module):
     """
     if self.num_classes and 'label' not in cond:
       raise ValueError(f"a discriminator of {self.num_classes} classes needs cond['label']; got {sorted(cond)}")
-    logits = []
+    logits, conditional = [], self.num_classes or self.text or self.omega_embedding
     for index, tokens in enumerate(features):
       name, width = f'head{index}', tokens.shape[-1]
       x = TokenBlock(width, 1, self.dtype, name=f'{name}_block0')(tokens, train)
+      if self.omega_embedding:
+        x = (x + layers.OmegaEmbedding(width, name=f'{name}_omega_mix')(cond['omega'])[:, None]).astype(self.dtype)
       x = (TokenBlock(width, self.kernel, self.dtype, name=f'{name}_block1')(x, train) + x) / math.sqrt(2)
-      outputs = self.projection_width if self.num_classes else 1
+      outputs = self.projection_width if conditional else 1
       x = SpectralConv(outputs, (1, 1), dtype=self.dtype, name=f'{name}_logits')(x[:, None], train)[:, 0]
       x = x.astype(jnp.float32)
-      if self.num_classes:
+      if conditional:
         x = x * self._embedded(cond, name)[:, None] / math.sqrt(self.projection_width)
       logits.append(jnp.sum(x, axis=-1))
     return jnp.concatenate(logits, axis=1)
@@ -60,12 +69,17 @@ class TokenDiscriminator(nn.Module):
   def _embedded(self, cond, name):
     """The condition's direction in the projected space, float32 [B, projection_width].
 
-    StyleGAN-T maps a text's embedding, of unit variance in each channel; here a class has one of its own.
+    StyleGAN-T maps a text's embedding, of unit variance in each channel; a class has one of its own.
     """
-    init = nn.initializers.normal(1.0)
-    return nn.Embed(self.num_classes, self.projection_width, embedding_init=init, name=f'{name}_embedding')(
-      cond['label']
-    )
+    width, embedded = self.projection_width, 0.0
+    if self.num_classes:
+      init = nn.initializers.normal(1.0)
+      embedded = nn.Embed(self.num_classes, width, embedding_init=init, name=f'{name}_embedding')(cond['label'])
+    if self.text:
+      embedded += TextProjection(width, name=f'{name}_text')(cond)
+    if self.omega_embedding:
+      embedded += layers.OmegaEmbedding(width, name=f'{name}_omega')(cond['omega'])
+    return embedded
 
 
 class TokenBlock(nn.Module):

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from pagoda_jax.networks import edm2, layers
+from pagoda_jax.networks import blocks, edm2, layers, text_condition
+from pagoda_jax.networks.group_norm import ACTIVATIONS
 
 # Options of the published networks that are not sizes; see the table in `UNet`.
 EDM_ADM = {}
@@ -24,6 +25,8 @@ EDM_DDPMPP = {
     'ddpmpp_embedding': True,
 }
 EDM2 = {'magnitude_preserving': True}
+# DeepFloyd IF's first stage, as diffusers computes it.
+DEEPFLOYD = {'min_group_channels': 1, 'activation': 'gelu', 'text_group_norm': True, 'ddpm_levels': 1000}
 
 
 class GrownLevel(NamedTuple):
@@ -74,6 +77,11 @@ class UNet(nn.Module):
     ddpmpp_embedding    - (False) -                          True         sines first, labels before the MLP
     stem_channels       - (0)     channels                   channels     of in_conv; 0: the first level's width
 
+  `DEEPFLOYD` is ADM too, with `activation` 'gelu', the text's tokens normalised by `text_group_norm` in each attention
+  block (padding among them: it knows no mask), and the parametrisation of a DDPM of `ddpm_levels` levels: told one of
+  them as c_noise (method/ddpm.py), it answers with the noise, in twice as many channels, the second half of which
+  (variances) is not returned. Text attention (text_condition.py) is where there is attention.
+
   `magnitude_preserving` (EDM2) makes the blocks of other layers (edm2.py), which know none of these options; grown
   levels stay ADM's. There the noise level's width is the stem's, and its parameters hold `logvar` besides.
 
@@ -97,6 +105,11 @@ class UNet(nn.Module):
   num_classes: int = 0  # 0: no labels
   augment_dim: int = 0
   omega_embedding: bool = False  # conditioned on the guidance strength
+  text_width: int = 0  # of a text's token embeddings; 0: no text
+  text_pooled_width: int = 0  # of the vector of a whole text, which joins the embedding; 0: there is none
+  text_attention: str = 'none'  # of text_condition.ATTENTIONS
+  text_channels: int = 0  # that tokens are projected to for attention; 0: as wide as the embedding
+  text_pool_heads: int = 0  # the embedding gets what so many heads of attention make of the tokens (IF); 0: no such
   estimator: bool = False  # encoder and middle alone, and one number in place of an image
   grown: Sequence[Any] = ()  # a GrownLevel (or dict or tuple of its fields) for each added level, lowest first
   dropout: float = 0.0
@@ -108,6 +121,9 @@ class UNet(nn.Module):
   resample_conv: bool = False
   attend_last: bool = False
   ddpmpp_embedding: bool = False
+  activation: str = 'silu'
+  text_group_norm: bool = False
+  ddpm_levels: int = 0  # 0: EDM's parametrisation
   magnitude_preserving: bool = False
   remat: Sequence[int] = ()  # resolutions whose activations are computed again in the backward pass
   attention_form: str = 'auto'  # one of attention.FORMS: speed and memory
@@ -138,7 +154,8 @@ class UNet(nn.Module):
       x: [B, R, R, in_channels], scaled to unit variance (c_in applied).
       c_noise: [B], ln(sigma) / 4.
       cond: 'label' int [B] in 0..num_classes-1, or -1 for no label (also if absent; not read if
-        num_classes is 0); 'omega' [B], guidance strength, needed if omega_embedding.
+        num_classes is 0); 'omega' [B], guidance strength, needed if omega_embedding; text_condition.KEYS,
+        needed if text_width.
       augment: [B, augment_dim] augmentation labels; absent means zeros.
       dropout_keys: [B] keys of the images' dropout; None: no dropout, as in sampling.
       features_only: return the decoder's features, before the output head.
@@ -152,8 +169,9 @@ class UNet(nn.Module):
         not fit each other, or a missing 'omega'.
     """
     if self.magnitude_preserving:
-      if self.augment_dim:
-        raise ValueError('a magnitude-preserving network has no input for augmentation labels')
+      if self.augment_dim or self.text_width:
+        what = 'augmentation labels' if self.augment_dim else 'text'
+        raise ValueError(f'a magnitude-preserving network has no input for {what}')
       logvar = edm2.LogVar(name='logvar')(c_noise)
     if logvar_only:
       if not self.magnitude_preserving:
@@ -161,13 +179,18 @@ class UNet(nn.Module):
       return logvar
     if x.shape[1:3] != (self.resolution, self.resolution):
       raise ValueError(f'input is {x.shape[1]}x{x.shape[2]}, the network is for {self.resolution}x{self.resolution}')
-    embedding = self._embedding(c_noise, cond, augment)
+    if self.text_width and (missing := text_condition.missing(cond, self.text_pooled_width)):
+      raise ValueError(f'the network is conditioned on text: cond needs {", ".join(missing)}')
+    embedding, text = self._embedding(c_noise, cond, augment), ()
+    if self.text_attention != 'none':
+      width = self.text_channels or self.embed_width
+      text = (text_condition.TextTokens(width, self.text_group_norm, self.dtype, name='text_tokens')(cond),)
 
     def run(block, x):
       keys = None
       if self.dropout and dropout_keys is not None:
         keys = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys, zlib.crc32(block.name.encode()))
-      return self._module(block)(x, embedding, keys)
+      return self._module(block)(x, embedding, keys, *text)
 
     encoder, middle, decoder = self.blocks()
     if self.magnitude_preserving:
@@ -184,7 +207,7 @@ class UNet(nn.Module):
     for block in middle:
       x = run(block, x)
     if self.estimator:
-      x = jnp.mean(nn.silu(self._norm(x, 'estimate_norm')), axis=(1, 2))
+      x = jnp.mean(self._act(self._norm(x, 'estimate_norm')), axis=(1, 2))
       return nn.Dense(1, kernel_init=layers.zeros_init, name='estimate')(x)[:, 0]
     for block in decoder:
       if block.takes_skip:
@@ -196,12 +219,22 @@ class UNet(nn.Module):
     if self.magnitude_preserving:
       gain = self.param('out_gain', layers.zeros_init, ())
       return edm2.Weighted(self.image_channels, 3, precision=jax.lax.Precision.HIGHEST, name='out_conv')(x, gain)
-    x = nn.silu(self._norm(x, 'out_norm'))
-    return nn.Conv(self.image_channels, (3, 3), kernel_init=layers.zeros_init, precision=jax.lax.Precision.HIGHEST,
-                   name='out_conv')(x)
+    x = self._act(self._norm(x, 'out_norm'))
+    x = nn.Conv(self.head_width, (3, 3), kernel_init=layers.zeros_init, precision=jax.lax.Precision.HIGHEST,
+                name='out_conv')(x)
+    return x[..., : self.image_channels]
 
   def _norm(self, x: jax.Array, name: str) -> jax.Array:
     return layers.group_norm(x.shape[-1], self.min_group_channels, self.norm_eps, jnp.float32, name)(x)
+
+  @property
+  def _act(self):
+    return ACTIVATIONS[self.activation]
+
+  @property
+  def head_width(self) -> int:
+    """Channels of the last convolution."""
+    return self.image_channels * (2 if self.ddpm_levels else 1)
 
   @property
   def stem_width(self) -> int:
@@ -281,7 +314,7 @@ class UNet(nn.Module):
     if self.magnitude_preserving and block.resolution <= self.resolution:
       return again(edm2.Block)(block.channels, not block.name.startswith('enc'), block.resample, block.heads,
                                block.skip_conv, self.dropout, self.dtype, self.attention_form, name=block.name)
-    return again(layers.ResBlock)(
+    return again(blocks.ResBlock)(
         channels=block.channels,
         resample=block.resample,
         heads=block.heads,
@@ -291,13 +324,16 @@ class UNet(nn.Module):
         dropout=self.dropout,
         min_group_channels=self.min_group_channels,
         norm_eps=self.norm_eps,
+        activation=self.activation,
+        text_attention=self.text_attention,
+        text_group_norm=self.text_group_norm,
         dtype=self.dtype,
         attention_form=self.attention_form,
         name=block.name,
     )
 
   def _embedding(self, c_noise, cond, augment) -> jax.Array:
-    """[B, embed_width]: noise level, label, augmentation and guidance strength in one vector, after SiLU."""
+    """[B, embed_width]: noise level, label, text, augmentation and guidance strength in one vector, after SiLU."""
     dense = layers.embedding_dense
     label = None
     if self.num_classes:
@@ -313,10 +349,14 @@ class UNet(nn.Module):
     if self.augment_dim:
       augment = jnp.zeros((c_noise.shape[0], self.augment_dim)) if augment is None else augment
       x += dense(self.channels, 'augment_embed', use_bias=False)(augment)
-    x = dense(self.embed_width, 'time_embed_1')(nn.silu(dense(self.embed_width, 'time_embed_0')(x)))
+    x = dense(self.embed_width, 'time_embed_1')(self._act(dense(self.embed_width, 'time_embed_0')(x)))
     if label is not None and not self.ddpmpp_embedding:
       x += layers.LabelEmbedding(self.num_classes, self.embed_width, name='label_embed')(label)
-    return nn.silu(self._with_omega(x, cond))
+    if self.text_pooled_width:
+      x += text_condition.TextEmbedding(self.embed_width, name='text_embed')(cond)
+    if self.text_pool_heads:
+      x += text_condition.PooledTokens(self.embed_width, self.text_pool_heads, name='text_pool')(cond)
+    return self._act(self._with_omega(x, cond))
 
   def _with_omega(self, x, cond) -> jax.Array:
     """The embedding with what the guidance strength adds to it: zeros at first."""

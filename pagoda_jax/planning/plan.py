@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from pagoda_jax import config as configs
+from pagoda_jax.data import fitting
 from pagoda_jax.data import stream as streams
 from pagoda_jax.data.pictures import SourceError
 from pagoda_jax.method import microbatch as microbatches
@@ -19,13 +20,15 @@ from pagoda_jax.training import checkpoints
 
 # How often gradients are summed over the devices. Both of a generator's losses sum theirs apart, as the ratio of
 # their norms may be the adversarial weight; so do the discriminator's two passes.
-_SUMS = {'teacher': {'params': 1}, 'guide': {'params': 1},
+_SUMS = {'autoencoder': {'params': 1, 'discriminator': 1},
+         **dict.fromkeys(('teacher', 'encode', 'guide'), {'params': 1}),
          'distill': {'params': 2, 'discriminator': 2, 'pairs_discriminator': 2}}
 _SUMS['grow'] = _SUMS['distill']
 # How often arrays that are split are gathered, others once: for a forward pass, which a generator's two losses share,
 # and for every backward pass; once more for fresh fakes, by the generator just updated. The discriminator's arrays are
 # normalised anew in each of its three passes.
-_GATHERS = {'teacher': {'params': 2}, 'guide': {'params': 2},
+_GATHERS = {'autoencoder': {'params': 2, 'discriminator': 4},
+            **dict.fromkeys(('teacher', 'encode', 'guide'), {'params': 2}),
             'distill': {'params': 3, 'discriminator': 6, 'pairs_discriminator': 6}}
 _GATHERS['grow'] = _GATHERS['distill']
 
@@ -137,6 +140,7 @@ class Counted:
     sums, gathers: how often which gradients are summed over the devices; how often which split arrays are gathered.
     flops, further_flops, products: as in PhaseCosts.
     image_bytes: most bytes of the step's own values, for each image that is worked on at once.
+    own_losses: of the sums of 'params' those of losses that belong to one image each (microbatch.mean_and_grad).
   """
 
   program: programs.Program
@@ -149,6 +153,7 @@ class Counted:
   further_flops: float
   products: dict[str, float]
   image_bytes: float
+  own_losses: int
 
   def split(self, fsdp: int) -> 'Split':
     """Its trees, split `fsdp` ways."""
@@ -183,8 +188,12 @@ class Split(NamedTuple):
     counted, fsdp = self.counted, self.fsdp
     images = counted.program.images
     parts = microbatches.count_parts(images, data * fsdp, microbatch)
-    # Each part of a batch sums the generator's or teacher's gradients; the discriminator sees whole batches.
-    sums = {part: times * (parts if part == 'params' else 1) for part, times in counted.sums.items()}
+    # Each part of a batch sums the generator's or teacher's gradients, but those of images' own losses where parameters
+    # are whole on a device; the discriminator sees whole batches.
+    sums = dict(counted.sums)
+    if 'params' in sums:
+      once = counted.own_losses if fsdp == 1 else 0
+      sums['params'] = once + (sums['params'] - once) * parts
     held = {part: tree.on_device(fsdp) for part, tree in self.trained.items()}
     state, fixed = self.state.on_device(fsdp), self.fixed.on_device(fsdp)
     return PhaseCosts(
@@ -240,6 +249,7 @@ def count(config, name: str, topology) -> Counted:
     further_flops=further_flops,
     products=costs.float32_products(jaxpr),
     image_bytes=costs.peak_bytes(jaxpr) * parts / program.images,
+    own_losses=int(phase.stage != 'autoencoder'),
   )
 
 
@@ -298,13 +308,13 @@ def settled_pairs(config, num_images: int | None) -> tuple[int | None, list[str]
   """
   notes = []
   try:
-    streams.settle(config)
+    fitting.settle(config)
     images = num_images or streams.source_keys(config.data)[1].images
   except (SourceError, ImportError) as error:
     notes.append(f'The pictures are not here ({error}).')
     images = num_images
     if config.data.num_classes == -1:
-      streams.set_classes(config, 0)
+      fitting.set_classes(config, 0)
       notes.append('Taken without classes; --config.data.num_classes=N takes N.')
     if not images:
       notes.append('--num_images=N says how many there are.')

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 
 from pagoda_jax import config as configs
-from pagoda_jax import ladder
+from pagoda_jax.config import ladder, spaces
+from pagoda_jax.method import guidance
 from pagoda_jax.runtime import sharding
-from pagoda_jax.stages import grow, models, sampler, state
+from pagoda_jax.stages import decoding, grow, models, sampler, state
 from pagoda_jax.training import inverting, loop
 from pagoda_jax.weights import frozen_weights
 
@@ -60,33 +61,36 @@ def make(config, name: str, num_devices: int = 1) -> Program:
   """The program of a phase on so many devices; nothing is allocated, no file is read."""
   phase = config.phases[name]
   base, side, count = config.base_resolution, configs.phase_resolution(config, name), phase.batch_size
-  image = jax.ShapeDtypeStruct((count, side, side, config.data.channels), jnp.uint8)
+  channels, stored = spaces.image_channels(config), jnp.float32 if spaces.is_latent(config) else jnp.uint8
+  image = jax.ShapeDtypeStruct((count, side, side, channels), stored)
   label = jax.ShapeDtypeStruct((count,), jnp.int32)
-  batch = {'image': image, 'label': label}
+  captions, null = _captions(config, count)
+  batch = {'image': image, 'label': label} | captions
   rng = jax.eval_shape(lambda: jax.random.key(0))
   if phase.stage == 'invert':
     solve = inverting.make_inverter(config, name)
-    step = lambda params, batch, frozen, rng: solve(params, batch)
-    return Program(step, params_shapes(config, name), batch | {'key': label}, {}, rng, trains=False,
+    step = lambda params, batch, frozen, rng: solve(params, batch, frozen.get('null_text'))
+    return Program(step, params_shapes(config, name), batch | {'key': label}, null, rng, trains=False,
                    results=inverting.RESULTS)
   networks, step = loop.make_step(config, name, num_devices)
-  frozen = frozen_weights.shapes(config, name)
+  frozen = frozen_weights.shapes(config, name) | null
   if phase.stage == 'guide':
     frozen = frozen | {'teacher': _shapes(models.make_teacher(config, name))}
   if phase.stage in configs.GENERATOR_STAGES:
-    batch |= {'real_image': image, 'real_label': label}
-    small = (count, base, base, config.data.channels)
+    batch |= {'real_image': image, 'real_label': label} | {f'real_{key}': rows for key, rows in captions.items()}
+  if phase.get('noise'):
+    small = (count, base, base, channels)
     if networks.invert is None and networks.draw is None:
       batch['noise'] = jax.ShapeDtypeStruct(small, jnp.float32)
       if networks.law is not None:
         batch['omega'] = jax.ShapeDtypeStruct((count,), jnp.float32)
     else:
-      batch |= {'base_image': jax.ShapeDtypeStruct(small, jnp.uint8), 'key': label}
+      batch |= {'base_image': jax.ShapeDtypeStruct(small, stored), 'key': label}
       frozen = frozen | {'teacher': params_shapes(config, phase.noise)}
-    if phase.guide:
+    if phase.get('guide'):
       frozen = frozen | {'guide': params_shapes(config, phase.guide)}
       if side > base:
-        batch['real_base_image'] = jax.ShapeDtypeStruct(small, jnp.uint8)
+        batch['real_base_image'] = jax.ShapeDtypeStruct(small, stored)
   return Program(step, _begun(config, name, networks, frozen), batch, frozen, rng, True, config.shard_frozen)
 
 
@@ -97,12 +101,32 @@ def sampling(config, name: str, count: int) -> Program:
            'label': jax.ShapeDtypeStruct((count,), jnp.int32)}
   if networks.law is not None:
     batch['omega'] = jax.ShapeDtypeStruct((count,), jnp.float32)
-  step = lambda params, batch, frozen, rng: draw(params, batch['noise'], batch['label'], batch.get('omega'))
-  return Program(step, params_shapes(config, name), batch, {}, jax.eval_shape(lambda: jax.random.key(0)), trains=False)
+  captions, null = _captions(config, count)
+  step = lambda params, batch, frozen, rng: draw(
+    params, batch['noise'], batch['label'], batch.get('omega'), guidance.text_of(batch), frozen.get('null_text'))
+  params = params_shapes(config, name)
+  if spaces.is_latent(config):
+    params = params | {decoding.AUTOENCODER: decoding.decoder_shapes(config)}
+  return Program(step, params, batch | guidance.text_of(captions), null, jax.eval_shape(lambda: jax.random.key(0)),
+                 trains=False)
+
+
+def _captions(config, count: int):
+  """(what a batch has of the captions of so many pictures, what a step is given of the empty one); {} without."""
+  if not configs.has_text(config):
+    return {}, {}
+  text = config.text
+  one = {'text': ((text.length, text.width), jnp.float16), 'text_mask': ((text.length,), bool),
+         'text_pooled': ((text.pooled_width,), jnp.float16)}
+  null = {key: jax.ShapeDtypeStruct(*each) for key, each in one.items()}
+  rows = {key: jax.ShapeDtypeStruct((count, *shape), dtype) for key, (shape, dtype) in one.items()}
+  return rows | {'caption_kind': jax.ShapeDtypeStruct((count,), jnp.int32)}, {'null_text': null}
 
 
 def params_shapes(config, name: str):
-  """Shapes of all parameters of a phase's U-Net."""
+  """Shapes of all parameters of a phase's U-Net, or of the autoencoder that it trains."""
+  if config.phases[name].stage == 'autoencoder':
+    return decoding.variables_shapes(config)['params']
   return _shapes(models.make_unet(config, name))
 
 
@@ -113,11 +137,12 @@ def _shapes(unet):
 def begun(config, name: str, params, discriminator):
   """The state at step 0 of a phase that trains, from all parameters of its U-Net and the discriminator's variables."""
   phase, fixed = config.phases[name], {}
-  if phase.stage in ('teacher', 'guide'):
+  if phase.stage in ('teacher', 'encode', 'guide'):
     return state.init_teacher(params, phase)
   if phase.stage == 'grow':
     params, fixed, _ = grow.grown_params(params, params, ladder.thawed_blocks(config, name))
-  of_pairs = state.copy(discriminator) if phase.reconstruction_adversarial.weight else None
+  paired = 'reconstruction_adversarial' in phase and phase.reconstruction_adversarial.weight
+  of_pairs = state.copy(discriminator) if paired else None
   return state.init_generator(params, fixed, discriminator, phase, of_pairs)
 
 

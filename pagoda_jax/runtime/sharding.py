@@ -41,7 +41,7 @@ def split_as_batch(array: jax.Array) -> jax.Array:
   parameters are, by channels: every device then holds, and sends, maps of the whole batch.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if not {'data', 'fsdp'} <= set(mesh.axis_names) or len(array) % mesh.size:
+  if not {'data', 'fsdp'} <= set(mesh.axis_names) or mesh.manual_axes or len(array) % mesh.size:
     return array
   return jax.lax.with_sharding_constraint(array, PartitionSpec(('data', 'fsdp')))
 

@@ -1,1 +1,1 @@
-"""START READING HERE: teacher, invert, guide, distill, grow, one make_train_step each, and what they are given."""
+"""START READING HERE: teacher, invert, encode, guide, distill, grow, a make_train_step each; what they are given."""

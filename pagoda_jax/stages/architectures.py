@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from pagoda_jax import config
 from pagoda_jax.networks import unet as unets
 from pagoda_jax.networks.unet import UNet
 
 # What each published form of the U-Net sets; `config.network` has the rest.
 FORMS = {'edm': unets.EDM_ADM, 'guided': unets.GUIDED_ADM, 'ddpmpp': unets.EDM_DDPMPP,
-         'edm2': unets.EDM2}
+         'edm2': unets.EDM2, 'deepfloyd': unets.DEEPFLOYD}
+UNKNOWN_ENCODER = 'unknown'  # of captions for a network whose weights alone are known
 # Fields that a form decides, num_heads aside, which a config may set.
 _FORM_FIELDS = tuple(dict.fromkeys(
   field for form in FORMS.values() for field in form if field != 'num_heads'
@@ -20,24 +23,28 @@ _KEYS = {
   'image_channels': 'config.data.channels',
   'num_classes': 'config.data.num_classes',
   'omega_embedding': 'config.guidance.law',
+  'text_width': 'config.text.width',
+  'text_pooled_width': 'config.text.pooled_width',
   'estimator': 'stage of the phase',
   'grown': 'channels, num_blocks and scale_shift of the growth phases',
 } | dict.fromkeys(_FORM_FIELDS, 'config.network.form')
 _NETWORK_KEYS = ('channels', 'channel_mult', 'decoder_channel_mult', 'stem_channels', 'embed_channels', 'num_blocks',
-                 'attention_resolutions', 'mid_attention', 'num_heads', 'channels_per_head', 'augment_dim')
+                 'attention_resolutions', 'mid_attention', 'num_heads', 'channels_per_head', 'augment_dim',
+                 'text_attention', 'text_channels', 'text_pool_heads')
 _ALWAYS_SAID = ('channels', 'channel_mult', 'num_blocks', 'attention_resolutions')
 
 
 def effective(unet: UNet) -> dict[str, Any]:
   """The fields that decide what a network computes, with what defaults stand for written out."""
   levels = {unet.resolution >> level for level in range(len(unet.channel_mult))}
-  fields = ('resolution', 'image_channels', 'num_classes', *_NETWORK_KEYS, *_FORM_FIELDS, 'omega_embedding',
-            'estimator', 'grown')
+  fields = ('resolution', 'image_channels', 'num_classes', 'text_width', 'text_pooled_width', *_NETWORK_KEYS,
+            *_FORM_FIELDS, 'omega_embedding', 'estimator', 'grown')
   return {field: getattr(unet, field) for field in fields} | {
     'in_channels': unet.in_channels or unet.image_channels,
     'decoder_channel_mult': unet.decoder_channel_mult or unet.channel_mult,
     'stem_channels': unet.stem_width,
     'embed_channels': unet.embed_width,
+    'text_channels': 'none' if unet.text_attention == 'none' else unet.text_channels or unet.embed_width,
     'attention_resolutions': tuple(sorted(levels & set(unet.attention_resolutions), reverse=True)),
     'channels_per_head': 'any' if unet.num_heads else unet.channels_per_head,
   }
@@ -84,7 +91,9 @@ def config_lines(options: Mapping[str, Any]) -> list[str]:
   """Python lines that make an experiment's network the one of these `UNet` options; as `network_keys`."""
   unet = UNet(**options)
   network = network_keys(unet)
-  lines = [
+  lines = [f'config.text.update({_text_of(unet)!r})  # and config.text.encoder: what embeds the captions'
+           ] if unet.text_width else []
+  lines += [
     f'config.base_resolution = {unet.resolution}',
     f"config.data.update({{'channels': {unet.image_channels}, 'num_classes': {unet.num_classes}}})",
     f'config.network = c.network({", ".join(f"{key}={value!r}" for key, value in network.items())})',
@@ -94,7 +103,7 @@ def config_lines(options: Mapping[str, Any]) -> list[str]:
   return lines
 
 
-def experiment_of(unet: UNet, name: str, phase) -> config.ConfigDict:
+def experiment_of(unet: UNet, name: str, phase) -> ConfigDict:
   """An experiment without data of one phase, of stage teacher or grow, which is to draw with a network.
 
   Args:
@@ -106,10 +115,25 @@ def experiment_of(unet: UNet, name: str, phase) -> config.ConfigDict:
   experiment = config.experiment(base_resolution=unet.resolution, network=config.network(**network_keys(unet)))
   experiment.data.update({'resolution': side, 'num_classes': unet.num_classes})
   experiment.data.channels = unet.image_channels
+  if unet.text_width:
+    experiment.text.update({'encoder': UNKNOWN_ENCODER} | _text_of(unet))
   if phase.stage == 'grow':
     phase.update({'start': '', 'init_levels': tuple(map(tuple, unet.grown)), 'resolution': side})
   config.add_phase(experiment, name, phase)
   return experiment
+
+
+def _text_of(unet: UNet) -> dict[str, int]:
+  """Keys of `config.text`; where the network takes no vector of a whole caption, its width is that of a token."""
+  return {'width': unet.text_width, 'pooled_width': unet.text_pooled_width or unet.text_width}
+
+
+def text_fields_of(experiment) -> dict[str, int]:
+  """The `UNet` fields that an experiment's `config.text` stands for; {} without captions."""
+  if not config.has_text(experiment):
+    return {}
+  text, pools = experiment.text, experiment.network.text_pool_heads
+  return {'text_width': text.width, 'text_pooled_width': 0 if pools else text.pooled_width}
 
 
 def _is_of(unet: UNet, form: Mapping[str, Any]) -> bool:

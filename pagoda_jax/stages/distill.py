@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from pagoda_jax.data.images import normalize
-from pagoda_jax.method import losses, microbatch
+from pagoda_jax.method import guidance, losses, microbatch
 from pagoda_jax.networks import growth
 from pagoda_jax.stages import guide
 from pagoda_jax.stages.models import Networks
@@ -28,7 +28,8 @@ def make_train_step(networks: Networks, config, parts: int = 1):
   by `config.fakes` 'fresh' ones, of new noise through the generator just updated (PaGoDA's release), or 'shared'
   ones, which the generator's loss was taken on, with what the feature networks made of them. By `config.adversarial`
   `loss` 'relativistic' (R3GAN) each fake is judged beside a real image of its class, under one draw of the augmentation
-  for both turns; its `r1` and `r2` weigh gradient penalties on reals and fakes. The discriminator of the pairs (where
+  for both turns; its `r1` and `r2` weigh gradient penalties on reals and fakes, and its `clip_weight` the distance of
+  fakes and their captions in the generator's loss. The discriminator of the pairs (where
   `config.reconstruction_adversarial` has a weight) compares their images with the reconstructions in the same way.
 
   By `config.update` the generator's gradients are applied 'joint'ly; or in 'separate' updates, as the release does from
@@ -46,10 +47,12 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     'noise' [B, h, w, C] (standard deviation near sigma_max, h x w the base resolution) and 'label' int32
     [B]; 'real_image' [B, H, W, C] with 'real_label' [B]. Images are uint8 or floats in [-1, 1]. Where
     networks.invert is given, 'base_image' [B, h, w, C] and 'key' int32 [B] stand in place of 'noise'. With
-    guidance: 'omega' [B] of the pairs, beside 'noise'; and where H > h 'real_base_image' [B, h, w, C]. frozen:
+    guidance: 'omega' [B] of the pairs, beside 'noise'; and where H > h 'real_base_image' [B, h, w, C]. With captions
+    their embeddings, guidance.TEXT, of both, as 'text' and 'real_text', and 'caption_kind' where kinds have laws of
+    their own. frozen:
     {'features': {name: variables}} of the frozen feature networks (frozen_weights.load), without any, {};
     {'teacher': params} for networks.invert and networks.draw, with which the pairs' images are not looked at; and
-    {'guide': params} for networks.estimate.
+    {'guide': params} for networks.estimate; with captions {'null_text': embeddings of the empty one}.
     rng: one typed key for the whole run. metrics: float32 scalars. A step with a number that is not
     finite leaves the state as it was, but for its counters.
   """
@@ -62,10 +65,11 @@ def make_train_step(networks: Networks, config, parts: int = 1):
   def step(state: GeneratorState, batch, frozen, rng):
     keys = step_keys(rng, state.step, 9)
     reals = normalize(batch['real_image'])
-    cond, real_cond = {'label': batch['label']}, {'label': batch['real_label']}
+    cond, real_cond = guidance.condition_of(batch), guidance.condition_of(batch, 'real_')
+    kinds, real_kinds = batch.get('caption_kind'), batch.get('real_caption_kind')
     images, noise = pairs_of(networks, batch, frozen, keys[8])
     pair_cond, real_cond = cond | omega_of_pairs(networks, batch), real_cond | omega_of_reals(networks, batch, frozen)
-    prior_cond = real_cond if relativistic else cond | omega_of_fakes(networks, keys[5], 0, len(images))
+    prior_cond = real_cond if relativistic else cond | omega_of_fakes(networks, keys[5], 0, len(images), kinds)
 
     def generate(trained, noise, cond):
       return networks.generate(growth.merge(trained, state.fixed), noise, cond)
@@ -95,6 +99,10 @@ def make_train_step(networks: Networks, config, parts: int = 1):
         loss = losses.hinge_generator(logits)
       else:
         loss = losses.relativistic_generator(real_logits, logits)
+      if weights.clip_weight:
+        apart = microbatch.mapped(functools.partial(networks.clip_distance, frozen), parts)(
+          fakes[0], guidance.text_of(cond))
+        loss += weights.clip_weight * jnp.mean(apart)
       return factor_of_loss(weights) * loss, (loss, fakes, statistics)
 
     def generators_turn(trained, weights, discriminator, reals, noise, cond, draws):
@@ -175,7 +183,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     if config.fakes == 'fresh':
       fake_cond = real_cond
       if not relativistic:
-        fake_cond = real_cond | omega_of_fakes(networks, keys[5], 1, len(reals))
+        fake_cond = real_cond | omega_of_fakes(networks, keys[5], 1, len(reals), real_kinds)
         draws = networks.feature_draws(keys[4], len(reals))
       fakes = fakes_of(params, prior(keys[3]), fake_cond, draws)
     discriminator, d_opt_state, measured = discriminators_turn(
@@ -237,24 +245,28 @@ def pairs_of(networks: Networks, batch, frozen, key: jax.Array) -> tuple[jax.Arr
   images = normalize(batch['image'])
   if networks.draw is not None:
     noise = networks.sigma_max * jax.random.normal(key, images.shape)
-    return jax.lax.stop_gradient(networks.draw(frozen['teacher'], noise, {'label': batch['label']})), noise
+    drawn = networks.draw(frozen['teacher'], noise, guidance.condition_of(batch), frozen.get('null_text'))
+    return jax.lax.stop_gradient(drawn), noise
   if networks.invert is None:
     return images, batch['noise']
-  return images, jax.lax.stop_gradient(networks.invert(frozen['teacher'], batch | {'image': batch['base_image']}))
+  seen = batch | {'image': batch['base_image']}
+  return images, jax.lax.stop_gradient(networks.invert(frozen['teacher'], seen, frozen.get('null_text')))
 
 
 def omega_of_pairs(networks: Networks, batch) -> dict[str, jax.Array]:
   """{'omega': [B]} that the batch's pictures were, or are here and now, inverted with; {} without guidance."""
   if networks.law is None:
     return {}
-  return {'omega': batch['omega'] if networks.omega_of_keys is None else networks.omega_of_keys(batch['key'])}
+  if networks.omega_of_keys is None:
+    return {'omega': batch['omega']}
+  return {'omega': networks.omega_of_keys(batch['key'], batch.get('caption_kind'))}
 
 
-def omega_of_fakes(networks: Networks, rng, place: int, count: int) -> dict[str, jax.Array]:
+def omega_of_fakes(networks: Networks, rng, place: int, count: int, kinds=None) -> dict[str, jax.Array]:
   """{'omega': [count]} drawn from the law; {} without guidance. `place` tells the draws of one step apart."""
   if networks.law is None:
     return {}
-  return {'omega': networks.law.draw(jax.random.fold_in(rng, place), (count,))}
+  return {'omega': networks.law.draw(jax.random.fold_in(rng, place), (count,), kinds)}
 
 
 def omega_of_reals(networks: Networks, batch, frozen) -> dict[str, jax.Array]:
@@ -262,7 +274,7 @@ def omega_of_reals(networks: Networks, batch, frozen) -> dict[str, jax.Array]:
   if networks.law is None:
     return {}
   images = normalize(batch.get('real_base_image', batch['real_image']))
-  return {'omega': guide.estimated(networks, frozen, images, batch['real_label'])}
+  return {'omega': guide.estimated(networks, frozen, images, guidance.condition_of(batch, 'real_'))}
 
 
 def factor_of_loss(config) -> float:

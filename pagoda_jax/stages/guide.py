@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from pagoda_jax.data.images import normalize
-from pagoda_jax.method import microbatch
+from pagoda_jax.method import guidance, microbatch
 from pagoda_jax.stages.models import Networks
 from pagoda_jax.stages.state import TeacherState, guarded, make_optimizer, mix, step_keys, updated
 
@@ -29,32 +29,33 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     parts: how many parts a batch is worked through in (microbatch.py): less memory, the same result.
 
   Returns:
-    step(state: TeacherState, batch, frozen, rng) -> (state, metrics). batch: 'label' int32 [B], of which samples are
-    drawn, and 'image' [B, R, R, C], the real pictures, which are only measured. frozen: {'teacher': params}. rng: one
-    typed key for the whole run. metrics: float32 scalars; omega_real and omega_real_std are mean and deviation of
-    what the EMA says of the real pictures. A step with a number that is not finite leaves the state as it was, but
-    for its counters.
+    step(state: TeacherState, batch, frozen, rng) -> (state, metrics). batch: 'label' int32 [B] or captions' embeddings
+    (guidance.TEXT), of which samples are drawn, and 'image' [B, R, R, C], the real pictures, which are only measured.
+    frozen: {'teacher': params}, with captions also 'null_text'. rng: one typed key for the whole run. metrics: float32
+    scalars; omega_real and omega_real_std are mean and deviation of what the EMA says of the real pictures. A step with
+    a number that is not finite leaves the state as it was, but for its counters.
   """
   optimizer = make_optimizer(config.optimizer, config.steps)
 
   def step(state: TeacherState, batch, frozen, rng):
     noise_key, omega_key = step_keys(rng, state.step, 2)
-    labels = batch['label']
+    cond = guidance.condition_of(batch)
     reals = normalize(batch['image'])
     noise = networks.sigma_max * jax.random.normal(noise_key, reals.shape)
-    omegas = networks.law.draw(omega_key, labels.shape)
+    omegas = networks.law.draw(omega_key, reals.shape[:1], batch.get('caption_kind'))
 
-    def losses_of(params, noise, labels, omegas):
+    def losses_of(params, noise, cond, omegas):
       # A sample depends on no parameter of the estimator: no gradient is taken of it.
-      images = as_pictures(networks.draw(frozen['teacher'], noise, {'label': labels, 'omega': omegas}))
-      return (omegas - networks.estimate(params, images, labels)) ** 2
+      images = networks.draw(frozen['teacher'], noise, cond | {'omega': omegas}, frozen.get('null_text'))
+      images = images if networks.latent else as_pictures(images)
+      return (omegas - networks.estimate(params, images, cond)) ** 2
 
-    loss, grads = microbatch.mean_and_grad(losses_of, parts)(state.params, noise, labels, omegas)
+    loss, grads = microbatch.mean_and_grad(losses_of, parts)(state.params, noise, cond, omegas)
     norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = updated(networks.unet, state.params, updates)
     new = state.replace(params=params, opt_state=opt_state, ema=mix(state.ema, params, config.ema))
-    found = networks.estimate(state.ema, reals, labels)
+    found = networks.estimate(state.ema, reals, cond)
     state = guarded((loss, norm), new, state)
     return state, {'loss': loss, 'grad_norm': norm, 'omega_real': jnp.mean(found), 'omega_real_std': jnp.std(found),
                    'skipped_in_a_row': state.skipped, 'skipped': state.skipped_total}
@@ -67,9 +68,9 @@ def as_pictures(images: jax.Array) -> jax.Array:
   return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5) / 127.5 - 1
 
 
-def estimated(networks: Networks, frozen, images, labels) -> jax.Array:
+def estimated(networks: Networks, frozen, images, cond) -> jax.Array:
   """omega [B] of real pictures [B, R, R, C] in [-1, 1], in the law's range; a constant to whoever learns from it."""
   if networks.estimate is None:  # the strength is constant
-    return jnp.full(labels.shape, networks.law.mean, jnp.float32)
-  found = networks.estimate(frozen['guide'], images, labels)
+    return jnp.full(len(images), networks.law.mean, jnp.float32)
+  found = networks.estimate(frozen['guide'], images, cond)
   return jax.lax.stop_gradient(jnp.clip(found, *networks.law.ends))

@@ -22,19 +22,20 @@ def make_invert_step(networks: Networks, levels, clip_denoised: bool = True, add
       stays at the centre of its noise distribution, and the noise is narrower than the prior.
 
   Returns:
-    step(params, batch, rng) -> noise [B, H, W, C] float32, standard deviation near sigma_max; batch:
+    step(params, batch, rng, null=None) -> noise [B, H, W, C] float32, standard deviation near sigma_max; batch:
     'image' [B, H, W, C] uint8 or floats in [-1, 1], 'label' int32 [B], 'key' int32 [B], from which and
-    rng alone the added noise is drawn; with guidance 'omega' [B], its strength.
+    rng alone the added noise is drawn; with guidance 'omega' [B], its strength; with captions their embeddings,
+    guidance.TEXT, and `null`, the empty one's.
   """
 
-  def step(params, batch, rng):
+  def step(params, batch, rng, null=None):
     denoise = functools.partial(networks.denoise, params)
     images = normalize(batch['image'])
     if add_noise:
       draw = lambda key: jax.random.normal(jax.random.fold_in(rng, key), images.shape[1:])
       images += np.min(levels).astype(np.float32) * jax.vmap(draw)(batch['key'])
     if 'omega' in batch:
-      denoise = guidance.guided(denoise, batch['omega'])
-    return diffusion.invert(denoise, images, levels, {'label': batch['label']}, clip_denoised)
+      denoise = guidance.guided(denoise, batch['omega'], null)
+    return diffusion.invert(denoise, images, levels, guidance.condition_of(batch), clip_denoised)
 
   return step

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pagoda_jax.config import spaces
 from pagoda_jax.data.images import to_uint8
 from pagoda_jax.method import diffusion, guidance
 from pagoda_jax.runtime import randomness, sharding
-from pagoda_jax.stages import models
+from pagoda_jax.stages import decoding, models
 
 CHUNK = 100  # images a call where nothing else is asked for
 
@@ -38,9 +39,10 @@ class Sampler:
     self.batch_size = -(-batch_size // mesh.size) * mesh.size
     self._draw = jax.jit(make_draw(config, name), out_shardings=sharding.replicated(mesh))
 
-  def __call__(self, params, noise, labels, omegas=None) -> np.ndarray:
+  def __call__(self, params, noise, labels, omegas=None, text=None, null=None) -> np.ndarray:
     """uint8 [N, S, S, C] of noise [N, R, R, C] (standard deviation near sigma_max), labels [N] and strengths of
-    guidance [N] (None: none, or the nearest to it that a generator knows)."""
+    guidance [N] (None: none, or the nearest to it that a generator knows); with captions of text [N, ...] and null, as
+    `make_draw` has them."""
     out = []
     if omegas is None and self.networks.law is not None:
       omegas = np.full(len(labels), self.networks.law.nearest(1.0))
@@ -49,48 +51,83 @@ class Sampler:
       missing = self.batch_size - len(labels[part])
       padded_noise = np.pad(np.asarray(noise[part]), [(0, missing), (0, 0), (0, 0), (0, 0)])
       batch = [padded_noise, np.pad(labels[part], (0, missing))]
-      if omegas is not None:
-        batch.append(np.pad(np.asarray(omegas[part], np.float32), (0, missing), constant_values=1))
+      if omegas is not None or text:
+        batch.append(None if omegas is None else
+                     np.pad(np.asarray(omegas[part], np.float32), (0, missing), constant_values=1))
+      if text:
+        batch.append({key: np.pad(rows[part], [(0, missing), *[(0, 0)] * (rows.ndim - 1)])
+                      for key, rows in text.items()})
       batch = sharding.place_global(batch, self.mesh)
       with jax.set_mesh(self.mesh):  # for kernels that do not divide themselves among devices
-        images = np.asarray(self._draw(params, *batch))
+        images = np.asarray(self._draw(params, *batch, *([null] if text else [])))
       out.append(to_uint8(images[: self.batch_size - missing]))
     return np.concatenate(out)
 
-  def draw(self, params, seed: int, labels: np.ndarray, omega: float | None = None) -> np.ndarray:
-    """uint8 [N, S, S, C] of the prior; image i depends on seed, i, its label and omega alone."""
+  def draw(
+      self, params, seed: int, labels: np.ndarray, omega: float | None = None, text=None, null=None
+  ) -> np.ndarray:
+    """uint8 [N, S, S, C] of the prior; image i depends on seed, i, its label, or its text, and omega alone."""
     shape = self.networks.noise_shape(1)[1:]
     omegas = None if omega is None else np.full(len(labels), omega)
-    return self(params, noise_of(seed, np.arange(len(labels)), shape, self.networks.sigma_max), labels, omegas)
+    noise = noise_of(seed, np.arange(len(labels)), shape, self.networks.sigma_max)
+    return self(params, noise, labels, omegas, text, null)
 
 
 def make_draw(config, name: str):
-  """draw(params, noise, labels, omegas=None) -> images [N, S, S, C] near [-1, 1] of a phase of configs.IMAGE_STAGES.
+  """draw(params, noise, labels, omegas=None, text=None, null=None) -> images [N, S, S, C] near [-1, 1] of a phase of
+  configs.IMAGE_STAGES.
 
   omegas [N]: strengths of guidance; a teacher takes two evaluations for each of its own with them, and a generator
-  that was trained without guidance takes none.
+  that was trained without guidance takes none. text: embeddings of prompts, guidance.TEXT; null: those of the empty
+  one, which a guided teacher needs. In latent space params hold the decoder too, under decoding.AUTOENCODER, and images
+  are decoded.
   """
   phase = config.phases[name]
   levels = diffusion.sigmas(phase.sample_levels, **schedule(config)) if phase.stage == 'teacher' else None
   draw = functools.partial(_draw, models.build(config, name), levels)
+  if spaces.is_latent(config):
+    draw = _decoded(draw, decoding.make_drawing_decoder(config))
   return models.at_matmul_precision(config.evaluation.matmul_precision, draw)
 
 
+def _decoded(draw, decode):
+  def draw_pictures(params, *args, **kwargs):
+    of_unet = {key: value for key, value in params.items() if key != decoding.AUTOENCODER}
+    return decode(params[decoding.AUTOENCODER], draw(of_unet, *args, **kwargs))
+
+  return draw_pictures
+
+
+def draw_arguments(columns, null=None) -> tuple:
+  """What `make_draw`'s function takes after the labels, of columns of a batch.
+
+  Args:
+    columns: strengths of guidance [N], if there are any, and with captions text, text_mask and text_pooled.
+    null: embeddings of the empty caption; None: there are no captions.
+  """
+  if null is None:
+    return tuple(columns)
+  *omegas, text, mask, pooled = columns
+  return (*(omegas or [None]), dict(zip(guidance.TEXT, (text, mask, pooled))), null)
+
+
 def make_teachers_draw(config, name: str, num_levels: int):
-  """draw(teacher's params, noise, cond) -> images that phase `name` learns from; guided where cond has an 'omega'."""
+  """draw(teacher's params, noise, cond, null=None) -> images that phase `name` learns from; guided where cond has an
+  'omega'."""
   levels = diffusion.sigmas(num_levels, **schedule(config))
   networks = dataclasses.replace(models.build(config, name), unet=models.make_teacher(config, name))
   draw = models.at_matmul_precision(config.evaluation.matmul_precision, functools.partial(_draw, networks, levels))
-  return lambda params, noise, cond: draw(params, noise, cond['label'], cond.get('omega'))
+  return lambda params, noise, cond, null=None: draw(
+    params, noise, cond['label'], cond.get('omega'), guidance.text_of(cond), null)
 
 
-def _draw(networks, levels, params, noise, labels, omegas=None):
-  cond = {'label': labels} if omegas is None else {'label': labels, 'omega': omegas}
+def _draw(networks, levels, params, noise, labels, omegas=None, text=None, null=None):
+  cond = {'label': labels} | (text or {}) | ({} if omegas is None else {'omega': omegas})
   if levels is None:
     return networks.generate(params, noise, cond)
   denoise = functools.partial(networks.denoise, params)
   if omegas is not None:
-    denoise = guidance.guided(denoise, omegas)
+    denoise = guidance.guided(denoise, omegas, null)
   return diffusion.heun_sample(denoise, noise, levels, cond)
 
 

@@ -59,22 +59,26 @@ class GeneratorState:
   pairs_discriminator_opt_state: Tree = flax.struct.field(default_factory=dict)
 
 
+def learning_rate(config, steps: int) -> optax.Schedule:
+  """schedule(steps taken) -> learning rate, of a config's `optimizer` group in a phase of `steps` steps."""
+  if config.schedule == 'cosine':
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, steps)
+  after = optax.constant_schedule(config.learning_rate)
+  if config.schedule == 'inverse_sqrt':  # counts from the end of the warm-up
+    after = lambda count: config.learning_rate / jnp.sqrt(
+      jnp.maximum((count + config.warmup_steps) / config.decay_from, 1))
+  return optax.join_schedules(
+    [optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1)), after],
+    [config.warmup_steps],
+  )
+
+
 def make_optimizer(config, steps: int, updates: int = 1) -> optax.GradientTransformation:
   """The optimiser of optax that a config's `optimizer` group names (config.optimizer explains its keys).
 
   Its schedule is one of steps, in each of which it makes so many updates.
   """
-  if config.schedule == 'cosine':
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, steps)
-  else:
-    after = optax.constant_schedule(config.learning_rate)
-    if config.schedule == 'inverse_sqrt':  # counts from the end of the warm-up
-      after = lambda count: config.learning_rate / jnp.sqrt(
-        jnp.maximum((count + config.warmup_steps) / config.decay_from, 1))
-    schedule = optax.join_schedules(
-      [optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1)), after],
-      [config.warmup_steps],
-    )
+  schedule = learning_rate(config, steps)
   make = getattr(optax, config.name)
   accepted = inspect.signature(make).parameters
   moments = {key: config[key] for key in ('b1', 'b2') if key in accepted}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from pagoda_jax.data.images import normalize
-from pagoda_jax.method import diffusion, edm_augment, microbatch
+from pagoda_jax.method import diffusion, edm_augment, guidance, microbatch
 from pagoda_jax.stages.models import Networks
 from pagoda_jax.stages.state import TeacherState, averaged, guarded, make_optimizer, step_keys, updated
 
@@ -22,19 +22,19 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     parts: how many parts a batch is worked through in (microbatch.py): less memory, the same result.
 
   Returns:
-    step(state: TeacherState, batch, frozen, rng) -> (state, metrics). batch: 'image' [B, H, W, C] uint8
-    or floats in [-1, 1], 'label' int32 [B] where the data has classes. frozen is unused ({}). rng: one
-    typed key for the whole run. metrics: float32 scalars. A step with a number that is not finite
-    leaves the state as it was, but for its counters.
+    step(state: TeacherState, batch, frozen, rng) -> (state, metrics). batch: 'image' [B, H, W, C] uint8 or floats in
+    [-1, 1], 'label' int32 [B] where the data has classes, and with captions their embeddings, guidance.TEXT. frozen:
+    {}, or with captions {'null_text': embeddings of the empty one}. rng: one typed key for the whole run. metrics:
+    float32 scalars. A step with a number that is not finite leaves the state as it was, but for its counters.
   """
   optimizer = make_optimizer(config.optimizer, config.steps)
 
   def step(state: TeacherState, batch, frozen, rng):
-    del frozen
     # The first three are the same as of three keys: a run without augmentation is what it was before there was any.
     drop_key, loss_key, dropout_key, augment_key = step_keys(rng, state.step, 4)
     images, told = normalize(batch['image']), None
-    labels = dropped_labels(drop_key, batch['label'], config.label_dropout)
+    cond = guidance.dropped(
+      drop_key, guidance.condition_of(batch), config.label_dropout, frozen.get('null_text'))
     if config.augmentation.rate:
       images, told = edm_augment.augmented(
         images, jax.random.split(augment_key, len(images)), config.augmentation.rate, config.augmentation.transforms)
@@ -44,7 +44,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
 
     losses = functools.partial(losses_of, networks, config.uncertainty)
     loss, grads = microbatch.mean_and_grad(losses, parts)(
-      state.params, images, labels, told, sigma, noise, dropout_keys)
+      state.params, images, cond, told, sigma, noise, dropout_keys)
     norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = updated(networks.unet, state.params, updates)
@@ -56,24 +56,17 @@ def make_train_step(networks: Networks, config, parts: int = 1):
   return step
 
 
-def losses_of(networks: Networks, uncertainty: bool, params, images, labels, told, sigma, noise, dropout_keys):
+def losses_of(networks: Networks, uncertainty: bool, params, images, cond, told, sigma, noise, dropout_keys):
   """The loss of every picture, [B]: EDM's, or with `uncertainty` EDM2's (Karras et al. 2024, equation 21).
 
   That is the sum over the picture's values of error / e^u + u, where the network learns u of the noise level: least at
   u = ln of the mean error, so that no noise level has more of the gradients than another.
   """
   losses = diffusion.edm_loss(
-    networks.denoise, params, images, {'label': labels}, sigma, noise, networks.sigma_data,
+    networks.denoise, params, images, cond, sigma, noise, networks.sigma_data,
     augment=told, dropout_keys=dropout_keys,
   )
   if not uncertainty:
     return losses
   logvar = networks.apply(params, None, jnp.log(sigma) / 4, {}, logvar_only=True)
   return losses / jnp.exp(logvar) + logvar * math.prod(images.shape[1:])
-
-
-def dropped_labels(rng: jax.Array, labels: jax.Array, rate: float) -> jax.Array:
-  """Labels [B], each replaced by -1 (no label) with probability `rate`, for classifier-free guidance."""
-  if rate == 0:
-    return labels
-  return jnp.where(jax.random.bernoulli(rng, rate, labels.shape), -1, labels)

@@ -5,6 +5,7 @@ any time, go on at the first shard that is not there.
 """
 
 import io
+import json
 import time
 
 import jax
@@ -13,16 +14,17 @@ from absl import logging
 from etils import epath
 
 from pagoda_jax import config as configs
+from pagoda_jax.config import spaces
 from pagoda_jax.data import noise_store, shards
 from pagoda_jax.data import stream as streams
-from pagoda_jax.method import diffusion
+from pagoda_jax.method import diffusion, guidance
 from pagoda_jax.runtime import distributed, lock, randomness, sharding
 from pagoda_jax.runtime.files import replacing
 from pagoda_jax.runtime.interrupts import Interrupted
 from pagoda_jax.runtime.progress import Progress
-from pagoda_jax.stages import invert, models
+from pagoda_jax.stages import encode, invert, models
 from pagoda_jax.stages import sampler as sampling
-from pagoda_jax.training import checkpoints, grids, starts, workdir
+from pagoda_jax.training import checkpoints, grids, logs, starts, workdir
 
 # Below this the noise is far from the prior N(0, sigma_max^2) that the generator will be asked with.
 SMALLEST_RELATIVE_STD = 0.9
@@ -34,20 +36,39 @@ RESULTS = sharding.batch_sharding
 def origin(config, name: str, params) -> dict:
   """What a store was made from: a generator phase refuses a store whose origin differs from its own config's."""
   phase, d = config.phases[name], config.data
+  made_by = noise_store.ENCODER if phase.encoder else noise_store.TEACHER
   return {
-    'teacher_sha256': checkpoints.digest(params),
+    made_by: checkpoints.digest(params),
     'source': d.source,
     'data_sha256': streams.pictures_digest(d, {config.base_resolution}),
     'holdout': d.holdout,
     'mirror': d.mirror,
     'resolution': config.base_resolution,
-    'channels': d.channels,
-    'solver': 'heun, clipped' if phase.clip_denoised else 'heun',
-    'add_noise': f'of random numbers {randomness.INVERSION}' if phase.add_noise else False,
+    'channels': spaces.image_channels(config),
     'matmul_precision': phase.matmul_precision,
     'seed': config.seed,
+  } | _road_in_words(config, phase) | _law_in_words(config) | _latents_in_words(config) | (
+    {'text_sha256': config.text.sha256} if configs.has_text(config) else {})
+
+
+def _road_in_words(config, phase) -> dict:
+  """How the network makes noise of pictures, and of which pictures where they are not cut from the originals."""
+  band = {'downsampling': config.data.downsampling} if streams.band_of(config.data) else {}
+  if phase.encoder:
+    return band | {'solver': 'an encoder'}
+  return band | {
+    'solver': 'heun, clipped' if phase.clip_denoised else 'heun',
+    'add_noise': f'of random numbers {randomness.INVERSION}' if phase.add_noise else False,
     'levels': [phase.num_levels, *sampling.schedule(config).values()],
-  } | _law_in_words(config)
+  }
+
+
+def _latents_in_words(config) -> dict:
+  """{} of pictures, so that a store from before latent space stays what it was."""
+  if not spaces.is_latent(config):
+    return {}
+  network = config.autoencoder
+  return {'autoencoder': [network.sha256, spaces.factor(config), float(network.scaling), float(network.shift)]}
 
 
 def _law_in_words(config) -> dict:
@@ -55,12 +76,14 @@ def _law_in_words(config) -> dict:
   if not configs.has_guidance(config):
     return {}
   used = {'constant': ('mean',), 'uniform': ('low', 'high'), 'truncated_normal': ('mean', 'std', 'low', 'high')}
-  law = config.guidance
-  return {'guidance': [law.law, *(float(law[key]) for key in used[law.law]), randomness.GUIDANCE]}
+  words = lambda law: [law.law, *(float(law[key]) for key in used[law.law])]
+  kinds = words(config.guidance.recaptions) if configs.has_law_of_recaptions(config) else []
+  return {'guidance': [*words(config.guidance), randomness.GUIDANCE, *kinds]}
 
 
 def check_store(config, folder, noise_phase: str) -> dict:
-  """Refuses a store that another teacher, data set or resolution made; returns the teacher's parameters.
+  """Refuses a store that another teacher, encoder, data set or resolution made; returns the parameters of the network
+  that makes its noise.
 
   Raises:
     NoiseStoreError: names what differs.
@@ -72,24 +95,35 @@ def check_store(config, folder, noise_phase: str) -> dict:
 
 
 def make_inverter(config, name: str):
-  """invert(params, batch) -> noise, as phase `name` inverts: for its store, or inside a generator's train step."""
-  phase = config.phases[name]
-  levels = diffusion.sigmas(phase.num_levels, **sampling.schedule(config))
-  step = invert.make_invert_step(models.build(config, name), levels, phase.clip_denoised, phase.add_noise)
+  """invert(params, batch, null=None) -> noise, as phase `name` inverts: for its store, or inside a train step."""
+  phase, networks = config.phases[name], models.build(config, name)
+  if phase.encoder:
+    encoded = encode.make_invert_step(networks)
+    step = lambda params, batch, rng, null=None: encoded(params, batch, null)
+  else:
+    levels = diffusion.sigmas(phase.num_levels, **sampling.schedule(config))
+    step = invert.make_invert_step(networks, levels, phase.clip_denoised, phase.add_noise)
   step, omega_of_keys = models.at_matmul_precision(phase.matmul_precision, step), make_omega_of_keys(config)
 
-  def invert_batch(params, batch):
+  def invert_batch(params, batch, null=None):
     if omega_of_keys and 'omega' not in batch:
-      batch = batch | {'omega': omega_of_keys(batch['key'])}
-    return step(params, batch, randomness.key_for(config.seed, randomness.INVERSION))
+      batch = batch | {'omega': omega_of_keys(batch['key'], batch.get('caption_kind'))}
+    return step(params, batch, randomness.key_for(config.seed, randomness.INVERSION), null)
 
   return invert_batch
 
 
 def make_omega_of_keys(config):
-  """omega_of_keys(int32 [B]) -> float32 [B]: the strength that each picture is inverted with; None without guidance."""
+  """omega_of_keys(int32 [B], kinds=None) -> float32 [B]: the strength that each picture is inverted with, where there
+  are laws for them by its caption's kind; None without guidance."""
   law = models.law_of(config)
-  return law and (lambda keys: law.of_pictures(randomness.key_for(config.seed, randomness.GUIDANCE), keys))
+  key = lambda: randomness.key_for(config.seed, randomness.GUIDANCE)
+  return law and (lambda keys, kinds=None: law.of_pictures(key(), keys, kinds))
+
+
+def null_text(config) -> dict:
+  """{'null_text': the embeddings of the empty caption}, as train steps are given them; {} without captions."""
+  return {'null_text': streams.open_source(config.data).null_text()} if configs.has_text(config) else {}
 
 
 def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> None:
@@ -123,7 +157,9 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
       if distributed.is_primary():
         _close_without_store(config, store, layout.count, name, made_from)
       return
-    load = streams.LoadPicture(source, keys, config.base_resolution, config.data.channels)
+    load = streams.LoadPicture(source, keys, config.base_resolution, config.data.channels,
+                               text=configs.has_text(config), drawn=streams.sampling(config),
+                               band_of=streams.band_of(config.data))
     done = distributed.from_primary(
       f'{name}: shards', lambda: noise_store.finished_shards(store, layout, made_from))
     left = [shard for shard in range(layout.num_shards) if shard not in done]
@@ -132,13 +168,15 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
       distributed.say(f'{name}: {len(done)} of {layout.num_shards} shards are there; makes {", ".join(names)}')
     mine = left[jax.process_index() :: jax.process_count()]
     count, pairs = 0, sum(len(layout.keys(shard)) for shard in mine)
+    there = sum(len(layout.keys(shard)) for shard in done)
+    log = logs.MetricLog(store, there, json.loads(workdir.as_json(config)))
     progress = Progress(name, pairs, unit='pair' if not distributed.several() else 'pair of this host')
     for number, shard in enumerate(mine):
       noise, omegas = [], []
       for start in range(0, len(layout.keys(shard)), solve.batch_size):
         _leave_if_asked(stop, name, f'{number} of the {len(mine)} shards written that were left to this process')
         records = [load(key) for key in layout.keys(shard)[start : start + solve.batch_size]]
-        solved = solve(*(np.stack([r[part] for r in records]) for part in ('image', 'label', 'key')))
+        solved = solve({part: np.stack([r[part] for r in records]) for part in records[0]})
         noise.append(solved['noise'])
         omegas.append(solved.get('omega'))
         count += len(records)
@@ -148,6 +186,10 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
       lock.confirm()
       strengths = None if omegas[0] is None else np.concatenate(omegas)
       noise_store.write_shard(store, layout, shard, values, made_from, strengths)
+      log.write(there + count, {
+        'kimg': (there + count) / 1000, 'epochs': round((there + count) / len(keys), 4),
+        'mean': float(values.mean(dtype=np.float64)), 'std': float(values.std(dtype=np.float64))} | progress.rates())
+    log.close()
   if distributed.is_primary():
     _wait_for_shards(config, store, layout, left, name, stop)
     _close(config, store, layout, name, made_from)
@@ -167,36 +209,40 @@ def _check_finite(noise, keys, name):
   bad = [key for key, value in zip(keys, noise) if not np.isfinite(value).all()]
   if bad:
     raise noise_store.NoiseStoreError(f'{name}: the noise of {len(bad)} of {len(noise)} pictures is not finite, first '
-                                     f'that of key {bad[0]}: its teacher cannot be used')
+                                     f'that of key {bad[0]}: the network that made it cannot be used')
 
 
 class Solver:
   """Inverts [N, R, R, C] uint8 images of any N in batches of one size: one compilation."""
 
-  def __init__(self, config, name, params, mesh):
+  def __init__(self, config, name, params, mesh, null=None):
     self.batch_size = -(-config.phases[name].batch_size // mesh.size) * mesh.size
     self._mesh = mesh
     self._params = sharding.place(params, mesh)
+    self._null = sharding.place(null_text(config), mesh).get('null_text') if null is None else null
     self._step = jax.jit(make_inverter(config, name), out_shardings=RESULTS(mesh))
     omega_of_keys = make_omega_of_keys(config)
     self._omegas = omega_of_keys and jax.jit(omega_of_keys, out_shardings=RESULTS(mesh))
 
-  def __call__(self, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> dict[str, np.ndarray]:
-    """'noise' [N, R, R, C], and with guidance the 'omega' [N] that it was inverted with."""
+  def __call__(self, pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """'noise' [N, R, R, C], and with guidance the 'omega' [N] that it was inverted with.
+
+    Of pictures 'image', 'label' and 'key' are read, and with captions what texts.TextStore.text has.
+    """
     out = []
-    for start in range(0, len(images), self.batch_size):
+    wanted = ('image', 'label', 'key', *guidance.TEXT, 'caption_kind')
+    pictures = {part: np.asarray(rows) for part, rows in pictures.items() if part in wanted}
+    count = len(pictures['image'])
+    for start in range(0, count, self.batch_size):
       part = slice(start, start + self.batch_size)
-      missing = self.batch_size - len(images[part])
-      batch = {
-        'image': np.pad(images[part], [(0, missing), (0, 0), (0, 0), (0, 0)]),
-        'label': np.pad(labels[part], (0, missing)).astype(np.int32),
-        'key': np.pad(keys[part], (0, missing)).astype(np.int32),
-      }
+      missing = self.batch_size - len(range(count)[part])
+      batch = {name: np.pad(rows[part], [(0, missing), *[(0, 0)] * (rows.ndim - 1)]) for name, rows in pictures.items()}
+      batch |= {name: batch[name].astype(np.int32) for name in ('label', 'key')}
       batch = sharding.place_batch(batch, self._mesh)
       found = {}
       if self._omegas:  # what is stored is what the pictures are inverted with, to the last bit
-        found['omega'] = batch['omega'] = self._omegas(batch['key'])
-      found['noise'] = self._step(self._params, batch)
+        found['omega'] = batch['omega'] = self._omegas(batch['key'], batch.get('caption_kind'))
+      found['noise'] = self._step(self._params, batch, self._null)
       out.append({name: np.asarray(values)[: self.batch_size - missing] for name, values in found.items()})
     return {name: np.concatenate([part[name] for part in out]) for name in out[0]}
 
@@ -206,11 +252,12 @@ def _write_holdout(config, name, store, solve, made_from):
   path, mark = store / noise_store.HOLDOUT_FILE, noise_store.origin_mark(made_from)
   if path.exists() and noise_store.read_holdout(store)['origin'] == mark:
     return
-  small, labels = streams.epoch_pictures(config.data, config.base_resolution, *grids.held_out(config))
+  small, labels = streams.epoch_pictures(
+    config.data, config.base_resolution, *grids.held_out(config), streams.sampling(config))
   buffer = io.BytesIO()
   # Keys past those of the training pictures, so that no noise is drawn twice.
   keys = len(streams.source_keys(config.data)[1]) + np.arange(len(small))
-  solved = solve(small, labels, keys)
+  solved = solve({'image': small, 'label': labels, 'key': keys} | grids.held_out_text(config))
   _check_finite(solved['noise'], keys, name)
   np.savez(buffer, label=labels, origin=mark, **solved)
   lock.confirm()
@@ -235,7 +282,7 @@ def _wait_for_shards(config, store, layout, left, name, stop):
 def _close(config, store, layout, name, made_from):
   """Writes the manifest."""
   lock.confirm()
-  shape = (config.base_resolution, config.base_resolution, config.data.channels)
+  shape = (config.base_resolution, config.base_resolution, spaces.image_channels(config))
   manifest = noise_store.write_manifest(store, layout, shape, config.phases[name].dtype, made_from)
   _judge(config, name, f'{layout.count} pairs', manifest['mean'], manifest['std'])
 
@@ -256,5 +303,6 @@ def _judge(config, name, what, mean, std):
         flush=True)
   if std < SMALLEST_RELATIVE_STD * sigma_max:
     remedy = ', or set standardize_noise = True in the phases that read this noise' if config.phases[name].store else ''
-    logging.warning('%s: the inverted noise is narrower than the prior: the teacher is under-trained. '
-                    'Train it longer%s.', name, remedy)
+    network = config.phases[name].encoder or 'the teacher'
+    logging.warning('%s: the inverted noise is narrower than the prior: %s is under-trained. '
+                    'Train it longer%s.', name, network, remedy)

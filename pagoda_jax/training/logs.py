@@ -1,4 +1,4 @@
-"""Where numbers and pictures go: metrics.jsonl always, TensorBoard where clu's extras are installed."""
+"""Where numbers and pictures go: metrics.jsonl always, TensorBoard and Weights & Biases where they are installed."""
 
 import json
 import time
@@ -7,12 +7,7 @@ from etils import epath
 
 from pagoda_jax.runtime import distributed, lock
 from pagoda_jax.runtime.files import naming, replacing
-
-try:  # clu's writers need tensorflow and tensorboard, which no one should install to train
-  from clu import metric_writers
-except ImportError:
-  metric_writers = None
-
+from pagoda_jax.training import writers
 
 BUCKET_SECONDS = 30.0
 
@@ -71,25 +66,35 @@ class JsonLines:
 
 
 class MetricLog:
-  """Numbers of steps: `folder`/metrics.jsonl always, TensorBoard where it is installed."""
+  """Numbers and pictures of steps: `folder`/metrics.jsonl always, and what training/writers.py finds installed.
 
-  def __init__(self, folder: epath.Path, step: int):
+  Args:
+    folder: of a phase.
+    step: the step that the run goes on from.
+    config: the experiment as JSON has it, which the writers show as text.
+  """
+
+  def __init__(self, folder: epath.Path, step: int, config: dict):
     self._lines = JsonLines(epath.Path(folder) / 'metrics.jsonl', step)
-    primary = metric_writers and distributed.is_primary()
-    self._writer = metric_writers.create_default_writer(str(folder)) if primary else None
+    self._writers = writers.Writers(folder, step, config) if distributed.is_primary() else None
 
   def write(self, step: int, values: dict) -> None:
     self._lines.write(step, {'time': round(time.time(), 3)} | values)
-    if self._writer:
-      self._writer.write_scalars(step, {k: v for k, v in values.items() if isinstance(v, (int, float))})
+    if self._writers:
+      self._writers.scalars(step, values)
+
+  def image(self, step: int, name: str, image) -> None:
+    """A picture [H, W, C] uint8 for the writers: a file is its caller's to write."""
+    if self._writers:
+      self._writers.image(step, name, image)
 
   def flush(self) -> None:
     self._lines.flush()
 
   def close(self) -> None:
     self.flush()
-    if self._writer:
-      self._writer.close()
+    if self._writers:
+      self._writers.close()
 
 
 def _step_of(line: bytes) -> int | None:

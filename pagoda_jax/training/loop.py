@@ -1,7 +1,8 @@
-"""The one training loop: teacher, guide, distill and grow differ only in state and train step."""
+"""The one training loop: teacher, encode, guide, distill and grow differ only in state and train step."""
 
 import dataclasses
 import functools
+import json
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from absl import logging
 from etils import epath
 
 from pagoda_jax import config as configs
-from pagoda_jax import ladder
+from pagoda_jax.config import ladder
 from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.method import microbatch
@@ -20,8 +21,8 @@ from pagoda_jax.networks import growth
 from pagoda_jax.runtime import distributed, randomness, sharding
 from pagoda_jax.runtime.interrupts import Interrupted
 from pagoda_jax.runtime.progress import Progress
-from pagoda_jax.stages import distill, grow, guide, models, sampler, state, teacher
-from pagoda_jax.training import checkpoints, grids, inverting, logs, starts, workdir
+from pagoda_jax.stages import autoencoder, decoding, distill, encode, grow, guide, models, sampler, state, teacher
+from pagoda_jax.training import autoencoding, checkpoints, grids, inverting, logs, starts, workdir
 from pagoda_jax.weights import frozen_weights
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -40,7 +41,7 @@ class Phase:
     init: init() -> (state at step 0, host or device arrays; what it starts from, in words).
     stream: what it trains on.
     frozen: parameters of frozen feature networks, of a teacher that inverts or draws inside the step, and of the
-      estimator of omega, host arrays; {} without any.
+      estimator of omega, and with captions the embeddings of the empty one, host arrays; {} without any.
   """
 
   networks: models.Networks
@@ -62,7 +63,8 @@ def make_step(config, name: str, num_devices: int = 1) -> tuple[models.Networks,
   if phase.stage == 'guide':
     networks = dataclasses.replace(networks, draw=sampler.make_teachers_draw(config, name, phase.sample_levels))
   parts = microbatch.count_parts(phase.batch_size, num_devices, config.microbatch)
-  make = {'teacher': teacher, 'guide': guide, 'distill': distill, 'grow': grow}[phase.stage].make_train_step
+  make = {'autoencoder': autoencoder, 'teacher': teacher, 'encode': encode, 'guide': guide, 'distill': distill,
+          'grow': grow}[phase.stage].make_train_step
   return networks, models.at_matmul_precision(phase.matmul_precision, make(networks, phase, parts))
 
 
@@ -72,27 +74,39 @@ def make_phase(config, folder, name: str, num_devices: int = 1) -> Phase:
   networks, step = make_step(config, name, num_devices)
   seed = int(zlib.crc32(name.encode()) + config.seed) % 2**31
   init_key = randomness.key_for(config.seed, f'{name}/init')
-  resolution = configs.phase_resolution(config, name)
+  resolution, text = configs.phase_resolution(config, name), configs.has_text(config)
+  captions, drawn = inverting.null_text(config), streams.sampling(config)
   if phase.stage == 'teacher':
-    stream = streams.Stream(config.data, resolution, seed)
+    stream = streams.Stream(config.data, resolution, seed, text=text, drawn=drawn)
     init = functools.partial(init_teacher, config, folder, name, networks, init_key)
-    return Phase(networks, step, init, stream)
+    return Phase(networks, step, init, stream, captions)
+  if phase.stage == 'autoencoder':
+    frozen = frozen_weights.load(config, name)
+    init = functools.partial(init_autoencoder, config, name, networks, frozen, init_key)
+    return Phase(networks, step, init, streams.Stream(config.data, resolution, seed), frozen)
   if phase.stage == 'guide':
     params, where = starts.read_start(config, folder, name)
-    init = functools.partial(init_estimator, networks, phase, params, where, init_key)
-    return Phase(networks, step, init, streams.Stream(config.data, resolution, seed), {'teacher': params})
-  teacher_params = inverting.check_store(config, folder, phase.noise)
-  frozen = frozen_weights.load(config, name)
+    init = functools.partial(init_as_teacher, networks, phase, params, f'the encoder of {where}', init_key)
+    stream = streams.Stream(config.data, resolution, seed, text=text, drawn=drawn)
+    return Phase(networks, step, init, stream, {'teacher': params} | captions)
+  params_of_noise = inverting.check_store(config, folder, phase.noise)
+  frozen = frozen_weights.load(config, name) | captions
   store = epath.Path(folder) / phase.noise
   if config.phases[phase.noise].store and not configs.learns_from_teacher(phase):
-    noise = noise_store.open_store(store, networks.sigma_max, phase.standardize_noise)
+    noise = noise_store.open_store(store, networks.sigma_max, phase.get('standardize_noise', False))
   else:
     noise = streams.ToInvert(noise_store.read_manifest(store)['count'], config.base_resolution)
-    frozen = frozen | {'teacher': teacher_params}
+    frozen = frozen | {'teacher': params_of_noise}
+  if phase.stage == 'encode':
+    params, where = starts.read_start(config, folder, name)
+    init = functools.partial(init_as_teacher, networks, phase, params, where, init_key)
+    stream = streams.Stream(config.data, resolution, seed, noise, phase.pairs_fraction, text=text, drawn=drawn,
+                            reals=False)
+    return Phase(networks, step, init, stream, frozen)
   if phase.guide:
     frozen = frozen | {'guide': checkpoints.read_generator(epath.Path(folder) / phase.guide)[0]}
   real_base = config.base_resolution if phase.guide and resolution > config.base_resolution else 0
-  stream = streams.Stream(config.data, resolution, seed, noise, phase.pairs_fraction, real_base)
+  stream = streams.Stream(config.data, resolution, seed, noise, phase.pairs_fraction, real_base, text, drawn)
   init = functools.partial(init_generator, config, folder, name, networks, frozen, init_key)
   return Phase(networks, step, init, stream, frozen)
 
@@ -106,10 +120,18 @@ def init_teacher(config, folder, name: str, networks, key) -> tuple[state.Teache
   return state.init_teacher(models.init_unet(networks.unet, key), phase), 'starts afresh'
 
 
-def init_estimator(networks, phase, teacher_params, where: str, key) -> tuple[state.TeacherState, str]:
-  """The estimator's state at step 0: the teacher's encoder with a head of its own; said in words."""
+def init_autoencoder(config, name: str, networks, frozen, key) -> tuple[state.GeneratorState, str]:
+  """The state at step 0 of an autoencoder and its discriminator; said in words."""
+  key, discriminator_key = jax.random.split(key)
+  params = models.run_once(functools.partial(decoding.fresh_variables, config), key)['params']
+  discriminator = models.init_discriminator(networks, frozen, config.base_resolution, discriminator_key)
+  return state.init_generator(params, {}, discriminator, config.phases[name]), 'starts afresh'
+
+
+def init_as_teacher(networks, phase, teacher_params, what: str, key) -> tuple[state.TeacherState, str]:
+  """The state at step 0 of an estimator or an encoder: what it shares with the teacher is copied; said in words."""
   params, report = growth.grow_params(models.init_unet(networks.unet, key), teacher_params)
-  return state.init_teacher(state.copy(params), phase), f'starts from the encoder of {where}: {report.counts}'
+  return state.init_teacher(state.copy(params), phase), f'starts from {what}: {report.counts}'
 
 
 def init_generator(config, folder, name: str, networks, frozen, key) -> tuple[state.GeneratorState, str]:
@@ -119,8 +141,14 @@ def init_generator(config, folder, name: str, networks, frozen, key) -> tuple[st
   generator_key, discriminator_key = jax.random.split(key)
   params, where = starts.read_start(config, folder, name)
   fixed = {}
-  if phase.stage == 'distill' and networks.law is not None:  # the input for omega is new, and does nothing yet
-    params, _ = growth.grow_params(models.init_unet(networks.unet, generator_key), params)
+  if phase.stage == 'distill' and (networks.law is not None or networks.unet.grown):
+    # The input for omega is new, and does nothing yet; levels above the teacher's begin as growth's do.
+    params, report = growth.grow_params(models.init_unet(networks.unet, generator_key), params)
+    where = f'{where}: {report}' if networks.unet.grown else where
+  if phase.stage == 'distill' and networks.unet.ddpm_levels:
+    # The teacher's answer is noise, and the generator's shall be the picture: it begins as grey.
+    params = params | {'out_conv': jax.tree.map(np.zeros_like, params['out_conv'])}
+    where = f'{where}, its last convolution as zeros'
   if phase.stage == 'grow':
     fresh = models.init_unet(networks.unet, generator_key)
     params, fixed, report = grow.grown_params(fresh, params, ladder.thawed_blocks(config, name))
@@ -135,7 +163,8 @@ def init_generator(config, folder, name: str, networks, frozen, key) -> tuple[st
   return begun, '\n'.join(filter(None, (f'starts from {where}', embedding)))
 
 
-def run_phase(config, folder, name: str, stop, max_steps: int | None = None, image_flops=lambda: 0.0) -> None:
+def run_phase(config, folder, name: str, stop, max_steps: int | None = None, image_flops=lambda: 0.0,
+              refresh=lambda: None) -> None:
   """Trains a phase to its end, from its newest checkpoint if it has one.
 
   Args:
@@ -144,6 +173,7 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None, ima
     max_steps: caps the phase's steps, for smoke runs.
     image_flops: image_flops() -> FLOPs that an image takes, for MFU, or 0 where none is to be told; asked after the
       first step.
+    refresh: called at every grid and checkpoint.
 
   Raises:
     Interrupted: it was asked to stop, and has saved.
@@ -154,7 +184,7 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None, ima
   with jax.set_mesh(mesh):
     loop = _Loop(config, epath.Path(folder), name, workdir.target(config, name, max_steps), mesh)
     try:
-      loop.run(stop, image_flops)
+      loop.run(stop, image_flops, refresh)
     except checkpoints.CheckpointError:
       raise
     except Exception:
@@ -172,6 +202,7 @@ class _Loop:
     self.phase_folder = folder / name
     self.phase = config.phases[name]
     self.order = config.order.index(name)
+    self.epoch = len(streams.source_keys(config.data)[1])  # images, mirror images among them
     # Before Orbax looks: it may set damaged ones aside.
     self.done = distributed.from_primary(
       f'{name}: newest checkpoint', functools.partial(checkpoints.newest_good_step, self.phase_folder))
@@ -195,8 +226,22 @@ class _Loop:
     target = sharding.abstract(jax.eval_shape(lambda: self.parts.init()[0]), self.mesh)
     restored, position = self.saved.restore(step, target)
     self.batches.set_state(position)
-    distributed.say(f'{self.name}: goes on from step {step}')
+    seen = self.seen(step)
+    distributed.say(f'{self.name}: goes on from step {step}: {step * self.phase.batch_size:,} images seen '
+                    f'({seen["kimg"]:g} kimg, {seen["epochs"]:g} epochs), {self.learning_rates(restored)}')
     return restored, step
+
+  def seen(self, step) -> dict[str, float]:
+    """Thousands of images, and passes over the training pictures, by a step."""
+    images = step * self.phase.batch_size
+    return {'kimg': images / 1000, 'epochs': round(images / self.epoch, 4)}
+
+  def learning_rates(self, train_state) -> str:
+    """Those of the next step, in words."""
+    taken = int(train_state.step) - int(train_state.skipped_total)  # a skipped step moves no schedule
+    found = {'learning rate': 'optimizer', "discriminator's": 'discriminator_optimizer'}
+    return ', '.join(f'{words} {float(state.learning_rate(self.phase[key], self.phase.steps)(taken)):.4g}'
+                     for words, key in found.items() if key in self.phase)
 
   def not_finite(self, train_state) -> str:
     """The leaves of a state that hold numbers which are not finite, in words; '' where there are none."""
@@ -225,17 +270,20 @@ class _Loop:
     kept = 'There is no checkpoint yet' if latest is None else f'The last checkpoint, of step {latest}, is good'
     return f'{kept}; the same command goes on from step {latest or 0} with the same data and random numbers.'
 
-  def run(self, stop, image_flops):
+  def run(self, stop, image_flops, refresh):
     train_state, step = self.restored_or_fresh()
     self.check_start(train_state, step)
     shardings = sharding.tree_shardings(train_state, self.mesh)
     train_step = jax.jit(
       self.parts.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(self.mesh))
     )
-    log = logs.MetricLog(self.phase_folder, step)
+    log = logs.MetricLog(self.phase_folder, step, json.loads(workdir.as_json(self.config)))
     batch_log = logs.JsonLines(self.phase_folder / 'batches.jsonl', step)
     progress = Progress(self.name, self.steps, step)
-    grid = grids.make(self.config, self.folder, self.name, self.mesh)
+    make_grid = functools.partial(grids.make, self.config, self.folder, self.name)
+    if self.phase.stage == 'autoencoder':
+      make_grid = functools.partial(autoencoding.make_grid, self.config)
+    grid = make_grid(self.mesh)
     first = step + 1
     pending = None  # the last step's metrics: read a step late, so that the device never waits for the host
     if step < self.steps:
@@ -267,11 +315,16 @@ class _Loop:
         log.flush()
         batch_log.flush()
         pending = None
+      drawn = False
       if grid and not stopping and (step == self.steps or step % self.config.log.samples_every == 0):
-        grid(self.phase_folder / 'samples' / f'step_{step:08d}.png', train_state)
+        image = grid(self.phase_folder / 'samples' / f'step_{step:08d}.png', train_state)
+        log.image(step, 'samples', image)
+        drawn = True
       if saving:
         self.check_before_saving(train_state, step)
         self.saved.save(step, train_state, self.batches.get_state(), self.mean_since_save())
+      if saving or drawn:
+        refresh()
     distributed.rest()
     self.saved.wait()
     self.saved.close()
@@ -296,11 +349,12 @@ class _Loop:
       logging.warning('%s: step %d was not finite and was skipped (%d in a row)', self.name, step, skipped)
     due = force or step % self.config.log.every_steps == 0
     values = {key: float(value) for key, value in metrics.items()} if due else {'loss': float(metrics['loss'])}
-    progress.update(step, self.phase.batch_size, {'loss': values['loss']}, force=force)
+    seen = self.seen(step)
+    progress.update(step, self.phase.batch_size, {'loss': values['loss']} | seen, force=force)
     if self.config.checkpoint.best:
       self.since_save.append(float(metrics[self.config.checkpoint.best]))
     if due:
-      log.write(step, values | progress.rates())
+      log.write(step, seen | values | progress.rates())
 
   def mean_since_save(self) -> float:
     """Mean of config.checkpoint.best over the steps since the last save; nan without any that was finite."""

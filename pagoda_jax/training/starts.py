@@ -29,7 +29,7 @@ def read_start(config, folder, name: str) -> tuple[dict, str]:
   Args:
     config: the experiment.
     folder: its work directory.
-    name: a phase that names an earlier one, or has an `init_from`.
+    name: a phase that names an earlier one, or has an `init_from`; of stage invert, what makes its noise.
 
   Raises:
     StartError: there is nothing at init_from, or a network with other options.
@@ -38,9 +38,11 @@ def read_start(config, folder, name: str) -> tuple[dict, str]:
     WorkdirError: the damaged config.json of a phase at init_from.
   """
   phase = config.phases[name]
+  if phase.stage == 'encode':  # it begins as the network whose noise it learns
+    return read_start(config, folder, phase.noise)
   if phase.init_from:
     return _read_outside(config, name)
-  source = epath.Path(folder) / phase[REFERENCES[phase.stage]]
+  source = epath.Path(folder) / (phase.get('encoder') or phase[REFERENCES[phase.stage]])
   average = phase.get('start_ema', '')
   params, step = read_average(config, source, average)
   where = f'{source}, step {step}' + (f', average {average}' if average else '')
@@ -134,7 +136,9 @@ def _check_same_noise(config, name: str, path: epath.Path) -> None:
 
 
 def _expected(config, name: str) -> UNet:
-  """The network that a phase starts from: a teacher, or the generator that a growth phase grows."""
+  """The network that a phase starts from: a teacher, an encoder, or the generator that a growth phase grows."""
+  if config.phases[name].get('encoder'):
+    return models.make_unet(config, name)
   if config.phases[name].stage != 'grow':
     return models.make_teacher(config, name)
   unet = models.make_unet(config, name)

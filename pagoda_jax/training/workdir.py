@@ -6,6 +6,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pagoda_jax import config as configs
+from pagoda_jax.config import spaces
 from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.runtime import distributed
@@ -14,9 +15,11 @@ from pagoda_jax.training import checkpoints, claims, starts
 from pagoda_jax.training.claims import WorkdirError
 
 # What may differ between two runs of one phase: how long, on what, and how much is written down.
-# What lies at init_from is compared itself, by `check_inputs`.
-FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify')
-# Ends of the names of keys that came later: what was computed before, by phases whose config.json lacks them.
+# What lies at init_from is compared itself, by `check_inputs`; of what lies at autoencoder.weights, and of
+# config.text.encoder, wherever its folder lies, the digest (sha256 beside them).
+FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify', 'weights', 'text.encoder')
+# Ends of the names of keys that came later: what was computed before, by phases whose config.json lacks them. A phase
+# stands there by its stage.
 EARLIER = {
   'matmul_precision': 'default',
   # Teachers had one average of constant decay, and no augmentation.
@@ -27,6 +30,14 @@ EARLIER = {
   # Generators had no guidance, the hinge loss, one update a step, one discriminator, and thawed as the paper does.
   'guide': '', 'loss': 'hinge', 'r1': 0.0, 'r2': 0.0, 'update': 'joint', 'thaw': [],
   'pairs': 'data',
+  # Noise was a solver's, generators began at their teacher's resolution, and all pictures were cut from the originals.
+  'encoder': '', 'downsampling': 'cut',
+  'distill.resolution': 0, 'distill.channels': 192, 'distill.num_blocks': 2, 'distill.scale_shift': False,
+  # Networks knew nothing of captions, nor captions of kinds.
+  'clip_weight': 0.0, 'text_attention': 'none', 'text_channels': 0, 'text_pool_heads': 0,
+  'recaptions.law': '', 'recaptions.mean': 1.0, 'recaptions.std': 1.0, 'recaptions.low': 1.0, 'recaptions.high': 4.0,
+  # Networks worked on pictures.
+  'reconstruction.space': 'latent', 'adversarial.space': 'latent', 'reconstruction_adversarial.space': 'latent',
   'reconstruction_adversarial.weight': 0.0, 'reconstruction_adversarial.adaptive': True,
   'reconstruction_adversarial.low': 0.01, 'reconstruction_adversarial.high': 10.0,
 }
@@ -37,7 +48,7 @@ SHARED_GROUPS = ('seed', 'data', 'base_resolution', 'network', 'diffusion', 'pre
 def upstream(config, name: str) -> list[str]:
   """The phases that `name` reads from, directly."""
   phase = config.phases[name]
-  return [phase[key] for key in ('teacher', 'noise', 'guide', 'start') if phase.get(key)]
+  return [phase[key] for key in ('teacher', 'encoder', 'noise', 'guide', 'start') if phase.get(key)]
 
 
 def identity(config, name: str) -> dict:
@@ -49,12 +60,18 @@ def identity(config, name: str) -> dict:
   values = {key: config[key] for key in SHARED_GROUPS} | {'phases': {n: config.phases[n] for n in names}}
   if configs.has_guidance(config) and config.phases[name].stage != 'teacher':  # it knows no strength; others have none
     values['guidance'] = config.guidance
+  if configs.has_text(config):
+    values['text'] = config.text
+  if spaces.is_latent(config):
+    values['space'] = config.space
+  if spaces.is_latent(config) or config.phases[name].stage == 'autoencoder':
+    values['autoencoder'] = config.autoencoder
   sides = {config.base_resolution, *(configs.phase_resolution(config, n) for n in names)}
   values['data_sha256'] = streams.pictures_digest(config.data, sides)  # wherever the pictures lie
   return {
     key: value
     for key, value in _flat(json.loads(as_json(values)), 'config').items()
-    if key.rsplit('.', 1)[-1] not in FREE_KEYS
+    if not key.endswith(tuple(f'.{free}' for free in FREE_KEYS))
   }
 
 
@@ -86,13 +103,22 @@ def check_claim(folder, config, name: str) -> None:
 
 
 def _differences(found: dict, wanted: dict) -> list[str]:
-  absent = {key: value for key in {*wanted} - {*found} for end, value in EARLIER.items() if key.endswith(f'.{end}')}
+  absent = {key: value for key in {*wanted} - {*found} for end, value in EARLIER.items()
+            if _by_stage(key, wanted).endswith(f'.{end}')}
   found = absent | found
   return [
     f'  {key}: there {found.get(key, "absent")!r}, here {wanted.get(key, "absent")!r}'
     for key in sorted({*found, *wanted})
     if found.get(key) != wanted.get(key)
   ]
+
+
+def _by_stage(key: str, values: dict) -> str:
+  """A key's name with the stage of its phase in the place of the phase's name."""
+  root, *rest = key.split('.')
+  if rest[:1] == ['phases']:
+    rest[1] = values.get(f'{root}.phases.{rest[1]}.stage', rest[1])
+  return '.'.join((root, *rest))
 
 
 def check_same_everywhere(config, names) -> None:
@@ -138,7 +164,7 @@ def read_config(folder) -> ConfigDict:
 
 
 def _completed(values: dict, table: dict) -> dict:
-  """The values, with those added that a table of config.py has and an earlier version had not."""
+  """The values, with those added that a table of config/ has and an earlier version had not."""
   for key, entry in table.items():
     if isinstance(entry, dict):
       values[key] = _completed(values.get(key, {}), entry)
@@ -230,8 +256,7 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
     inputs['init_from'] = starts.mark(init_from)
   noise = config.phases[name].get('noise')
   if noise:
-    inverted = noise_store.read_manifest(epath.Path(folder) / noise)['origin']['teacher_sha256']
-    inputs[INVERTED_WITH] = f'{noise} with teacher {inverted[:16]}'
+    inputs[INVERTED_WITH] = f'{noise} with {noise_store.made_by(noise_store.read_manifest(epath.Path(folder) / noise))}'
   path, sealed = epath.Path(folder) / name / 'inputs.json', False
   if progress(folder, config, name):
     before, sealed = _read_inputs(path, inputs)

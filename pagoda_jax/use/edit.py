@@ -6,8 +6,6 @@ pictures, by the teacher's inversion, where a work directory has one.
 """
 
 import dataclasses
-import functools
-import itertools
 from collections.abc import Callable
 
 import jax
@@ -16,16 +14,16 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from pagoda_jax.config import spaces
+from pagoda_jax.data import latents, resize
 from pagoda_jax.data import pictures as cutting
-from pagoda_jax.data import resize
+from pagoda_jax.data import stream as streams
 from pagoda_jax.method import inverse_problems
-from pagoda_jax.runtime import sharding
-from pagoda_jax.stages import sampler
 from pagoda_jax.training import inverting, starts
+from pagoda_jax.use import descent
 from pagoda_jax.use.sample import slerp
+from pagoda_jax.weights import autoencoders
 
-REPORT = 25  # steps between two looks at how far it is
-SETTLED = 2e-3  # less than this share of the objective won since the last look: nothing more is to come
 LARGEST_BATCH = 2**18  # pixels of candidates that are fitted at once: 64 of 64 px, 1 of 512
 MOST_CLASSES = 32  # that are tried where no label is given
 LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # grey of R, G, B, as Pillow has it
@@ -82,7 +80,7 @@ class Edit:
 
 
 def reconstruct(generator, pictures, labels=None, options=DEFAULTS, report=None, by: str = 'adam',
-                omega: float | None = None) -> Edit:
+                omega: float | None = None, prompts=None) -> Edit:
   """The images nearest to pictures that the generator can make.
 
   Args:
@@ -90,21 +88,23 @@ def reconstruct(generator, pictures, labels=None, options=DEFAULTS, report=None,
     pictures: uint8 [B, S, S, C].
     labels: class, or [B]; None: each class is tried, where there are few, and the best taken.
     options: how noise is sought.
-    report: report(step, mean objective) is called every REPORT steps.
+    report: report(step, mean objective) is called every descent.REPORT steps.
     by: 'adam' or 'inversion', by the teacher of the generator's work directory.
     omega: strength of guidance.
+    prompts: of a network of captions, in place of labels: what the pictures show, a text or [B] of them.
 
   Raises:
     EditError: pictures of another size, labels that are none, or a generator that cannot do it.
+    ValueError: prompts are missing, or of a network that takes none.
   """
   pictures = _checked(generator, pictures)
   measure = inverse_problems.whole(generator.resolution, generator.channels)
-  return _by(by, generator, measure, pictures, labels, options, report, omega)
+  return _by(by, generator, measure, pictures, labels, options, report, omega, prompts)
 
 
-def _by(by, generator, measure, pictures, labels, options, report, omega) -> Edit:
+def _by(by, generator, measure, pictures, labels, options, report, omega, prompts) -> Edit:
   if by == 'adam':
-    return solve(generator, measure, pictures, labels, options, report, omega)
+    return solve(generator, measure, pictures, labels, options, report, omega, prompts)
   if by != 'inversion':
     raise EditError(f"by = {by!r}: must be 'adam' or 'inversion'")
   if labels is None and generator.num_classes:
@@ -114,7 +114,7 @@ def _by(by, generator, measure, pictures, labels, options, report, omega) -> Edi
 
 
 def super_resolve(generator, pictures, labels=None, options=DEFAULTS, report=None, by: str = 'adam',
-                  omega: float | None = None) -> Edit:
+                  omega: float | None = None, prompts=None) -> Edit:
   """Images that pictures uint8 [B, r, r, C], r < S, are the means over areas of; else as `reconstruct`.
 
   By inversion, r must be the base resolution that the teacher works at.
@@ -123,28 +123,29 @@ def super_resolve(generator, pictures, labels=None, options=DEFAULTS, report=Non
   whole = inverse_problems.whole(generator.resolution, generator.channels)
   side = pictures.shape[1]
   measure = whole._replace(sides=resize.resize_matrix(generator.resolution, side, 'area').astype(np.float32))
-  if by == 'inversion' and side != generator.networks.unet.resolution:
-    raise EditError(f'pictures of {side} px: the teacher inverts those of {generator.networks.unet.resolution} px; '
-                    "take by = 'adam'")
-  return _by(by, generator, measure, pictures, labels, options, report, omega)
+  base = generator.networks.unet.resolution * spaces.factor(generator.config)
+  if by == 'inversion' and side != base:
+    raise EditError(f"pictures of {side} px: the teacher inverts those of {base} px; take by = 'adam'")
+  return _by(by, generator, measure, pictures, labels, options, report, omega, prompts)
 
 
-def restyle(generator, pictures, label, labels=None, options=DEFAULTS, report=None, by: str = 'adam',
-            omega: float | None = None) -> Edit:
+def restyle(generator, pictures, label=None, labels=None, options=DEFAULTS, report=None, by: str = 'adam',
+            omega: float | None = None, prompt=None, prompts=None) -> Edit:
   """Pictures as another class: their noise under their own labels, drawn with `label` (a class, or [B]).
 
-  The other arguments are `reconstruct`'s; the misfit is that of the reconstruction.
+  Of a network of captions: their noise under their own `prompts`, drawn with `prompt` (a text, or [B]). The other
+  arguments are `reconstruct`'s; the misfit is that of the reconstruction.
   """
-  if not generator.num_classes:
+  if not generator.num_classes and not generator.takes_text:
     raise EditError(f'{generator.name} knows no classes to restyle to')
-  wanted = _labels(generator, label, len(pictures))
-  found = reconstruct(generator, pictures, labels, options, report, by, omega)
-  images = generator.of_noise(found.noise, wanted, generator.strengths(omega, len(wanted)))
+  texts, wanted = _texts(generator, prompt, len(pictures)), _labels(generator, label, len(pictures))
+  found = reconstruct(generator, pictures, labels, options, report, by, omega, prompts)
+  images = generator.of_noise(found.noise, wanted, generator.strengths(omega, len(wanted)), texts=texts)
   return dataclasses.replace(found, images=images, labels=wanted)
 
 
 def inpaint(generator, pictures, masks, labels=None, options=DEFAULTS, report=None,
-            omega: float | None = None) -> Edit:
+            omega: float | None = None, prompts=None) -> Edit:
   """Pictures with what masks, bool [B or 1, S, S], mark painted anew; what they do not mark stays as it is.
 
   Raises:
@@ -161,42 +162,44 @@ def inpaint(generator, pictures, masks, labels=None, options=DEFAULTS, report=No
     raise EditError('a mask marks everything: nothing is known of the picture')
   known = np.broadcast_to(~masks[..., None], (*pictures.shape[:3], 1)).astype(np.float32)
   measure = inverse_problems.whole(generator.resolution, generator.channels)._replace(mask=known)
-  found = solve(generator, measure, pictures, labels, options, report, omega)
+  found = solve(generator, measure, pictures, labels, options, report, omega, prompts)
   return dataclasses.replace(found, images=np.where(known > 0, pictures, found.images))
 
 
 def deblur(generator, pictures, blur: float, labels=None, options=DEFAULTS, report=None,
-           omega: float | None = None) -> Edit:
+           omega: float | None = None, prompts=None) -> Edit:
   """Images that pictures are blurred ones of, by a Gaussian of `blur` pixels; else as `reconstruct`."""
   if not 0 < blur <= generator.resolution:
     raise EditError(f'blur = {blur}: must be above 0 and at most {generator.resolution} pixels')
   whole = inverse_problems.whole(generator.resolution, generator.channels)
   measure = whole._replace(sides=inverse_problems.gaussian_blur(generator.resolution, blur))
-  return solve(generator, measure, _checked(generator, pictures), labels, options, report, omega)
+  return solve(generator, measure, _checked(generator, pictures), labels, options, report, omega, prompts)
 
 
 def colorize(generator, pictures, labels=None, options=DEFAULTS, report=None,
-             omega: float | None = None) -> Edit:
+             omega: float | None = None, prompts=None) -> Edit:
   """Images in colour of which grey pictures, uint8 [B, S, S, 1], are the luma; else as `reconstruct`."""
   if generator.channels != 3:
     raise EditError(f'{generator.name} makes grey images itself: there is no colour to give')
   measure = inverse_problems.whole(generator.resolution, 3)._replace(mix=LUMA)
-  return solve(generator, measure, _checked(generator, pictures, channels=1), labels, options, report, omega)
+  return solve(generator, measure, _checked(generator, pictures, channels=1), labels, options, report, omega, prompts)
 
 
 def interpolate(generator, first, second, labels=None, frames: int = 30, options=DEFAULTS, report=None,
-                by: str = 'adam', omega: float | None = None) -> np.ndarray:
+                by: str = 'adam', omega: float | None = None, prompts=None) -> np.ndarray:
   """uint8 [frames, S, S, C] from one picture's reconstruction to another's, uint8 [S, S, C] each, by slerp of noise.
 
-  labels: of both, one or two, as `reconstruct`'s. Where they differ, the second half of the frames has the second's.
+  labels, prompts: of both, one or two, as `reconstruct`'s. Where they differ, the second half of the frames has the
+  second's.
   """
   if frames < 2:
     raise EditError(f'frames = {frames}: must be at least 2')
-  found = reconstruct(generator, np.stack([first, second]), labels, options, report, by, omega)
+  found = reconstruct(generator, np.stack([first, second]), labels, options, report, by, omega, prompts)
   t = np.linspace(0, 1, frames)
   start, end = (np.broadcast_to(noise, (frames, *noise.shape)) for noise in found.noise)
-  each = np.where(t < 0.5, *found.labels).astype(np.int32)
-  return generator.of_noise(slerp(start, end, t), each, generator.strengths(omega, frames))
+  half = (t >= 0.5).astype(int)
+  texts = _texts(generator, prompts, 2, half)
+  return generator.of_noise(slerp(start, end, t), found.labels[half], generator.strengths(omega, frames), texts=texts)
 
 
 def invert(generator, pictures, labels) -> np.ndarray:
@@ -207,21 +210,37 @@ def invert(generator, pictures, labels) -> np.ndarray:
   Raises:
     EditError: the generator is of no work directory, or its phase names no inversion there.
   """
+  if generator.takes_text:
+    raise EditError(f"{generator.where}: draws what captions say, and pictures are inverted with labels; take by = "
+                    "'adam'")
   config, name = generator.config, generator.config.phases[generator.name].get('noise', '')
   if not generator.folder or name not in config.phases:
     raise EditError(f'{generator.where}: no teacher beside it to invert pictures with; give a work directory, or '
                     "take by = 'adam'")
-  side, channels = config.base_resolution, config.data.channels
+  side, channels = config.base_resolution * spaces.factor(config), config.data.channels
   as_image = lambda picture: Image.fromarray(picture[..., 0] if channels == 1 else picture)
-  small = np.stack([cutting.picture(as_image(picture), side, channels) for picture in pictures])
+  band = pictures.shape[1] if streams.band_of(config.data) else 0  # a band's band is the picture's
+  small = np.stack([cutting.picture(as_image(picture), side, channels, band_of=band) for picture in pictures])
+  if spaces.is_latent(config):
+    small = _latents_of(config, small)
   params, _ = starts.read_start(config, epath.Path(generator.folder), name)
   with jax.set_mesh(generator.mesh):
     solver = inverting.Solver(config, name, params, generator.mesh)
-    return solver(small, np.asarray(labels, np.int32), np.arange(len(small)))['noise']
+    return solver({'image': small, 'label': np.asarray(labels, np.int32), 'key': np.arange(len(small))})['noise']
+
+
+def _latents_of(config, images) -> np.ndarray:
+  """Mean latents [B, h, w, c] of pictures uint8 [B, S, S, C], as networks see them."""
+  encoder, drawn = autoencoders.encoder(config.autoencoder.weights), streams.sampling(config)
+  if encoder.sha256 != config.autoencoder.sha256:
+    raise EditError(f'{config.autoencoder.weights}: the autoencoder there is {encoder.sha256[:16]}, and the generator '
+                    f'is of {config.autoencoder.sha256[:16]}')
+  return np.stack([drawn.middle(latents.Moments(*each)) for each in zip(*encoder.encode(images))])
 
 
 def solve(generator, measure: inverse_problems.Measurement, measured: np.ndarray, labels=None,
-          options: Options = DEFAULTS, report: Callable | None = None, omega: float | None = None) -> Edit:
+          options: Options = DEFAULTS, report: Callable | None = None, omega: float | None = None,
+          prompts=None) -> Edit:
   """Images that `measure` makes `measured` of, uint8 [B, m, m, c]; the other arguments are `reconstruct`'s.
 
   Raises:
@@ -232,6 +251,7 @@ def solve(generator, measure: inverse_problems.Measurement, measured: np.ndarray
     raise EditError(f'{generator.where}: a teacher, which takes many evaluations an image; edits need a one-step '
                     'generator')
   count, target = len(measured), _signed(measured)
+  texts = _texts(generator, prompts, count)
   tried = _candidates(generator, labels, count)  # [classes, B]
   classes = len(tried) * options.tries
   # Candidates of a picture: every label from every beginning.
@@ -244,7 +264,8 @@ def solve(generator, measure: inverse_problems.Measurement, measured: np.ndarray
   found_w, best, steps, settled = [], [], 0, True
   for start in range(0, len(w), size):
     rows = slice(start, start + size)
-    part = _Descent(generator, measure, target, all_labels[rows], which[rows], w[rows], size, options, omega)
+    part = descent.Descent(
+      generator, measure, target, all_labels[rows], which[rows], w[rows], size, options, omega, texts)
     done, quiet = part.run(report)
     found_w.append(part.best_w)
     best.append(part.best)
@@ -254,68 +275,13 @@ def solve(generator, measure: inverse_problems.Measurement, measured: np.ndarray
     raise EditError('no noise with a finite objective was found; take a smaller learning rate, or a larger error')
   winner = np.where(np.isfinite(best), best, np.inf).argmin(0) * count + np.arange(count)
   noise = generator.networks.sigma_max * np.concatenate(found_w)[winner]
-  edit = _edit(generator, measure, target, noise, all_labels[winner], omega)
+  edit = _edit(generator, measure, target, noise, all_labels[winner], omega, texts)
   return dataclasses.replace(edit, steps=steps, settled=settled)
 
 
-class _Descent:
-  """Adam on a batch of candidates, spread over the generator's mesh; compiled once for each shape."""
-
-  def __init__(self, generator, measure, target, labels, which, w, size, options, omega):
-    self._options, self._count, mesh = options, len(w), generator.mesh
-    missing = size - len(w)
-    pad = lambda x: np.concatenate([x, x[:1].repeat(missing, 0)]) if missing else x
-    mask = np.broadcast_to(measure.mask, (len(target), *measure.mask.shape[1:]))[which]
-    batch = [pad(x) for x in (np.asarray(w, np.float32), labels, target[which], np.asarray(mask, np.float32))]
-    strengths = generator.strengths(omega, len(batch[0]))
-    if strengths is None and generator.networks.law is not None:
-      strengths = np.full(len(batch[0]), generator.networks.law.nearest(1.0), np.float32)
-    w, self._labels, self._target, mask = sharding.place_global(batch, mesh)
-    self._omegas = None if strengths is None else sharding.place_global(np.asarray(strengths), mesh)
-    self._measure = inverse_problems.Measurement(*sharding.place(measure[:2], mesh), mask)
-    self._mesh, self._params = mesh, generator.params
-    self._fit = inverse_problems.begin(w)
-    self._numbers = np.float32([options.learning_rate, options.error, options.prior])
-    self._descend = generator.program('descend', functools.partial(_make_descend, generator))
-
-  def run(self, report) -> tuple[int, bool]:
-    """(steps, whether the objective settled)."""
-    before = None
-    for done in itertools.count(REPORT, REPORT):
-      with jax.set_mesh(self._mesh):
-        self._fit = self._descend(self._params, self._fit, self._measure, self._target, self._labels, self._omegas,
-                                  self._numbers)
-      now = float(np.mean(self.best))
-      if report is not None:
-        report(done, now)
-      if before is not None and before - now <= SETTLED * abs(before):
-        return done, True
-      if done >= self._options.steps:
-        return done, False
-      before = now
-
-  @property
-  def best(self) -> np.ndarray:
-    return np.asarray(self._fit.best)[: self._count]
-
-  @property
-  def best_w(self) -> np.ndarray:
-    return np.asarray(self._fit.best_w)[: self._count]
-
-
-def _make_descend(generator):
-  draw, sigma_max = sampler.make_draw(generator.config, generator.name), generator.networks.sigma_max
-
-  def descend(params, fit, measure, target, labels, omegas, numbers):
-    generate = lambda w: draw(params, sigma_max * w, labels, omegas)
-    return inverse_problems.descend(generate, measure, target, fit, REPORT, *numbers)
-
-  return jax.jit(descend)
-
-
-def _edit(generator, measure, target, noise, labels, omega) -> Edit:
+def _edit(generator, measure, target, noise, labels, omega, texts=None) -> Edit:
   """The images of noise, and how well they explain `target` [B, m, m, c] in [-1, 1]."""
-  images = generator.of_noise(noise, labels, generator.strengths(omega, len(labels)))
+  images = generator.of_noise(noise, labels, generator.strengths(omega, len(labels)), texts=texts)
   rest = np.square(np.asarray(measure(jnp.asarray(_signed(images))) - measure.mask * target))
   measured = np.broadcast_to(measure.mask, (*target.shape[:3], 1)).sum((1, 2, 3)) * target.shape[3]
   return Edit(images, noise, labels, 127.5 * np.sqrt(rest.sum((1, 2, 3)) / measured))
@@ -343,6 +309,17 @@ def _labels(generator, labels, count: int) -> np.ndarray:
   if len(found) not in (1, count):
     raise EditError(f'{len(found)} labels for {count} pictures; give one, or one for each')
   return np.broadcast_to(found, count)
+
+
+def _texts(generator, prompts, count: int, rows=None) -> dict | None:
+  """What `of_noise` takes of a prompt for all pictures, or of one for each, in their order or that of `rows`."""
+  prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts or ())
+  if len(prompts) not in (0, 1, count):
+    raise EditError(f'{len(prompts)} prompts for {count} pictures; give one, or one for each')
+  texts = generator.texts(prompts, count)
+  if texts is None or rows is None:
+    return texts
+  return texts | {'text': {key: values[rows] for key, values in texts['text'].items()}}
 
 
 def _candidates(generator, labels, count: int) -> np.ndarray:

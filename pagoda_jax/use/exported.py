@@ -1,9 +1,10 @@
 """The folder that `pagoda export` writes: a generator for those who have nothing but JAX, or nothing but ONNX.
 
     config.json          what it is, and checksums of the files below; sealed
-    model.safetensors    its parameters by path, float32
+    model.safetensors    its parameters by path, float32; in latent space those of the decoder too, autoencoder/...
     generator.stablehlo  jax.export's artefact: (parameters, noise, labels[, omega]) -> images in [-1, 1], for a batch
-                         of any size, on CPU, CUDA and TPU
+                         of any size, on CPU, CUDA and TPU; of a network of captions their embeddings too, text,
+                         text_mask and text_pooled, behind the others: its encoder is not in the folder
     load.py              how to draw with them; needs only jax (and flatbuffers, by which jax.export reads)
 
 It appears whole or not at all. The parameters are an argument of the program, so that they lie in the folder once.
@@ -20,11 +21,14 @@ from etils import epath
 from flax import traverse_util
 
 import pagoda_jax
+from pagoda_jax import config as configs
+from pagoda_jax.config import spaces
 from pagoda_jax.networks.unet import UNet
 from pagoda_jax.runtime import files
-from pagoda_jax.stages import models, sampler
+from pagoda_jax.stages import decoding, models, sampler
 from pagoda_jax.training import checkpoints, starts
 from pagoda_jax.use import to_published
+from pagoda_jax.weights import autoencoders
 from pagoda_jax.weights.convert import torch_files
 from pagoda_jax.weights.convert.unpickle import WeightsFileError
 
@@ -34,6 +38,7 @@ PROGRAM = 'generator.stablehlo'
 LOADER = 'load.py'
 FORMAT = 'pagoda_jax generator, version 1'
 PLATFORMS = ('cpu', 'cuda', 'tpu')
+_OF_TEXT = ('encoder', 'sha256', 'length', 'width', 'pooled_width')
 _OF_RUN = ('precision', 'matmul_precision', 'label_dropout')
 REMEDY = 'make the folder again (`pagoda export` or `pagoda publish`), or fetch it again'
 
@@ -101,10 +106,11 @@ def _description(generator, params) -> dict:
     'resolution': generator.resolution,
     'noise_shape': list(generator.networks.noise_shape(1)[1:]),
     'num_classes': generator.num_classes,
-    'guidance': dict(law._asdict()) if law is not None and not teacher else None,
+    'guidance': _described_law(law) if law is not None and not teacher else None,
     'default_omega': law.nearest(1.0) if law is not None and not teacher else None,
     'levels': phase.sample_levels if teacher else None,
     'label_dropout': float(phase.label_dropout) if teacher else None,
+    'text': {key: config.text[key] for key in _OF_TEXT} if generator.takes_text else None,
     'diffusion': {key: float(value) for key, value in config.diffusion.items()},
     'precision': config.precision,
     'matmul_precision': config.evaluation.matmul_precision,
@@ -113,18 +119,27 @@ def _description(generator, params) -> dict:
     'params_sha256': checkpoints.digest(params),
     'source': generator.source,
     'pagoda_jax': pagoda_jax.__version__,
-  }
+  } | ({'autoencoder': autoencoders.options(config, *decoding.normalization(config))
+        | {'sha256': config.autoencoder.sha256}} if spaces.is_latent(config) else {})
+
+
+def _described_law(law) -> dict:
+  """A guidance.Law as JSON values, with another for re-written captions under 'recaptions' where there is one."""
+  first, *others = getattr(law, 'of_kinds', (law,))
+  return first._asdict() | ({'recaptions': others[0]._asdict()} if others else {})
 
 
 def program(generator, params) -> jax.export.Exported:
-  """(flat parameters, noise [b, R, R, C], labels [b][, omega [b]]) -> float32 images [b, S, S, C], for any b."""
+  """(flat parameters, noise [b, R, R, C], labels [b][, omega [b]][, text [b, L, W], text_mask [b, L], text_pooled
+  [b, P]]) -> float32 images [b, S, S, C], for any b."""
   config = generator.config.copy_and_resolve_references()
   with config.unlocked():
     config.attention = 'xla'  # the other forms are kernels of one chip each
-  draw = sampler.make_draw(config, generator.name)
+  draw, null = sampler.make_draw(config, generator.name), {} if generator.takes_text else None
 
-  def generate(params, noise, labels, omega=None):
-    return draw(traverse_util.unflatten_dict(params, sep='/'), noise, labels, omega)
+  def generate(params, noise, labels, *more):
+    given = sampler.draw_arguments(more, null)
+    return draw(traverse_util.unflatten_dict(params, sep='/'), noise, labels, *given)
 
   b, *_ = jax.export.symbolic_shape('b')
   shaped = jax.ShapeDtypeStruct
@@ -132,6 +147,10 @@ def program(generator, params) -> jax.export.Exported:
                shaped((b, *generator.networks.noise_shape(1)[1:]), jnp.float32), shaped((b,), jnp.int32)]
   if generator.kind == 'generator' and generator.networks.law is not None:
     arguments.append(shaped((b,), jnp.float32))
+  if generator.takes_text:
+    text = config.text
+    arguments += [shaped((b, text.length, text.width), jnp.float32), shaped((b, text.length), jnp.bool_),
+                  shaped((b, text.pooled_width), jnp.float32)]
   return jax.export.export(jax.jit(generate), platforms=PLATFORMS)(*arguments)
 
 
@@ -174,8 +193,13 @@ def read_params(folder) -> dict:
   except WeightsFileError as error:
     raise ExportError(f'{error}; {REMEDY}') from None
   params = traverse_util.unflatten_dict({path: np.array(value) for path, value in flat.items()}, sep='/')
-  unet = UNet(**read_description(folder)['options'])
+  description = read_description(folder)
+  unet = UNet(**description['options'])
   expected = jax.eval_shape(lambda: models.fresh_params(unet, jax.random.key(0)))
+  if 'autoencoder' in description:
+    config = configs.experiment()
+    _set_up_autoencoder(config, description['autoencoder'])
+    expected = expected | {decoding.AUTOENCODER: decoding.decoder_shapes(config)}
   starts.check_same_tree(expected, params, str(epath.Path(folder) / WEIGHTS))
   return params
 
@@ -189,5 +213,19 @@ def set_up(config, kind: str, description: dict) -> None:
   config.evaluation.matmul_precision = description['matmul_precision']
   if kind == 'teacher':
     config.phases[kind].label_dropout = description['label_dropout']
+  if 'autoencoder' in description:
+    _set_up_autoencoder(config, description['autoencoder'])
+  if text := description.get('text'):
+    config.text.update(text)
   if law := description['guidance']:
-    config.guidance.update({'law': law['kind']} | {key: law[key] for key in ('mean', 'std', 'low', 'high')})
+    said = lambda law: {'law': law['kind']} | {key: law[key] for key in ('mean', 'std', 'low', 'high')}
+    config.guidance.update(said(law))
+    if 'recaptions' in law:
+      config.guidance.recaptions.update(said(law['recaptions']))
+
+
+def _set_up_autoencoder(config, options: dict) -> None:
+  config.space, config.data.channels = 'latent', options['channels']
+  config.autoencoder = configs.autoencoder_network(
+    channels=options['latent_channels'], sha256=options['sha256'], scaling=options['scaling_factor'],
+    shift=options['shift_factor'], **{key: options[key] for key in spaces.NETWORK_KEYS if key != 'channels'})

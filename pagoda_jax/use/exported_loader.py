@@ -1,6 +1,8 @@
 """Draws images with nothing but jax and flatbuffers, by which jax.export reads its own files (pip install both).
 
-`python load.py 3,5 0` writes images.npy: uint8 [2, S, S, C] of labels 3 and 5, seed 0.
+`python load.py 3,5 0` writes images.npy: uint8 [2, S, S, C] of labels 3 and 5, seed 0. A network of captions takes in
+their place embeddings by the encoder that config.json's "text" names, `python load.py captions.npz 0`: text [N, L, W],
+zero where there is no token, text_mask [N, L], True where there is one, text_pooled [N, P].
 """
 import hashlib, json, math, pathlib, sys, zlib  # noqa: E401, I001
 import jax, numpy as np  # noqa: E401
@@ -19,17 +21,27 @@ def read(folder):
   return config, jax.device_put(params), jax.jit(export.deserialize(bytearray(data['generator.stablehlo'])).call)
 
 def load(folder):
-  """generate(labels, seed=0, omega=None) -> uint8 [N, S, S, C], as pagoda_jax.load(folder) has it."""
+  """generate(labels, or {text, text_mask, text_pooled}, seed=0, omega=None) -> uint8 [N, S, S, C], as
+  pagoda_jax.load(folder) has it."""
   config, params, draw = read(folder)
   def generate(labels, seed=0, omega=None):
+    texts = []
+    if text := config.get('text'):
+      kinds = {'text': 'float32', 'text_mask': bool, 'text_pooled': 'float32'}
+      if {*kinds} - {*getattr(labels, 'keys', list)()}:
+        raise ValueError(f"{folder}: draws what captions say: give {', '.join(kinds)}, made of them by "
+                         f"the encoder {text['encoder']}, which is not in the folder")
+      texts = [np.asarray(labels[name], kind) for name, kind in kinds.items()]
+      labels = [-1] * len(texts[0])
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b'/prior') % 2**31)
     normal = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), config['noise_shape']))
     noise, default = config['diffusion']['sigma_max'] * normal(np.arange(len(labels))), config['default_omega']
     omegas = [] if default is None else [np.full(len(labels), default if omega is None else omega, 'float32')]
-    images = draw(params, noise, np.array(labels, 'int32'), *omegas)
+    images = draw(params, noise, np.array(labels, 'int32'), *omegas, *texts)
     return np.clip(np.round((np.asarray(images) + 1) * 127.5), 0, 255).astype('uint8')
   return generate
 
 if __name__ == '__main__':
   generate = load(pathlib.Path(__file__).parent)
-  np.save('images.npy', generate([int(label) for label in sys.argv[1].split(',')], int(sys.argv[2])))
+  given = np.load(sys.argv[1]) if sys.argv[1].endswith('.npz') else sys.argv[1].split(',')
+  np.save('images.npy', generate(given, int(sys.argv[2])))

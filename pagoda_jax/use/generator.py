@@ -17,12 +17,13 @@ from etils import epath
 from jax.sharding import Mesh
 
 from pagoda_jax import config as configs
+from pagoda_jax.config import ranges, spaces
 from pagoda_jax.networks.unet import UNet
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import architectures, models, sampler
 from pagoda_jax.training import checkpoints, claims, starts, workdir
 from pagoda_jax.use import exported
-from pagoda_jax.weights import published
+from pagoda_jax.weights import autoencoders, published
 from pagoda_jax.weights.convert import folders
 from pagoda_jax.weights.convert.formats import UNET_FORMATS
 
@@ -73,39 +74,74 @@ class Generator:
   @property
   def resolution(self) -> int:
     """Side in pixels of the images."""
-    return self.networks.unet.resolution << len(self.networks.unet.grown)
+    return (self.networks.unet.resolution << len(self.networks.unet.grown)) * spaces.factor(self.config)
 
   @property
   def channels(self) -> int:
-    return self.networks.unet.image_channels
+    return self.config.data.channels
 
   @property
   def num_classes(self) -> int:
     """0: it knows none."""
     return self.config.data.num_classes
 
+  @property
+  def takes_text(self) -> bool:
+    """Whether it draws what captions say."""
+    return bool(self.networks.unet.text_width)
+
   def __call__(self, labels=None, seed: int = 0, *, num_images: int | None = None, guidance=None, prompts=None,
                truncate: float = 1.0, batch_size: int | None = None) -> np.ndarray:
-    """uint8 [N, S, S, C]: image i depends on seed, i, its label and its strength of guidance alone.
+    """uint8 [N, S, S, C]: image i depends on seed, i, its label or prompt and its strength of guidance alone.
 
     Args:
       labels: a class or several, an image each; 'cycle', 'random' or a list in text as `pagoda sample` takes it;
         None: one class after the other.
       seed: 0 to 2**32 - 1.
-      num_images: None: as many as there are labels, or one. Fewer labels are repeated.
+      num_images: None: as many as there are labels or prompts, or one. Fewer labels or prompts are repeated.
       guidance: strength, a number or [N]; None: none, or the nearest to it that the network knows.
-      prompts: text; no network here takes any yet.
+      prompts: a text or several, an image each, for a network that was trained with captions.
       truncate: what the noise is multiplied by; below 1: images nearer to the average one, and less varied.
       batch_size: images a call; None: all, up to sampler.CHUNK. A program is compiled for each.
 
     Raises:
-      ValueError: there is no such label, seed or strength.
+      ValueError: there is no such label, seed or strength; or labels and prompts, or of both the wrong one.
     """
-    if prompts is not None:
-      raise ValueError('prompts: this network was not trained with text; give labels')
+    prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts or ())
+    if prompts and labels is not None:
+      raise ValueError('labels and prompts: give one of them')
+    if num_images is None and prompts:
+      num_images = len(prompts)
     labels = self.labels(labels, num_images, seed)
+    texts = self.texts(prompts, len(labels))
     omegas = self.strengths(guidance, len(labels))
-    return self.of_noise(self.noise(seed, len(labels), truncate), labels, omegas, batch_size)
+    return self.of_noise(self.noise(seed, len(labels), truncate), labels, omegas, batch_size, texts)
+
+  def texts(self, prompts, count: int) -> dict | None:
+    """What `of_noise` takes of prompts for so many images, repeated where there are fewer; None of a network that
+    takes none.
+
+    Raises:
+      ValueError: the network takes prompts and there are none, or the other way round; or the encoder's.
+    """
+    prompts = list(prompts)
+    if not self.takes_text:
+      if prompts:
+        raise ValueError(f'prompts: {self.name} was not trained with captions; give labels')
+      return None
+    if not prompts:
+      raise ValueError(f'{self.name} was trained with captions: give prompts')
+    if self.config.text.encoder == architectures.UNKNOWN_ENCODER:
+      raise ValueError(f'{self.where}: which encoder of captions it knows is not in the weights: give text_encoder '
+                       '(--text_encoder), as config.text.encoder has it')
+    if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
+      raise ValueError(f'prompts: {wrong[0]!r} is no text')
+    from pagoda_jax.use import text  # which encoders need: only where there are prompts
+
+    encoded = text.encode(self.config, [*prompts, ''])
+    rows = np.arange(count) % len(prompts)
+    return {'text': {key: np.asarray(values)[rows] for key, values in encoded.items()},
+            'null': {key: np.asarray(values)[-1] for key, values in encoded.items()}}
 
   def labels(self, labels, num_images: int | None, seed: int) -> np.ndarray:
     """int32 [N] of what `__call__` takes as labels; -1 where the network knows no classes."""
@@ -137,14 +173,17 @@ class Generator:
     shape = self.networks.noise_shape(1)[1:]
     return np.float32(truncate) * sampler.noise_of(seed, np.arange(count), shape, self.networks.sigma_max)
 
-  def of_noise(self, noise, labels, omegas=None, batch_size: int | None = None) -> np.ndarray:
-    """uint8 [N, S, S, C] of noise [N, R, R, C], labels int32 [N] as of `labels` and omegas as of `strengths`."""
+  def of_noise(self, noise, labels, omegas=None, batch_size: int | None = None, texts=None) -> np.ndarray:
+    """uint8 [N, S, S, C] of noise [N, R, R, C], labels int32 [N] as of `labels`, omegas as of `strengths`, texts as of
+    `texts`."""
+    if self.takes_text and texts is None:
+      raise ValueError(f'{self.name} was trained with captions: give prompts')
     labels = np.asarray(labels, np.int32)
     if np.shape(noise) != self.networks.noise_shape(len(labels)):
       raise ValueError(f'noise is {list(np.shape(noise))}; must be {list(self.networks.noise_shape(len(labels)))}')
     size = batch_size or min(sampler.CHUNK, len(labels))
     draw = self.program(('draw', size), lambda: sampler.Sampler(self.config, self.name, self.mesh, size))
-    return draw(self.params, noise, labels, omegas)
+    return draw(self.params, noise, labels, omegas, **(texts or {}))
 
   def program(self, key, make: Callable[[], Any]):
     """What make() returned when it was first asked for under a key, so that it is compiled once."""
@@ -163,8 +202,21 @@ class Generator:
     return np.broadcast_to(omegas, count)
 
 
+def with_text_encoder(generator: Generator, name: str) -> Generator:
+  """The generator, its prompts embedded by an encoder named as in config.text.encoder; '': the one of its config.
+
+  Raises:
+    ValueError: it takes no prompts.
+  """
+  if name and not generator.takes_text:
+    raise ValueError(f'text_encoder = {name!r}: {generator.name} was not trained with captions')
+  if name:
+    generator.config.text.encoder = name
+  return generator
+
+
 def load(path, *, phase: str = '', step: str = '', ema: str = '', kind: str = '', levels: int | None = None,
-         mesh: Mesh | None = None) -> Generator:
+         text_encoder: str = '', mesh: Mesh | None = None) -> Generator:
   """The generator, or teacher, in a folder.
 
   Args:
@@ -172,6 +224,8 @@ def load(path, *, phase: str = '', step: str = '', ema: str = '', kind: str = ''
     phase, step, ema: of a work directory, as `pagoda sample` has them: by default the last phase that draws, its
       newest checkpoint, its first average. The latter two of a phase also.
     kind, levels: of a folder of `pagoda convert`: 'teacher' or 'generator' where nothing tells, noise levels.
+    text_encoder: what embeds prompts, as in config.text.encoder: where the weights do not tell (`pagoda convert`), or
+      its folder lies elsewhere than in training.
     mesh: of `runtime.sharding.make_mesh`; None: all devices.
 
   Raises:
@@ -196,6 +250,7 @@ def load(path, *, phase: str = '', step: str = '', ema: str = '', kind: str = ''
         raise ValueError(f'phase = {phase!r}: {path} is phase {path.name}')
       path, phase = path.absolute().parent, path.name
     generator = of_phase(path, phase, step, ema, **there)
+  generator = with_text_encoder(generator, text_encoder)
   _ = generator.params  # what is damaged is refused here, and not when the first image is drawn
   return generator
 
@@ -218,7 +273,7 @@ def of_phase(folder, phase: str = '', step: str = '', average: str = '', **kwarg
   phase_folder = epath.Path(folder) / name
   chosen = starts.chosen_step(phase_folder, str(step), config.checkpoint)
   chosen = checkpoints.newest_step(phase_folder) if chosen is None else chosen
-  read = lambda: starts.read_average(config, phase_folder, average, chosen)[0]
+  read = lambda: autoencoders.with_decoder(config, starts.read_average(config, phase_folder, average, chosen)[0])
   source = {'phase': name, 'step': chosen} | ({'average': average} if average else {})
   return Generator(config, name, f'phase {name}, step {chosen}', source, read, folder=str(folder), **kwargs)
 
@@ -288,9 +343,9 @@ def check_guidance(config, name: str, omegas: tuple[float, ...]) -> None:
   shown = ','.join(f'{omega:g}' for omega in omegas)
   if not omegas:
     return
-  if wrong := [omega for omega in omegas if not configs.OMEGA.holds(omega)]:
-    raise ValueError(f'--guidance={shown}: {wrong[0]:g} must be {configs.OMEGA.must}')
-  if not config.data.num_classes:
+  if wrong := [omega for omega in omegas if not ranges.OMEGA.holds(omega)]:
+    raise ValueError(f'--guidance={shown}: {wrong[0]:g} must be {ranges.OMEGA.must}')
+  if not config.data.num_classes and not configs.has_text(config):
     raise ValueError(f'--guidance={shown}: {name} knows no classes to be guided to')
   if config.phases[name].stage == 'teacher':
     if not config.phases[name].label_dropout and not config.phases[name].init_from and set(omegas) != {1.0}:

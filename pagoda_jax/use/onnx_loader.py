@@ -1,4 +1,9 @@
-"""Draws images with nothing but numpy and onnxruntime: `python load_onnx.py 3,5 0` writes images.npy."""
+"""Draws images with nothing but numpy and onnxruntime: `python load_onnx.py 3,5 0` writes images.npy.
+
+A network of captions takes in place of labels embeddings by the encoder that onnx.json's "text" names, `python
+load_onnx.py captions.npz 0`: text [N, L, W], zero where there is no token, text_mask [N, L], True where there is one,
+text_pooled [N, P].
+"""
 import hashlib, json, pathlib, sys  # noqa: E401, I001
 import numpy as np
 
@@ -9,7 +14,8 @@ def seal(values):
   return digest(json.dumps(values, sort_keys=True).encode())
 
 def load(folder):
-  """generate(labels, seed=0, omega=None) -> uint8 [N, S, S, C]; its noise is NumPy's, not JAX's of the same seed."""
+  """generate(labels, or {text, text_mask, text_pooled}, seed=0, omega=None) -> uint8 [N, S, S, C]; its noise is
+  NumPy's, not JAX's of the same seed."""
   import onnxruntime
   config = json.loads(pathlib.Path(folder, 'onnx.json').read_text())
   model = pathlib.Path(folder, config['file']).read_bytes()
@@ -17,13 +23,23 @@ def load(folder):
     raise ValueError(f'{folder}: damaged: onnx.json or {config["file"]}')
   session = onnxruntime.InferenceSession(model, providers=onnxruntime.get_available_providers())
   def generate(labels, seed=0, omega=None):
-    normal = np.random.default_rng(seed).standard_normal((len(labels), *config['noise_shape']), np.float32)
-    given = {'noise': np.float32(config['sigma_max']) * normal, 'label': np.array(labels, np.int32)}
+    if text := config.get('text'):
+      kinds = {'text': 'float32', 'text_mask': bool, 'text_pooled': 'float32'}
+      if {*kinds} - {*getattr(labels, 'keys', list)()}:
+        raise ValueError(f"{folder}: draws what captions say: give {', '.join(kinds)}, made of them by "
+                         f"the encoder {text['encoder']}, which is not in the folder")
+      given = {name: np.asarray(labels[name], kind) for name, kind in kinds.items()}
+    else:
+      given = {'label': np.array(labels, np.int32)}
+    count = len(next(iter(given.values())))
+    normal = np.random.default_rng(seed).standard_normal((count, *config['noise_shape']), np.float32)
+    given['noise'] = np.float32(config['sigma_max']) * normal
     if config['default_omega'] is not None:
-      given['omega'] = np.full(len(labels), config['default_omega'] if omega is None else omega, np.float32)
+      given['omega'] = np.full(count, config['default_omega'] if omega is None else omega, np.float32)
     return np.clip(np.round((session.run(['images'], given)[0] + 1) * 127.5), 0, 255).astype(np.uint8)
   return generate
 
 if __name__ == '__main__':
   generate = load(pathlib.Path(__file__).parent)
-  np.save('images.npy', generate([int(label) for label in sys.argv[1].split(',')], int(sys.argv[2])))
+  given = np.load(sys.argv[1]) if sys.argv[1].endswith('.npz') else sys.argv[1].split(',')
+  np.save('images.npy', generate(given, int(sys.argv[2])))

@@ -28,14 +28,14 @@ def read(path) -> Image.Image:
   return of_bytes(content, path)
 
 
-def of_bytes(content: bytes, name) -> Image.Image:
-  """`read` of a file's content; `name` is for its errors."""
+def of_bytes(content: bytes, name, formats: tuple[str, ...] | None = None) -> Image.Image:
+  """`read` of a file's content; `name` is for its errors, `formats` are Pillow's names of those that are taken."""
   try:
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=formats) as image:
       width, height = image.size  # known before anything is decoded
     if width * height > LARGEST:
       raise EditError(f'{name}: {width} x {height} pixels; at most {LARGEST} are taken')
-    return pictures.shown(content)
+    return pictures.shown(content, formats)
   except EditError:
     raise
   except UnidentifiedImageError:  # whose message is a memory address

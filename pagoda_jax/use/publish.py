@@ -5,6 +5,7 @@ import pathlib
 
 from etils import epath
 
+from pagoda_jax.config import spaces
 from pagoda_jax.data.images import image_grid, write_png
 from pagoda_jax.runtime import files
 from pagoda_jax.use import exported, sample
@@ -15,33 +16,36 @@ MOST = 64  # samples shown
 TO_SAY = 'TODO'
 
 
-def write(generator, folder, workdir=None, title: str = '', licence: str = 'other', data: str = '') -> dict:
+def write(generator, folder, workdir=None, title: str = '', licence: str = 'other', data: str = '',
+          prompts: tuple[str, ...] = ()) -> dict:
   """Writes the folder; what of the card nobody has said stands in it as TODO.
 
   Args:
     generator, folder: as of `exported.write`.
     workdir: the run, whose evaluation is shown; None: weights alone.
     title, licence, data: of the card.
+    prompts: of a network of captions: what its samples are drawn of.
 
   Returns:
     What config.json holds.
 
   Raises:
-    As `exported.write`.
+    As `exported.write`; ValueError: prompts are missing, or of a network that takes none.
   """
+  generator.texts(prompts, max(len(prompts), 1))  # refused before anything is written
   for name, value in (('title', title), ('licence', licence)):
     if '\n' in value:
       raise ValueError(f'--{name}={value!r}: must be one line')
 
   def add(target):
-    count = min(MOST, 8 * generator.num_classes) or MOST
-    images, labels = sample.draw(generator, count, 'cycle', 0, count)
-    columns = min(generator.num_classes, 10) if generator.num_classes > 1 else 0
+    count = min(MOST, 8 * (generator.num_classes or len(prompts))) or MOST
+    images, labels = sample.draw(generator, count, 'cycle', 0, count, prompts=prompts)
+    columns = min(generator.num_classes, 10) if generator.num_classes > 1 else min(len(prompts), 10)
     write_png(target / SAMPLES, image_grid(images, columns, 64))
     config = files.read_sealed(target / exported.CONFIG)
     evaluation = _evaluation(epath.Path(workdir) / generator.name, generator.source['step']) if workdir else {}
-    described = data or (_data(generator.config.data) if workdir else '')
-    card = _card(generator, config, title or pathlib.Path(folder).name, licence, described, evaluation, labels)
+    described = data or (_data(generator.config) if workdir else '')
+    card = _card(generator, config, title or pathlib.Path(folder).name, licence, described, evaluation, labels, prompts)
     (target / CARD).write_text(card)
 
   return exported.write(generator, folder, add)
@@ -66,9 +70,11 @@ def _evaluation(phase_folder, step: int) -> dict:
   return found
 
 
-def _data(data) -> str:
-  where = {'folder': 'a folder of pictures', 'array_record': 'prepared records'}.get(data.source, data.source)
-  parts = [f'{where}{f" ({data.name})" if data.name else ""}, split {data.split}, up to {data.resolution} px',
+def _data(config) -> str:
+  data, side = config.data, config.data.resolution * spaces.factor(config)
+  where = {'folder': 'a folder of pictures', 'webdataset': 'tars of pictures',
+           'array_record': 'prepared records'}.get(data.source, data.source)
+  parts = [f'{where}{f" ({data.name})" if data.name else ""}, split {data.split}, up to {side} px',
            f'{data.num_classes} classes' if data.num_classes else 'no labels',
            'with mirror images' if data.mirror else 'without mirror images',
            f'{data.holdout} held out' if data.holdout else '']
@@ -85,23 +91,34 @@ def _rows(values: dict, prefix='') -> list[str]:
   return rows
 
 
-def _card(generator, config, title, licence, data, evaluation, labels) -> str:
+def _card(generator, config, title, licence, data, evaluation, labels, prompts) -> str:
   kind = 'one-step generator' if config['kind'] == 'generator' else 'diffusion teacher'
   tables = ['\n'.join([f'From `{name}`:', '', '| | |', '|---|---|', *_rows(values)])
             for name, values in evaluation.items()]
   example = 'labels=[0, 1]' if generator.num_classes else 'num_images=2'
+  given = '[0, 1]' if generator.num_classes else '[-1, -1]'
   listed = ', '.join(f'`{name}`' for name in config['files'])
   shape = 'x'.join(map(str, config['noise_shape']))
   guided = ''
   if config['guidance']:
     law = config['guidance']
     guided = f' It takes a strength of guidance (`guidance=2`), trained as {json.dumps(law)}.'
+  if 'autoencoder' in config:
+    factor, of = 2 ** (len(config['autoencoder']['widths']) - 1), config['autoencoder']['sha256'][:16]
+    guided += f' It works on latents, {factor} times smaller than the images, of autoencoder {of}: its decoder is here.'
   classes = f'{generator.num_classes} classes' if generator.num_classes else 'no labels'
-  sampled = f'{len(labels)} of seed 0, {"classes in turn" if generator.num_classes else "no labels"}, none chosen'
+  turn = 'classes in turn' if generator.num_classes else 'no labels'
+  if text := config['text']:
+    example, given = f'prompts={[*prompts[:1]] * 2!r}', 'numpy.load("captions.npz")'
+    said = '; '.join(json.dumps(prompt, ensure_ascii=False) for prompt in prompts)
+    classes, turn = 'of captions', f'in turn of {said}'
+    guided += (f' Captions are embedded by `{text["encoder"]}` (SHA-256 {text["sha256"][:16]}), which is not here; '
+               f'[`{exported.LOADER}`]({exported.LOADER}) says how it takes their embeddings.')
+  sampled = f'{len(labels)} of seed 0, {turn}, none chosen'
   return f"""---
 license: {json.dumps(licence)}
 library_name: pagoda_jax
-pipeline_tag: unconditional-image-generation
+pipeline_tag: {"text-to-image" if text else "unconditional-image-generation"}
 tags: [jax, pagoda, one-step, image-generation]
 ---
 # {title}
@@ -129,7 +146,7 @@ With nothing but jax: [`{exported.LOADER}`]({exported.LOADER}), which refuses da
 ```python
 from load import load
 
-images = load('.')([{'0, 1' if generator.num_classes else '-1, -1'}], seed=0)
+images = load('.')({given}, seed=0)
 ```
 
 ## Evaluation

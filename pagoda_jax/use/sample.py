@@ -1,12 +1,14 @@
 """Images of a generator, and the files that hold them: grids, folders of pictures, arrays, animations."""
 
 import io
+import json
+import textwrap
 
 import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw
 
-from pagoda_jax import config as configs
+from pagoda_jax.config import ranges
 from pagoda_jax.data.images import image_grid, write_png
 from pagoda_jax.runtime.files import replacing
 from pagoda_jax.use.generator import check_guidance
@@ -14,6 +16,8 @@ from pagoda_jax.use.generator import check_guidance
 FORMATS = ('.png', '.npz', '.webp')
 STOPS = 4  # noises that an animation passes through, before it is back at the first
 FRAME = 60  # ms
+LARGEST_PROMPTS = 2**24  # bytes of a file
+LINE = 24  # characters of a caption's line
 
 
 def parse_guidance(text: str) -> tuple[float, ...]:
@@ -28,13 +32,46 @@ def parse_guidance(text: str) -> tuple[float, ...]:
     omegas = tuple(float(part) for part in text.split(','))
   except ValueError:
     raise ValueError(f'--guidance={text}: must be a number, or several such as 1,2,4') from None
-  if wrong := [omega for omega in omegas if not configs.OMEGA.holds(omega)]:
-    raise ValueError(f'--guidance={text}: {wrong[0]:g} must be {configs.OMEGA.must}')
+  if wrong := [omega for omega in omegas if not ranges.OMEGA.holds(omega)]:
+    raise ValueError(f'--guidance={text}: {wrong[0]:g} must be {ranges.OMEGA.must}')
   return omegas
 
 
+def parse_prompts(given: str) -> tuple[str, ...]:
+  """Prompts of a list such as 'a red flag;a smiling cat', or of a file that ends in .txt, one a line.
+
+  Raises:
+    ValueError: one is empty, too long, or no UTF-8; names the line, or its number in the list.
+    FileNotFoundError: there is no such file.
+  """
+  where, rows = '--prompts', given.split(';')
+  if given.endswith('.txt'):
+    path = epath.Path(given).expanduser()
+    if not path.is_file():
+      raise FileNotFoundError(f'--prompts={given}: no such file')
+    if (size := path.stat().length) > LARGEST_PROMPTS:
+      raise ValueError(f'--prompts={given}: {size:,} bytes; at most {LARGEST_PROMPTS:,} are read')
+    where, rows = f'--prompts={given}', path.read_bytes().removeprefix(b'\xef\xbb\xbf').split(b'\n')
+    rows = rows[:-1] if rows[-1:] == [b''] else rows
+  prompts = []
+  for number, row in enumerate(rows, 1):
+    place = f'line {number}' if given.endswith('.txt') else f'number {number}'
+    try:
+      text = (row.decode() if isinstance(row, bytes) else row).strip()
+    except UnicodeDecodeError as error:
+      raise ValueError(f'{where}, {place}: no UTF-8 (byte {error.start + 1}: {error.reason})') from None
+    if not text:
+      raise ValueError(f'{where}, {place}: is empty; each must be a text')
+    if '\0' in text:
+      raise ValueError(f'{where}, {place}: holds a NUL; it must be a text')
+    prompts.append(text)
+  if not prompts:
+    raise ValueError(f'{where}: there is no prompt in it')
+  return tuple(prompts)
+
+
 def draw(generator, count: int, labels: str, seed: int, batch_size: int, omegas: tuple[float, ...] = (),
-         truncate: float = 1.0):
+         truncate: float = 1.0, prompts: tuple[str, ...] = ()):
   """Images of a `use.generator.Generator`.
 
   Args:
@@ -45,6 +82,7 @@ def draw(generator, count: int, labels: str, seed: int, batch_size: int, omegas:
     batch_size: images a call.
     omegas: strengths of guidance, each for all images; (): none, or the nearest to it that a generator knows.
     truncate: what the noise is multiplied by.
+    prompts: of a network of captions; the first once more after the last.
 
   Returns:
     (uint8 [count * M, S, S, C], labels int32): an image at all its M strengths, or its only one, then the next image.
@@ -54,9 +92,10 @@ def draw(generator, count: int, labels: str, seed: int, batch_size: int, omegas:
   """
   check_guidance(generator.config, generator.name, omegas)
   classes = generator.labels(labels, count, seed)  # refused before anything is read
+  texts = generator.texts(prompts, count)
   noise, size = generator.noise(seed, count, truncate), min(batch_size, count)
   strengths = [np.full(count, omega, np.float32) for omega in omegas] or [None]
-  images = np.stack([generator.of_noise(noise, classes, each, size) for each in strengths], axis=1)
+  images = np.stack([generator.of_noise(noise, classes, each, size, texts) for each in strengths], axis=1)
   return images.reshape(-1, *images.shape[2:]), classes.repeat(images.shape[1])
 
 
@@ -81,7 +120,7 @@ def slerp(a, b, t) -> np.ndarray:
 
 
 def wander(generator, count: int, labels: str, seed: int, batch_size: int, omega: float | None = None,
-           truncate: float = 1.0, frames: int = 15):
+           truncate: float = 1.0, frames: int = 15, prompts: tuple[str, ...] = ()):
   """Images whose noise goes around: from the seed's own to STOPS - 1 others and back, by `slerp`.
 
   Args:
@@ -93,25 +132,39 @@ def wander(generator, count: int, labels: str, seed: int, batch_size: int, omega
     (uint8 [STOPS * frames, count, S, S, C], labels int32 [count]); the first frame is `draw`'s images.
   """
   omegas = generator.strengths(omega, count)
-  classes = generator.labels(labels, count, seed)
+  classes, texts = generator.labels(labels, count, seed), generator.texts(prompts, count)
   stops = np.split(np.asarray(generator.noise(seed, STOPS * count, truncate)), STOPS)
   images = []
   for start, end in zip(stops, stops[1:] + stops[:1]):
     for frame in range(frames):
       noise = slerp(start, end, frame / frames) if frame else start
-      images.append(generator.of_noise(noise, classes, omegas, min(batch_size, count)))
+      images.append(generator.of_noise(noise, classes, omegas, min(batch_size, count), texts))
   return np.stack(images), classes
 
 
-def captions(labels: np.ndarray, omegas: tuple[float, ...] = ()) -> list[str]:
-  """What stands below each image of `draw`: its label, if it has one, and its strength of guidance."""
+def captions(labels: np.ndarray, omegas: tuple[float, ...] = (), prompts: tuple[str, ...] = ()) -> list[str]:
+  """What stands below each image of `draw`: its label or prompt, if it has one, and its strength of guidance."""
   strengths = np.resize(omegas, len(labels)) if omegas else [None] * len(labels)
-  return [', '.join([str(label)] * (label >= 0) + ([f'omega {omega:g}'] if omega is not None else []))
-          for label, omega in zip(labels.tolist(), strengths)]
+  said = prompts_of(labels, omegas, prompts) or [str(label) if label >= 0 else '' for label in labels.tolist()]
+  return [', '.join(filter(None, [text, f'omega {omega:g}' if omega is not None else '']))
+          for text, omega in zip(said, strengths)]
+
+
+def prompts_of(labels: np.ndarray, omegas: tuple[float, ...], prompts: tuple[str, ...]) -> list[str]:
+  """The prompt of each image of `draw`; [] without any."""
+  times = max(len(omegas), 1)
+  return [prompts[place // times % len(prompts)] for place in range(len(labels))] if prompts else []
+
+
+def in_lines(text: str) -> str:
+  """A text in lines that fit below an image: three at most, and of characters that the font has."""
+  plain = text.encode('latin-1', 'replace').decode('latin-1')  # the font that Pillow brings may have no others
+  return '\n'.join(textwrap.wrap(plain, LINE, max_lines=3, placeholder=' ...'))
 
 
 def captioned_grid(images: np.ndarray, texts: list[str], columns: int = 0) -> np.ndarray:
-  """`image_grid` with a line of text below each image; larger pixels where a text would not fit otherwise."""
+  """`image_grid` with a text of up to three lines below each image; larger pixels where it would not fit otherwise."""
+  texts = [in_lines(text) for text in texts]
   bounds = [ImageDraw.Draw(Image.new('L', (1, 1))).textbbox((0, 0), text) for text in texts]
   width, line = max(32, *(bound[2] for bound in bounds)) + 4, max(bound[3] for bound in bounds) + 4
   factor = -(-width // images.shape[2])
@@ -119,17 +172,19 @@ def captioned_grid(images: np.ndarray, texts: list[str], columns: int = 0) -> np
   tiles = []
   for image, text, bound in zip(images, texts, bounds):
     label = Image.new('L', (image.shape[1], line), 255)
-    ImageDraw.Draw(label).text(((image.shape[1] - bound[2]) // 2, 2), text, fill=0)
+    ImageDraw.Draw(label).text(((image.shape[1] - bound[2]) // 2, 2), text, fill=0, align='center')
     tiles.append(np.concatenate([image, np.asarray(label)[..., None].repeat(image.shape[-1], 2)]))
   return image_grid(np.stack(tiles), columns)
 
 
-def write(path, images: np.ndarray, labels: np.ndarray, omegas: tuple[float, ...] = (), captioned=False) -> None:
+def write(path, images: np.ndarray, labels: np.ndarray, omegas: tuple[float, ...] = (), captioned=False,
+          prompts: tuple[str, ...] = ()) -> None:
   """Images of `draw`, by what the path ends in.
 
   .png: a grid, a row of it as wide as there are strengths of guidance where these are several. .npz: what the
-  guided-diffusion evaluator reads: arr_0 uint8 NHWC, arr_1 labels, and `omega` of each image where there are any.
-  No suffix: a folder of pictures NUMBER_LABEL.png, as `pagoda evaluate` and others take them.
+  guided-diffusion evaluator reads: arr_0 uint8 NHWC, arr_1 labels, and `omega` and `prompt` of each image where there
+  are any. No suffix: a folder of pictures NUMBER_LABEL.png, as `pagoda evaluate` and others take them; of prompts
+  NUMBER.png beside a captions.jsonl, as the source 'folder' reads it.
 
   Raises:
     ValueError: the folder has other things in it.
@@ -137,18 +192,26 @@ def write(path, images: np.ndarray, labels: np.ndarray, omegas: tuple[float, ...
   path = epath.Path(path)
   if path.suffix == '.png':
     columns = len(omegas) if len(omegas) > 1 else 0
-    grid = captioned_grid(images, captions(labels, omegas), columns) if captioned else image_grid(images, columns)
+    texts = captions(labels, omegas, prompts)
+    grid = captioned_grid(images, texts, columns) if captioned else image_grid(images, columns)
     write_png(path, grid)
     return
   if not path.suffix:
     check_empty(path)
-    digits = len(str(len(images) - 1))
+    digits, rows = len(str(len(images) - 1)), []
     for number, (image, text) in enumerate(zip(images, captions(labels, omegas))):
       ending = ''.join(f'_{part}' for part in text.replace('omega ', 'omega').split(', ') if part)
       write_png(path / f'{number:0{digits}d}{ending}.png', image)
+      rows.append(f'{number:0{digits}d}{ending}.png')
+    if prompts:
+      with replacing(path / 'captions.jsonl') as file:
+        file.write(''.join(json.dumps({'file': name, 'caption': prompt}, ensure_ascii=False) + '\n' for name, prompt
+                           in zip(rows, prompts_of(labels, omegas, prompts))).encode())
     return
   buffer = io.BytesIO()
   more = {'omega': np.resize(np.float32(omegas), len(images))} if omegas else {}
+  if prompts:
+    more['prompt'] = np.array(prompts_of(labels, omegas, prompts))
   np.savez(buffer, arr_0=images, arr_1=labels.astype(np.int64), **more)
   with replacing(path) as file:
     file.write(buffer.getbuffer())

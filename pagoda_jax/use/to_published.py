@@ -11,7 +11,7 @@ from pagoda_jax.weights.convert.formats import Converted
 from pagoda_jax.weights.convert.mapping import ConversionError
 
 # What a config calls the network's form -> the published format with that arithmetic.
-FORMATS = {'guided': 'pagoda', 'edm': 'edm', 'ddpmpp': 'edm', 'edm2': 'edm2'}
+FORMATS = {'guided': 'pagoda', 'edm': 'edm', 'ddpmpp': 'edm', 'edm2': 'edm2', 'deepfloyd': 'deepfloyd'}
 
 
 def read_phase(phase_folder, step: int | None = None, attention_order: str | None = None) -> Converted:

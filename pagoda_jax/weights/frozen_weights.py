@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from pagoda_jax import config as configs
+from pagoda_jax.config import spaces
 from pagoda_jax.method import perception
+from pagoda_jax.networks.frozen.clip_image import CLIPImage
 from pagoda_jax.runtime import randomness
-from pagoda_jax.stages import models
-from pagoda_jax.weights import locate
+from pagoda_jax.stages import decoding, models
+from pagoda_jax.weights import autoencoders, locate
 from pagoda_jax.weights.convert import formats, random_projections, stylegan_xl, torch_files
+from pagoda_jax.weights.convert.mapping import ConversionError
 
 LPIPS_FILES = ('vgg16', 'lpips_vgg')
 # Of EfficientNet-lite0 on ImageNet; the heads on every feature network start with it (StyleGAN-XL).
@@ -22,10 +25,15 @@ IMAGENET_CLASSES = 1000
 
 def names(phase) -> list[str]:
   """The published files that a phase needs, by their names in the registry."""
-  if phase.stage not in configs.GENERATOR_STAGES:
+  if phase.stage not in (*configs.GENERATOR_STAGES, 'autoencoder'):
     return []
-  files = list(_backbones(phase))
+  files = list(_backbones(phase)) + [perception.CLIP_NAME] * _sees_captions(phase)
   return files + list(LPIPS_FILES) if phase.reconstruction.distance == 'lpips' else files
+
+
+def _sees_captions(phase) -> bool:
+  """Whether a phase compares pictures with captions by CLIP."""
+  return any(phase[key].clip_weight for key in ('adversarial', 'reconstruction_adversarial') if key in phase)
 
 
 def check_present(config, phase_names) -> None:
@@ -41,31 +49,42 @@ def check_present(config, phase_names) -> None:
 def load(config, phase_name: str) -> dict:
   """What a phase's train step takes as `frozen`: {'features': {name: variables}} as host arrays, or {}.
 
+  'autoencoder' is beside them where a loss sees pictures decoded from latents.
+
   Raises:
     MissingWeightsError, WrongDigestError: as `check_present`.
     ConversionError: a file is of another architecture.
   """
   phase = config.phases[phase_name]
+  decoder = {}
+  if spaces.decodes(config, phase):
+    decoder[decoding.AUTOENCODER] = decoding.decoder_part(autoencoders.load(config))
   if not names(phase):
-    return {}
+    return decoder
   features = {name: _variables(config, name) for name in _backbones(phase)}
+  if _sees_captions(phase):
+    features[perception.CLIP_NAME] = _clip(config)
   if phase.reconstruction.distance == 'lpips':
     vgg, linear = (locate.find(name, config.weights_dir) for name in LPIPS_FILES)
     features[perception.LPIPS_NAME] = formats.read_converted(vgg, 'lpips', linear=linear).variables
-  return {'features': features}
+  return {'features': features} | decoder
 
 
 def shapes(config, phase_name: str) -> dict:
   """What `load` gives, as ShapeDtypeStructs; no file is looked for."""
   phase = config.phases[phase_name]
+  decoder = {decoding.AUTOENCODER: decoding.decoder_shapes(config)} if spaces.decodes(config, phase) else {}
   if not names(phase):
-    return {}
+    return decoder
   features = {name: _shapes(name) for name in _backbones(phase)}
+  if _sees_captions(phase):
+    tower = CLIPImage(**perception.CLIP_OPTIONS)
+    features[perception.CLIP_NAME] = jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
   if phase.reconstruction.distance == 'lpips':
     images = jnp.zeros((1, perception.RESIZED, perception.RESIZED, 3))
     network = perception.lpips_network(jnp.float32)
     features[perception.LPIPS_NAME] = jax.eval_shape(network.init, jax.random.key(0), images, images)
-  return {'features': features}
+  return {'features': features} | decoder
 
 
 def _backbones(phase) -> tuple[str, ...]:
@@ -90,6 +109,15 @@ def _network(name: str):
 def _shapes(name: str) -> dict:
   network, images = _network(name)
   return jax.eval_shape(network.init, jax.random.key(0), images)
+
+
+def _clip(config) -> dict:
+  converted = formats.read_converted(locate.find(perception.CLIP_NAME, config.weights_dir), 'clip_image')
+  expected = CLIPImage(**perception.CLIP_OPTIONS)
+  if wrong := [f'{name} = {value}, not {getattr(expected, name)}' for name, value in converted.options.items()
+               if value != getattr(expected, name)]:
+    raise ConversionError(f'{perception.CLIP_NAME}: not CLIP ViT-L/14: {", ".join(wrong)}')
+  return converted.variables
 
 
 def _variables(config, name: str) -> dict:

@@ -110,6 +110,18 @@ def verify(wanted: Published, path: epath.Path, again: bool = False) -> str:
   return digest
 
 
+def recorded_digest(path) -> str:
+  """SHA-256 of a file as it was computed before, where its size and time of change are as they were then."""
+  path = epath.Path(path)
+  stat, record_path = path.stat(), path.parent / f'{path.name}.sha256.json'
+  stamp, record = {'bytes': stat.length, 'changed': stat.mtime}, _read_record(record_path)
+  if {key: record.get(key) for key in stamp} == stamp:
+    return record['sha256']
+  digest = file_digest(path)
+  _write_record(record_path, stamp | {'sha256': digest})
+  return digest
+
+
 def _raise_wrong(wanted: Published, path: epath.Path, why: str):
   raise WrongDigestError(
     f'{path} is not {wanted.name} as published: {why}. Download it again from {wanted.url or wanted.page}'

@@ -25,6 +25,7 @@ class Published:
     non_commercial: a warning is due when it is loaded.
     kind: 'teacher' or 'generator'; '' for what is neither.
     resolution: side in pixels of its input, where the file does not tell; 0 otherwise.
+    scaling: of an autoencoder's latents, by which they have unit variance.
   """
 
   name: str
@@ -39,6 +40,7 @@ class Published:
   non_commercial: bool = False
   kind: str = ''
   resolution: int = 0
+  scaling: float = 0.0
 
 
 # (channels, channel_mult) of PaGoDA's networks -> side of their input, which nothing in a file tells. All have
@@ -100,6 +102,23 @@ def _pagoda(name: str, what: str) -> Published:
   )
 
 
+def _deepfloyd(size: str, parameters: str) -> Published:
+  return Published(
+    name=f'deepfloyd_if_i_{size}',
+    what=f"DeepFloyd IF-I-{size.upper()} v1.0: text to 64 px, {parameters} parameters, in diffusers' form; texts as "
+    'T5-XXL has them, 77 tokens',
+    page=f'https://huggingface.co/DeepFloyd/IF-I-{size.upper()}-v1.0',
+    url=f'https://huggingface.co/DeepFloyd/IF-I-{size.upper()}-v1.0/resolve/main/unet/'
+    'diffusion_pytorch_model.safetensors',
+    file_name=f'deepfloyd_if_i_{size}.safetensors',
+    licence='DeepFloyd IF licence, to be accepted on the page: research only',
+    format='deepfloyd',
+    non_commercial=True,
+    kind='teacher',
+    resolution=64,
+  )
+
+
 REGISTRY: tuple[Published, ...] = (
   Published(
     name='edm_imagenet64_ema',
@@ -122,6 +141,9 @@ REGISTRY: tuple[Published, ...] = (
   _edm2('m', '2147483', '0.060'),
   _edm2('l', '1073741', '0.040'),
   _edm2('xl', '0671088', '0.040'),
+  _deepfloyd('xl', '4.3 B'),
+  _deepfloyd('l', '0.9 B'),
+  _deepfloyd('m', '0.4 B'),
   _pagoda('teacher_32', 'PaGoDA stage 1: ImageNet 32 px diffusion model'),
   _pagoda('teacher_64', 'PaGoDA stage 1: ImageNet 64 px diffusion model'),
   _pagoda('generator_32', 'PaGoDA stage 2: one-step generator, ImageNet 32 px'),
@@ -158,6 +180,54 @@ REGISTRY: tuple[Published, ...] = (
     file_name='dino_deitsmall16_pretrain.pth',
     licence='Apache-2.0',
     format='timm',
+  ),
+  Published(
+    name='clip_vit_l14',
+    what="CLIP ViT-L/14, both towers, in transformers' form: similarity of pictures and captions (clip_weight)",
+    page='https://huggingface.co/openai/clip-vit-large-patch14',
+    url='https://huggingface.co/openai/clip-vit-large-patch14/resolve/main/model.safetensors',
+    file_name='clip_vit_l14.safetensors',
+    licence='MIT',
+    format='clip_image',
+  ),
+  Published(
+    name='clip_vit_l14_336',
+    what="CLIP ViT-L/14 at 336 px, both towers, in transformers' form: features of CMMD (pagoda evaluate)",
+    page='https://huggingface.co/openai/clip-vit-large-patch14-336',
+    url='https://huggingface.co/openai/clip-vit-large-patch14-336/resolve/main/pytorch_model.bin',
+    file_name='clip_vit_l14_336.bin',
+    licence='MIT',
+    format='clip_image',
+  ),
+  Published(
+    name='mae_vitl16',
+    what='MAE ViT-L/16, ImageNet-1k without labels, 224 px: one of the six encoders of FDr (pagoda evaluate)',
+    page='https://github.com/facebookresearch/mae',
+    url='https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_large.pth',
+    file_name='mae_pretrain_vit_large.pth',
+    licence='CC BY-NC 4.0',
+    format='timm',
+    non_commercial=True,
+  ),
+  Published(
+    name='convnextv2_base',
+    what="ConvNeXt V2-B, fine-tuned on ImageNet-22k and -1k, 224 px, timm's: one of the six encoders of FDr "
+    '(pagoda evaluate)',
+    page='https://huggingface.co/timm/convnextv2_base.fcmae_ft_in22k_in1k',
+    url='https://huggingface.co/timm/convnextv2_base.fcmae_ft_in22k_in1k/resolve/main/model.safetensors',
+    file_name='convnextv2_base.fcmae_ft_in22k_in1k.safetensors',
+    licence='CC BY-NC 4.0',
+    format='convnext',
+    non_commercial=True,
+  ),
+  Published(
+    name='siglip2_so400m16',
+    what="SigLIP 2 So400m/16, 256 px, the picture tower, timm's: one of the six encoders of FDr (pagoda evaluate)",
+    page='https://huggingface.co/timm/vit_so400m_patch16_siglip_256.v2_webli',
+    url='https://huggingface.co/timm/vit_so400m_patch16_siglip_256.v2_webli/resolve/main/model.safetensors',
+    file_name='vit_so400m_patch16_siglip_256.v2_webli.safetensors',
+    licence='Apache-2.0',
+    format='siglip',
   ),
   Published(
     name='dinov2_vitl14',
@@ -221,6 +291,7 @@ REGISTRY: tuple[Published, ...] = (
     format='diffusers',
     size=334_643_276,
     sha256='a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815',
+    scaling=0.18215,
   ),
   _openai_reference(64, 'VIRTUAL_imagenet64_labeled.npz'),
   _openai_reference(128, 'VIRTUAL_imagenet128_labeled.npz'),

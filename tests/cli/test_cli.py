@@ -29,11 +29,17 @@ def test_a_run_leaves_checkpoints_metrics_grids_and_its_config(finished):
     lines = [json.loads(line) for line in (finished / name / 'metrics.jsonl').read_text().splitlines()]
     assert [line['step'] for line in lines] == [1, 2, 3, 4]
     assert all(np.isfinite(line['loss']) for line in lines)
+    assert [(line['kimg'], line['epochs']) for line in lines] == [
+      (step * 8 / 1000, round(step * 8 / 4500, 4)) for step in range(1, 5)]
     assert json.loads((finished / name / 'config.json').read_text())['config']['base_resolution'] == 8
   # 10 one-step samples in a row of 10, then two rows of held-out images and two of their reconstructions.
   grid = Image.open(finished / 'grow_16' / 'samples' / 'step_00000004.png')
   assert grid.size == (320, 32 + 4 + 4 * 32)
   assert json.loads((finished / 'invert' / 'manifest.json').read_text())['count'] == 4500
+  shards = [json.loads(line) for line in (finished / 'invert' / 'metrics.jsonl').read_text().splitlines()]
+  assert [line['step'] for line in shards] == [1024, 2048, 3072, 4096, 4500] and shards[-1]['epochs'] == 1
+  page = (finished / 'report.html').read_text()
+  assert 'while the run goes on' not in page and all(page.count(f'Samples, {name}') for name in ('distill', 'grow_16'))
 
 
 def test_finished_phases_are_skipped(finished, capsys):
@@ -55,10 +61,13 @@ def test_a_run_that_went_on_is_bit_identical_to_one_that_never_stopped(finished,
   assert [(line['step'], 'mfu' in line) for line in lines] == [(1, False), (2, False), (3, True), (4, True)]
   image_flops = plan.image_flops(tiny.get_config(), phase)
   assert lines[3]['mfu'] == pytest.approx(lines[3]['images_per_second_per_chip'] * image_flops / 1e12, abs=1e-4)
-  assert re.search(r'step 4/4 .* images/s/chip  MFU [\d.]+%', capfd.readouterr().err)
+  out, err = capfd.readouterr()
+  assert re.search(r'step 4/4  loss .*  kimg 0.032  epochs .* images/s/chip  MFU [\d.]+%', err)
+  took_over = f'{phase}: goes on from step 2: 16 images seen (0.016 kimg, 0.0036 epochs), learning rate 0.001'
+  assert took_over in out and ("discriminator's 0.002" in out) == (phase != 'teacher')
 
 
-@pytest.mark.parametrize('phase, fsdp', [('teacher', 8), ('distill', 2), ('grow_16', 4)])
+@pytest.mark.parametrize('phase, fsdp', [('teacher', 8), ('grow_16', 4)])
 def test_a_run_that_went_on_on_another_mesh_sees_the_same_pictures_and_losses(
     finished, copied, phase, fsdp, monkeypatch):
   shutil.rmtree(copied / phase / 'checkpoints' / '4')

@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import json
+import multiprocessing
 import os
 import re
 import resource
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,6 +95,35 @@ def test_a_full_disk_ends_prepare_with_one_line(tmp_path, capfd):
   assert len(said) == 1
   assert re.fullmatch(f'pagoda prepare: {tmp_path}/out/pictures-0000.-of-00004.array_record: File too large', said[0])
   assert [path.name for path in (tmp_path / 'out').glob('*.json')] == [prepare.PLAN]  # no shard counts
+
+
+class Ending:
+  """A worker process that has put its error into the queue and is found ended at the `looks`-th look, not before."""
+
+  def __init__(self, looks, target, args, daemon):
+    self.pid, self._looks = 1, looks
+    self._reader, writer = multiprocessing.Pipe(duplex=False)
+    self.sentinel = self._reader.fileno()
+    args[-1].put(OSError(errno.ENOSPC, 'No space left on device', 'shard'))
+    writer.close()  # the sentinel is ready from now on
+
+  @property
+  def exitcode(self):
+    self._looks -= 1
+    return None if self._looks > 0 else 1
+
+  start = kill = join = lambda self: None
+
+
+@pytest.mark.parametrize('looks', range(1, 7))
+def test_a_full_disk_is_named_whenever_its_worker_is_found_ended(looks, monkeypatch):
+  context = multiprocessing.get_context('spawn')
+  workers = SimpleNamespace(Value=context.Value, SimpleQueue=context.SimpleQueue,
+                            Process=lambda **options: Ending(looks, **options))
+  monkeypatch.setattr(prepare.multiprocessing, 'get_context', lambda method: workers)
+  with pytest.raises(OSError) as raised:
+    prepare._write_in_processes((None, None, None), [0, 1], None, 2, SimpleNamespace(show=lambda count: None))
+  assert raised.value.filename == 'shard'
 
 
 def test_output_to_a_full_disk_ends_with_one_line():
@@ -197,6 +228,7 @@ REQUIRED = {
   'plan': [runs.CONFIG], 'sample': ['--workdir=no'], 'prepare': ['--output=no'], 'inspect': ['--workdir=no'],
   'evaluate': ['--workdir=no'], 'export': ['--workdir=no', '--output=no'], 'publish': ['--workdir=no', '--output=no'],
   'ema': ['--workdir=no', '--std=0.1', '--output=no'], 'convert': ['--input=no', '--output=no'],
+  'report': ['--workdir=no'], 'serve': ['--workdir=no'],
 }  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """A folder of pictures: other contents are other pictures, and whatever lies in it is read rightly or named."""
 
+import hashlib
 import io
+import json
 import os
 import pathlib
 import shutil
@@ -14,8 +16,7 @@ import tiny
 from PIL import Image
 
 from pagoda_jax import main
-from pagoda_jax.data import folders, listing, pictures, prepare, records, sources
-from pagoda_jax.data import stream as streams
+from pagoda_jax.data import captions, fitting, folders, listing, pictures, prepare, records, sources
 from pagoda_jax.training import workdir
 
 
@@ -165,7 +166,7 @@ def test_pictures_too_long_to_be_scaled_are_named(photos, tmp_path, capsys):
                 'more than 67108864')
     with pytest.raises(pictures.SourceError, match=rows[-1]):  # as a stream reads it
       pictures.picture_of({'image': image, 'name': f'cat/{name}.png'}, 512, 3)
-  streams.settle(experiment(photos, resolution=512, max_unreadable=0.2))
+  fitting.settle(experiment(photos, resolution=512, max_unreadable=0.2))
   assert f'left out:\n  {photos}/{rows[0]}\n  {photos}/{rows[1]}' in capsys.readouterr().err
   shutil.rmtree(photos / 'bird')
   command = ['prepare', f'--source=folder:{photos}', f'--output={tmp_path / "out"}', '--workers=1', '--resolution=512']
@@ -274,12 +275,45 @@ def test_pictures_of_tfds_are_read_or_refused_alike(tmp_path, monkeypatch, conte
 
 
 def test_captions_may_hold_any_text_and_a_byte_order_mark(tmp_path):
-  captions = ['one\u2028line\u2029still\x85', 'ein Käfer 🪲', '']
+  texts = ['one\u2028line\u2029still\x85', 'ein Käfer 🪲', '']
   make_data.write_captions(tmp_path, [{'file': f'{i}.png', 'caption': ''} for i in range(3)])
-  lines = [f'{{"file": "{i}.png", "caption": "{caption}"}}\r\n' for i, caption in enumerate(captions)]
+  lines = [f'{{"file": "{i}.png", "caption": "{caption}"}}\r\n' for i, caption in enumerate(texts)]
   (tmp_path / 'captions.jsonl').write_bytes('\ufeff'.encode() + ''.join(lines).encode())
   source = folders.open_folder(tmp_path)
-  assert [source[i]['caption'] for i in range(3)] == captions
+  assert [source[i]['caption'] for i in range(3)] == texts
+
+
+def test_pictures_may_have_several_captions_of_two_kinds(tmp_path):
+  rows = [{'file': '0.png', 'caption': 'zero', 'recaption': ['a picture of zero', '']},
+          {'file': '1.png', 'caption': ['one', 'uno']}, {'file': '2.png', 'caption': 'two ' * 10_000},
+          {'file': '3.png', 'caption': [], 'recaption': 'three anew'}]
+  make_data.write_captions(tmp_path, rows)
+  source = folders.open_folder(tmp_path)
+  assert captions.of_record(source[0]) == [
+    ('original', 'zero'), ('recaption', 'a picture of zero'), ('recaption', '')]
+  assert [kind for kind, _ in captions.of_record(source[1])] == ['original'] * 2
+  assert source[0]['caption'] == 'zero' and source[3]['caption'] == 'three anew'
+  assert source[2]['caption'] == rows[2]['caption'] and 'captions' not in source[2]
+  before = source.digest
+  rows[0]['recaption'].reverse()
+  make_data.write_captions(tmp_path, rows)
+  assert folders.open_folder(tmp_path).digest != before
+
+
+def test_the_digest_of_a_folder_with_one_caption_each_is_as_it_was(tmp_path):
+  """Runs and prepared sets of before there were kinds of captions go on: their digest is of [file, label, caption]."""
+  rows = [{'file': '0.png', 'caption': 'zero', 'label': 'x'}, {'file': '1.png', 'caption': ''}]
+  make_data.write_captions(tmp_path, rows)
+  shas = [hashlib.sha256((tmp_path / f'{i}.png').read_bytes()).hexdigest() for i in range(2)]
+  rows = [['0.png', 'x', 'zero', shas[0]], ['1.png', None, '', shas[1]]]
+  expected = hashlib.sha256(b''.join(json.dumps(row).encode() for row in rows)).hexdigest()
+  assert folders.open_folder(tmp_path).digest == expected
+  make_data.write_class_folders(tmp_path / 'classes', per_class=1)
+  paths = sorted((tmp_path / 'classes').rglob('*.png'))
+  rows = [[f'{path.parent.name}/00.png', path.parent.name, None, hashlib.sha256(path.read_bytes()).hexdigest()]
+          for path in paths]
+  expected = hashlib.sha256(b''.join(json.dumps(row).encode() for row in rows)).hexdigest()
+  assert folders.open_folder(tmp_path / 'classes').digest == expected
 
 
 def row(**keys) -> bytes:
@@ -290,9 +324,15 @@ def row(**keys) -> bytes:
   (b'{"file": "0.png", "caption": "\xe4"}', 'not UTF-8 (byte 0xe4'),
   (row().decode().encode('utf-16'), 'not UTF-8 (byte 0xff'),
   (row().decode().encode('utf-16-le'), 'must be an object'),
-  (b'[' * 100_000, 'must be an object with "file", "caption" and, if need be, "label" (RecursionError'),
+  (b'[' * 100_000, 'must be an object with "file", "caption" and, if need be, "recaption" and "label" (RecursionError'),
   (b'{"file": "0.png", "caption": ' + b'[' * 500 + b']' * 500 + b'}', '"caption" = [[[['),
   (b'["0.png"]', 'must be an object'),
+  (row(caption=[]), '"caption" = []: must be a string, or a list of at least one'),
+  (row(caption=['a', 7]), '"caption" = [\'a\', 7]: must be a string, or a list of strings'),
+  (row(recaption=None), '"recaption" = None: must be a string, or a list of strings'),
+  (row(recaption='\ud800'), '"caption" = \'\\ud800\': no Unicode text (character 0'),
+  (row(caption='a' * 2**20 + 'b'), 'a caption of 1048577 characters; at most 1048576 are taken'),
+  (row(caption=['a'] * 1001), '1001 captions; at most 1000'),
   (row(label=300_000_000), '"label" = 300000000: must be a class number from 0 to 1048575, or a name'),
   (row(label=10**4000), '"label" = 1000'),
   (b'{"file": "0.png", "caption": "", "label": 1' + b'0' * 5000 + b'}', 'must be an object'),

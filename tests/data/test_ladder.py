@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 from pagoda_jax import config as configs
 from pagoda_jax import main
-from pagoda_jax.data import folders, pictures, prepare, records, shards, sources
+from pagoda_jax.data import fitting, folders, pictures, prepare, records, shards, sources
 from pagoda_jax.data import stream as streams
 from pagoda_jax.data.images import image_grid
 from pagoda_jax.runtime.files import write_sealed
@@ -222,7 +222,7 @@ def test_what_is_not_cut_from_the_originals_is_warned_of(ladder, tmp_path, caplo
   configs.add_phase(config, 'invert', configs.invert())
   configs.add_phase(config, 'distill', configs.distill())
   configs.add_phase(config, 'grow_64', configs.grow(resolution=64))
-  streams.settle(config)
+  fitting.settle(config)
   assert not caplog.records
   assert run(f'--source=array_record:{ladder / "png"}', f'--output={tmp_path / "out"}', '--workers=1',
              '--resolutions=8,32,64') == 0
@@ -231,7 +231,7 @@ def test_what_is_not_cut_from_the_originals_is_warned_of(ladder, tmp_path, caplo
     ladder / 'png', tmp_path / 'out')))  # not cut anew
   caplog.clear()
   config.data.path = str(tmp_path / 'out')
-  streams.settle(config)
+  fitting.settle(config)
   assert f'{tmp_path / "out"} holds pictures of 8, 32, 64 px only' in caplog.text
   assert '16 px of those of 32 px. `pagoda prepare --resolutions=16,64`' in caplog.text
 

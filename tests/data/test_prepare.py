@@ -90,7 +90,7 @@ def test_prepared_digits_give_the_batches_of_the_digits(tmp_path):
 @pytest.mark.parametrize('source', ['folder', 'folder:', 'mnist:x', 'camera:0', ''])
 def test_a_source_that_does_not_exist_is_explained(tmp_path, source, capsys):
   assert run(f'--source={source}', f'--output={tmp_path}') == 1
-  assert f'--source={source}: must be folder:PATH, tfds:NAME' in capsys.readouterr().err
+  assert f'--source={source}: must be folder:PATH, webdataset:PATH, tfds:NAME' in capsys.readouterr().err
 
 
 def test_unreadable_pictures_are_left_out_and_listed_in_the_manifest(photos, tmp_path, capsys):
@@ -293,7 +293,7 @@ def test_a_stopped_prepare_goes_on_to_the_same_bytes(many, tmp_path, number, cod
 
 def test_records_survive_any_text_in_their_header():
   header = {'shard': 1, 'record': 2, 'label': -1, 'name': 'ü/"\n', 'caption': '🦊' * 100}
-  assert records.decode_record(records.encode_record(header, b'\x00content')) == (header, b'\x00content')
+  assert shards.decode_record(shards.encode_record(header, b'\x00content')) == (header, b'\x00content')
 
 
 def test_the_manifest_counts_what_is_there(photos, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pagoda_jax.data import resize
+from pagoda_jax.data import haar, pictures, resize
 
 
 def rows(*values):
@@ -73,3 +73,39 @@ def test_eight_bit_pictures_are_resized_as_pillow_does_bit_for_bit(side):
   pixels[0, : side // 2] = np.where(pixels[0, : side // 2] < 128, 0, 255)  # overshoots
   expected = np.stack([np.asarray(Image.fromarray(x).resize((70, 70), Image.Resampling.BICUBIC)) for x in pixels])
   np.testing.assert_array_equal(resize.resize_as_pillow(pixels, 70), expected)
+
+
+def test_the_haar_band_is_twice_the_mean_a_level_and_has_what_energy_the_other_bands_leave():
+  known = np.array([[1.0, 3, 0, 0], [5, 7, 0, 2], [2, 2, 1, -1], [2, 2, -1, 1]])[..., None]
+  np.testing.assert_array_equal(haar.band(known)[..., 0], [[8, 1], [4, 0]])
+  np.testing.assert_array_equal(haar.band(known, 2)[..., 0], [[6.5]])  # 4 x the mean, 26 / 16
+  np.testing.assert_array_equal(haar.band(haar.band(known)), haar.band(known, 2))
+  # The other bands are those of the picture with the signs of every second row, column, or both turned.
+  images = np.random.default_rng(0).standard_normal((2, 6, 8, 3))
+  rows, columns = (-1.0) ** np.arange(6)[:, None, None], (-1.0) ** np.arange(8)[:, None]
+  bands = [haar.band(images * signs) for signs in (1, rows, columns, rows * columns)]
+  assert sum(np.sum(part**2) for part in bands) == pytest.approx(np.sum(images**2), rel=1e-12)
+  # Of noise it is noise of the same law, which a generator takes (the release's `wavelet_input`).
+  noise = haar.band(jax.random.normal(jax.random.key(0), (64, 16, 16, 3)))
+  assert noise.shape == (64, 8, 8, 3) and float(jnp.std(noise)) == pytest.approx(1, abs=0.02)
+  with pytest.raises(ValueError, match='6 x 8: cannot be halved 2 times'):
+    haar.band(images, 2)
+
+
+def test_a_picture_smaller_by_its_haar_band_is_the_box_average():
+  """Rounded once, where Pillow rounds rows and columns apart, and each halving."""
+  pixels = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+  found = pictures.cuts(Image.fromarray(pixels), (32, 16, 8), 3, band_of=32)
+  np.testing.assert_array_equal(found[32], pixels)
+  for side in (16, 8):
+    mean = pixels.reshape(side, 32 // side, side, 32 // side, 3).mean((1, 3))
+    np.testing.assert_array_equal(found[side], np.floor(mean + 0.5))
+    cut = pictures.picture(Image.fromarray(pixels), side, 3)
+    assert np.abs(found[side].astype(int) - cut).max() <= np.log2(32 / side) and np.any(found[side] != cut)
+  # Of a picture of another size what is cut at 32 px goes on, where 'cut' takes the original.
+  large = Image.fromarray(np.random.default_rng(2).integers(0, 256, (50, 41, 3), dtype=np.uint8))
+  whole = Image.fromarray(pictures.picture(large, 32, 3))
+  np.testing.assert_array_equal(pictures.picture(large, 8, 3, band_of=32), pictures.picture(whole, 8, 3, band_of=32))
+  assert np.abs(pictures.picture(large, 8, 3, band_of=32).astype(int) - pictures.picture(large, 8, 3)).max() > 2
+  with pytest.raises(pictures.SourceError, match='x.png: a picture of 24 px has no Haar band of 16 px'):
+    pictures.picture_of({'name': 'x.png', 'image': large}, 16, 3, band_of=24)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pagoda_jax import config as configs
 from pagoda_jax import main, pipeline, validation
-from pagoda_jax.data import folders, pictures, sources
+from pagoda_jax.data import fitting, folders, pictures, sources
 from pagoda_jax.data import stream as streams
 from pagoda_jax.training import workdir
 
@@ -235,35 +235,35 @@ def test_labels_out_of_range_are_refused_naming_the_first(tmp_path):
   make_data.write_captions(tmp_path, rows)
   config = experiment('folder', tmp_path, num_classes=5)
   with pytest.raises(pictures.SourceError, match=r'num_classes = 5: the picture 2.png has label 5 \(2 of 4'):
-    streams.settle(config)
+    fitting.settle(config)
   config.data.num_classes = 10
-  streams.settle(config)
+  fitting.settle(config)
 
 
 def test_pictures_without_label_are_refused_where_there_are_classes(tmp_path):
   rows = [{'file': '0.png', 'caption': '', 'label': 'a'}, {'file': '1.png', 'caption': ''}]
   make_data.write_captions(tmp_path, rows)
   with pytest.raises(pictures.SourceError, match='the picture 1.png has no label'):
-    streams.settle(experiment('folder', tmp_path, num_classes=-1))
-  streams.settle(experiment('folder', tmp_path, num_classes=0))
+    fitting.settle(experiment('folder', tmp_path, num_classes=-1))
+  fitting.settle(experiment('folder', tmp_path, num_classes=0))
 
 
 def test_more_tfds_classes_than_the_config_has_are_refused(tmp_path):
   make_data.write_tfds(tmp_path, 'small_pictures', 3)
   with pytest.raises(pictures.SourceError, match='num_classes = 2: the source has 3 classes'):
-    streams.settle(experiment('tfds', tmp_path, name='small_pictures', num_classes=2))
+    fitting.settle(experiment('tfds', tmp_path, name='small_pictures', num_classes=2))
 
 
 def test_classes_are_found_by_themselves(tmp_path):
   make_data.write_class_folders(tmp_path / 'classes')
   config = experiment('folder', tmp_path / 'classes', num_classes=-1)
   validation.validate(config, 8)
-  streams.settle(config)
+  fitting.settle(config)
   assert config.data.num_classes == 3 and config.phases.distill.discriminator.conditional
   (tmp_path / 'plain').mkdir()
   (tmp_path / 'plain' / '0.png').write_bytes(make_data.png(make_data.pixels(0)))
   config = experiment('folder', tmp_path / 'plain', num_classes=-1)
-  streams.settle(config)
+  fitting.settle(config)
   assert config.data.num_classes == 0 and not config.phases.grow_16.discriminator.conditional
   validation.validate(config, 8)
 
@@ -296,7 +296,7 @@ def test_a_phase_does_not_go_on_with_other_pictures(tmp_path):
 def test_pictures_stored_too_small_are_refused():
   config = experiment('mnist', channels=1, num_classes=10, resolution=64)
   with pytest.raises(pictures.SourceError, match='resolution = 64.*stored at 32 px'):
-    streams.settle(config)
+    fitting.settle(config)
 
 
 def test_worker_processes_read_the_same_batches(tmp_path):

@@ -69,6 +69,7 @@ def test_batches_are_the_same_for_any_number_of_hosts(settings):
       joined = np.empty(8, int)
       joined[hosts[0]], joined[hosts[1]] = first, second
       assert joined.tolist() == batch  # row by row: a step's randomness goes by row
+  assert sum(keys_of(stream.batches(1), 24), []) == sum(whole, [])
 
 
 def test_a_position_restores_the_next_batch_on_another_host_count(settings):

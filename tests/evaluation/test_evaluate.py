@@ -9,18 +9,21 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published_files
 import pytest
 from PIL import Image
 from runs import pagoda
 
 from pagoda_jax.data import sources
-from pagoda_jax.evaluation import data_features, encoders, evaluate, paired, plans, references, sums
+from pagoda_jax.evaluation import data_features, encoders, evaluate, paired, plans, references, representations, sums
 from pagoda_jax.evaluation import pictures as sets
+from pagoda_jax.evaluation.metrics import frechet
 from pagoda_jax.evaluation.pictures import EvaluationError
 from pagoda_jax.runtime import sharding
 from pagoda_jax.runtime.files import file_digest, read_sealed
 from pagoda_jax.training import checkpoints, workdir
 from pagoda_jax.weights import locate
+from pagoda_jax.weights.convert import torch_files
 from pagoda_jax.weights.convert.unpickle import UnsafeFileError, WeightsFileError
 
 COUNT = 40
@@ -109,7 +112,7 @@ def test_the_datas_features_are_kept_made_again_where_damaged_and_learn_without_
   assert found.described['trained_by'] == 'contrast' and found.described['sha256'] != first.described['sha256']
   assert 'logits' not in found.widths(16, 16, 1)
   with pytest.raises(EvaluationError, match='no labels'):
-    plan = plans.make('is', 'data', references.Reference({}, pictures=pictures), False, False)
+    plan = plans.make('is', 'data', references.Reference({}, pictures=pictures), False)
     plan.check_outputs({f'data/{name}': width for name, width in found.widths(16, 16, 1).items()}, None)
 
 
@@ -179,6 +182,83 @@ def test_a_large_reference_is_drawn_from(tmp_path, tiny_inception, monkeypatch):
   with_moments, alone = ask('fid,kid'), ask('kid')
   assert with_moments['how']['kid']['reference_pictures'] == 12
   assert with_moments['metrics']['kid'] == pytest.approx(alone['metrics']['kid'], rel=1e-5)
+
+
+def test_fdr_is_the_mean_of_distances_over_those_of_held_out_pictures_and_says_which_encoders_lack(
+    tmp_path, tiny_inception, monkeypatch):
+  real, held = write_pictures(tmp_path / 'r.npz', 30, seed=1), write_pictures(tmp_path / 'h.npz', 25, seed=2)
+  samples = write_pictures(tmp_path / 'x.npz', 20) // 2
+  np.savez(tmp_path / 'x.npz', arr_0=samples)
+  matrices = {name: np.random.default_rng(place).standard_normal((16 * 16, 5)).astype(np.float32)
+              for place, name in enumerate(('convnext', 'dinov2_256', 'mae', 'siglip', 'clip_256'))}
+  flat = lambda images: images.astype(np.float32).mean(-1).reshape(len(images), -1) / 255
+  maker = lambda matrix: lambda weights_dir: encoders.Encoder(
+    lambda variables, images: {'features': (images.astype(jnp.float32).mean(-1).reshape(len(images), -1) / 255)
+                               @ variables}, matrix, {'network': 'tiny', 'sha256': '1', 'resize': ''})
+  monkeypatch.setattr(evaluate, 'MAKERS', {name: maker(matrix) for name, matrix in matrices.items()})
+  opened = references.open_reference
+  monkeypatch.setattr(references, 'open_reference', lambda *args: dataclasses.replace(
+    opened(*args), held_out=sets.open_samples(str(tmp_path / 'h.npz'))))
+  request = evaluate.Request('fdr6', reference=str(tmp_path / 'r.npz'), batch_size=9)
+
+  def ratio(matrix):
+    moments = [(values.mean(0), np.cov(values, rowvar=False)) for values in (
+      (flat(x) @ matrix).astype(np.float64) for x in (samples, real, held))]
+    return (frechet.frechet_distance(*moments[0], *moments[1]) / frechet.frechet_distance(*moments[2], *moments[1]))
+
+  for figures in (tuple(representations.SIX), ('fid', 'fd_mae', 'fd_clip')):
+    monkeypatch.setattr(representations, 'here', lambda *_, figures=figures: figures)
+    found = evaluate.of_images(str(tmp_path / 'x.npz'), request)
+    of = [tiny_inception['features'] if name == 'fid' else matrices[representations.SIX[name]] for name in figures]
+    assert found['metrics'][f'fdr{len(figures)}'] == pytest.approx(np.mean([ratio(x) for x in of]), rel=1e-4)
+    assert set(found['fd_ratio']['of']) == set(figures)
+    assert {name for name in found['metrics'] if name.startswith('fdr')} == {f'fdr{len(figures)}'}
+    assert any('there is no convnext' in note for note in found['notes']) == (len(figures) < 6)
+    assert set(found['features']) == {representations.SIX[name] for name in figures}
+  with pytest.raises(EvaluationError, match='as the ADM evaluator'):
+    evaluate.of_images(str(tmp_path / 'x.npz'), dataclasses.replace(request, resize='clean_fid'))
+  monkeypatch.setattr(representations, 'here', lambda *_: ())
+  with pytest.raises(EvaluationError, match='none of its encoders is here: inception .weights pt_inception'):
+    evaluate.of_images(str(tmp_path / 'x.npz'), request)
+
+
+def test_fdr6_of_published_files_from_end_to_end(tmp_path, tiny_inception, monkeypatch, capsys):
+  paths = published_files.write_representations(tmp_path / 'weights')
+  (tmp_path / 'weights' / locate.entry('pt_inception').file_name).write_bytes(b'')  # tiny_inception is in its place
+  for place, name in enumerate(('r', 'h', 'x')):
+    write_pictures(tmp_path / f'{name}.npz', 16, seed=place)
+  np.savez(tmp_path / 'x.npz', arr_0=np.load(tmp_path / 'x.npz')['arr_0'] // 2)
+  opened = references.open_reference
+  monkeypatch.setattr(references, 'open_reference', lambda *args: dataclasses.replace(
+    opened(*args), held_out=sets.open_samples(str(tmp_path / 'h.npz'))))
+  flags = [f'--images={tmp_path / "x.npz"}', f'--reference={tmp_path / "r.npz"}', '--metrics=fdr6', '--batch_size=16',
+           f'--weights_dir={tmp_path / "weights"}', f'--out={tmp_path / "f.json"}']
+  assert pagoda('evaluate', *flags) == 0
+  assert 'fdr6' in capsys.readouterr().out
+  found = read_sealed(tmp_path / 'f.json')
+  ratios = found['fd_ratio']['of']
+  assert set(ratios) == set(representations.SIX) and len({round(ratio, 3) for ratio in ratios.values()}) == 6
+  assert min(ratios.values()) > 1  # pictures of half the contrast are further than others of the same kind
+  assert found['metrics']['fdr6'] == pytest.approx(np.mean(list(ratios.values())))
+  assert not any('there is no' in note for note in found['notes'])
+  digests = {name: found['features'][name]['sha256'] for name in representations.MAKERS}
+  assert digests == {name: file_digest(paths[representations.FILES[name]]) for name in representations.MAKERS}
+  # Files that are not what they are called.
+  for name, tensor, said in (('convnextv2_base', 'head.fc.weight', 'which ends in a classifier'),
+                             ('siglip2_so400m16', 'attn_pool.latent', 'no attn_pool.latent')):
+    path, whole = paths[name], paths[name].read_bytes()
+    rest = {key: np.array(value) for key, value in torch_files.read(path).tensors.items() if key != tensor}
+    torch_files.write_safetensors(path, rest, {'format': 'pt'})
+    for words in ('at first use', said):
+      assert pagoda('evaluate', *flags) == 1
+      refused = capsys.readouterr().err
+      assert words in refused and (name in refused or path.name in refused)
+      (tmp_path / 'weights' / f'{path.name}.sha256.json').unlink()
+    path.write_bytes(whole)
+  paths['convnextv2_base'].unlink()
+  here = representations.here(tmp_path / 'weights')
+  assert set(representations.SIX) - set(here) == {'fd_convnext'}
+  assert representations.lacking(here) == 'convnext (weights convnextv2_base are not here)'
 
 
 DAMAGED = {
@@ -268,8 +348,8 @@ def test_a_folder_of_odd_pictures(tmp_path):
 
 
 REFUSED = [
-  ('cmmd', 'inception', 'no CLIP'), ('clip', 'inception', 'text encoders of CLIP'),
-  ('fdr6', 'inception', 'six encoders'), ('fidd', 'inception', "no metric 'fidd'"),
+  ('clip', 'inception', 'there are none: a folder has them'), ('fdr6', 'inception', 'config.data.holdout'),
+  ('fdr6', 'data', 'by six encoders'), ('fidd', 'inception', "no metric 'fidd'"),
   ('sfid', 'data', "Inception's maps"),
   ('psnr', 'inception', 'is of pairs'),
 ]
@@ -279,7 +359,7 @@ REFUSED = [
 def test_metrics_that_cannot_be_had_are_refused_with_what_is_missing(metrics, features, said):
   reference = references.Reference({}, pictures=sets.of_array(np.zeros((5, 8, 8, 3), np.uint8), '', {}))
   with pytest.raises(EvaluationError, match=said):
-    plans.make(metrics, features, reference, False, False)
+    plans.make(metrics, features, reference, False)
 
 
 def test_too_few_pictures_are_refused_before_any_is_looked_at(tmp_path, tiny_inception):

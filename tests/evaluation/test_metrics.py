@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pagoda_jax.evaluation.metrics import frechet, inception_score, kid, precision_recall
+from pagoda_jax.evaluation.metrics import cmmd, frechet, inception_score, kid, precision_recall
 from pagoda_jax.runtime import sharding
 
 
@@ -45,6 +45,22 @@ def test_kid_is_the_unbiased_estimate():
   expected = within - 2 * np.mean([kernel(x, y) for x in a for y in b])
   np.testing.assert_allclose(kid.squared_mmd(a, b), expected)
   np.testing.assert_allclose(kid.kid(a, b, subsets=2), (expected, 0), atol=1e-12)  # of the smaller set's size: all
+
+
+def test_cmmd_is_the_double_sum_over_all_pairs_in_parts_and_on_devices_too():
+  rng = np.random.default_rng(0)
+  samples, reference = rng.standard_normal((37, 6)) + 1, rng.standard_normal((45, 6))
+  samples, reference = ((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in (samples, reference))
+  a, b = samples.astype(np.float64), reference.astype(np.float64)
+  mean = lambda x, y: np.mean([[np.exp(-np.sum((p - q) ** 2) / 200) for q in y] for p in x])
+  expected = 1000 * (mean(a, a) + mean(b, b) - 2 * mean(a, b))
+  assert expected > 1
+  np.testing.assert_allclose(cmmd.cmmd(samples, reference, block=16), expected, rtol=1e-9)
+  on_devices = precision_recall.on_devices(sharding.make_mesh())
+  np.testing.assert_allclose(cmmd.cmmd(samples, reference, block=16, distances=on_devices), expected, rtol=1e-5)
+  np.testing.assert_allclose(cmmd.cmmd(samples, samples, distances=on_devices), 0, atol=1e-6)
+  with pytest.raises(ValueError, match='shapes'):
+    cmmd.cmmd(samples, reference[:, :5])
 
 
 def test_precision_and_recall_on_devices_are_the_hosts():

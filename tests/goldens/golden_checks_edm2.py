@@ -8,7 +8,6 @@ import golden_tools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import step_tools
 from golden_tools import assert_close, in_float32, nchw, nhwc
 
 from pagoda_jax.networks import edm2
@@ -50,7 +49,7 @@ def in_their_names(tree):
 def check_outputs():
   arrays, _, net, params = golden()
   call = jax.jit(lambda label: net.apply({'params': params}, nhwc(arrays['x']), jnp.log(arrays['sigma']) / 4,
-                                         {'label': label}), compiler_options=step_tools.QUICK)
+                                         {'label': label}))
   assert_close(nchw(call(arrays['class_idx'])), arrays['F'], 1e-4, 'F')
   assert_close(nchw(call(np.full(3, -1))), arrays['F_unlabelled'], 1e-4, 'F without labels')
   logvar = net.apply({'params': params}, None, jnp.log(arrays['sigma']) / 4, {}, logvar_only=True)
@@ -62,9 +61,10 @@ def check_gradients():
   arrays, meta, net, params = golden()
   networks = models.Networks(net)
   images, noise, label = nhwc(arrays['images']), nhwc(arrays['noise']), arrays['class_idx']
-  losses = lambda params: teacher.losses_of(networks, True, params, images, label, None, arrays['sigma'], noise, None)
+  losses = lambda params: teacher.losses_of(
+    networks, True, params, images, {'label': label}, None, arrays['sigma'], noise, None)
   mean = lambda params: (jnp.mean(found := losses(params)), found)
-  (_, found), grads = jax.jit(jax.value_and_grad(mean, has_aux=True), compiler_options=step_tools.QUICK)(params)
+  (_, found), grads = jax.jit(jax.value_and_grad(mean, has_aux=True))(params)
   np.testing.assert_allclose(found, arrays['loss'], rtol=1e-5)
   grads = in_their_names(grads)
   norms = [np.linalg.norm(grads[name].astype(np.float64)) for name in meta['grad_names']]
@@ -76,7 +76,7 @@ def check_gradients():
 def check_forced():
   """What the weights are after the original has looked at them in training."""
   arrays, _, _, params = golden()
-  forced = jax.jit(lambda params: edm2.forced(params, params), compiler_options=step_tools.QUICK)
+  forced = jax.jit(lambda params: edm2.forced(params, params))
   after = in_their_names(forced(params))
   for name in (name.removeprefix('forced/') for name in arrays if name.startswith('forced/')):
     assert_close(after[name], arrays[f'forced/{name}'], 1e-5, name)

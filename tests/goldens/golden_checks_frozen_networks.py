@@ -9,7 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pagoda_jax import config as configs
+from pagoda_jax.config import spaces
+from pagoda_jax.data import latents
 from pagoda_jax.networks.frozen import projections
+from pagoda_jax.stages import decoding
 from pagoda_jax.weights.convert import diffusers, inception, lpips, mapping, random_projections, stylegan_xl
 
 
@@ -20,6 +24,7 @@ def cases():
       ('inception_fid', inception_checks),
       ('lpips_vgg', lpips_checks),
       ('vae', autoencoder_checks),
+      ('vae_shift', shifted_autoencoder_checks),
   ):
     if golden_tools.exists(file):
       yield from ((name, golden_tools.in_float32(check)) for name, check in checks())
@@ -54,6 +59,10 @@ def lpips_checks():
 def autoencoder_checks():
   yield 'autoencoder', check_autoencoder
   yield 'round-trip-autoencoder', lambda: check_round_trip(*autoencoder_parts())
+
+
+def shifted_autoencoder_checks():
+  yield 'autoencoder-shifted', check_shifted_autoencoder
 
 
 def golden_sizes(file, pattern):
@@ -352,12 +361,14 @@ def check_lpips(weights):
 # The autoencoder.
 
 
-@functools.lru_cache(maxsize=1)
-def autoencoder_parts():
+@functools.lru_cache(maxsize=2)
+def autoencoder_parts(file='vae'):
   """(format, state dict by the rule, options)."""
-  _, meta = golden_tools.load('vae')
+  _, meta = golden_tools.load(file)
   state_dict = golden_tools.rule_state_dict([p[:2] for p in meta['params']], meta['prefix'], meta['gain'])
-  return diffusers, state_dict, diffusers.options(state_dict, groups=meta['config']['norm_num_groups'])
+  config = meta['config']
+  return diffusers, state_dict, diffusers.options(
+    state_dict, config['norm_num_groups'], config['scaling_factor'], config.get('shift_factor') or 0.0)
 
 
 def check_autoencoder():
@@ -377,3 +388,22 @@ def check_autoencoder():
   }
   for name, value in results.items():
     golden_tools.assert_close(golden_tools.nchw(value), arrays[name], 2e-4, name)
+
+
+def check_shifted_autoencoder():
+  """As Stable Diffusion 3 and Flux have it: latents are shifted, no 1x1 convolutions; as the networks here see them."""
+  arrays, meta = golden_tools.load('vae_shift')
+  net, variables = converted(*autoencoder_parts('vae_shift'))
+  assert not net.quant_conv and not net.post_quant_conv and net.latent_channels == 6
+  mean, log_variance = jax.jit(functools.partial(net.apply, method='encode'))(variables, golden_tools.nhwc(arrays['x']))
+  golden_tools.assert_close(golden_tools.nchw(mean), arrays['mean'], 2e-4, 'mean')
+  golden_tools.assert_close(golden_tools.nchw(jnp.exp(log_variance / 2)), arrays['std'], 2e-4, 'std')
+  sample = np.asarray(mean + jnp.exp(log_variance / 2) * golden_tools.nhwc(arrays['eps']))
+  shift, scaling = (meta['config'][f'{name}_factor'] for name in ('shift', 'scaling'))
+  nothing = np.zeros_like(sample)
+  seen = latents.Sampling(0, scaling, shift).sampled(latents.Moments(sample, nothing), key=0, epoch=0)
+  golden_tools.assert_close(golden_tools.nchw(seen), arrays['seen'], 2e-4, 'seen')
+  network = {key: getattr(net, key) for key in spaces.NETWORK_KEYS} | {'channels': net.latent_channels}
+  config = configs.experiment(autoencoder=configs.autoencoder_network(scaling=scaling, shift=shift, **network))
+  decoded = jax.jit(decoding.make_decoder(config, jnp.float32))(variables, golden_tools.nhwc(arrays['seen']))
+  golden_tools.assert_close(golden_tools.nchw(decoded), arrays['decoded'], 2e-4, 'decoded')

@@ -14,9 +14,6 @@ from pagoda_jax.method import diffusion
 from pagoda_jax.networks.unet import UNet
 from pagoda_jax.weights.convert import folders
 
-# Compiling is most of the time; at level 0 the convolutions are as fast.
-QUICK = {'xla_backend_optimization_level': 0}
-
 
 def cases():
   """Yields (id, check)."""
@@ -63,7 +60,7 @@ def check_released(config):
     raw = lambda params, *args: net.apply({'params': params}, *args)
     return diffusion.one_step(raw, variables['params'], z, {'label': y}, *sigmas)
 
-  generate = jax.jit(generate, compiler_options=QUICK)
+  generate = jax.jit(generate)
   images = golden_tools.nchw(generate(variables, golden_tools.nhwc(z), arrays[f'{config}/y'].astype(np.int32)))
   side = entry['kwargs']['output_size']
   assert images.shape == (len(z), 3, side, side)

@@ -27,8 +27,6 @@ from pagoda_jax.weights.convert import mapping, random_projections, stylegan_xl
 # its maps move by a rounding: by 1e-5 of their size, gradients move by up to 1e-2; by 1e-4, up to 2.5e-2. The original
 # in float32 and in float64 differ by up to 1.8e-2.
 KINKED = re.compile(r'main\.\d\.main\.(0\.weight_orig|1\.(weight|bias))$')
-# Compiling is most of the time.
-QUICK = {'xla_backend_optimization_level': 0}
 
 
 def cases():
@@ -123,7 +121,7 @@ def stepped():
   batch = {'noise': arrays['G/z']}
   for turn, prefix in (('G', ''), ('D', 'real_')):
     batch |= {f'{prefix}image': arrays[f'{turn}/image'], f'{prefix}label': arrays[f'{turn}/label'].astype(np.int32)}
-  step = jax.jit(distill.make_train_step(players.networks(arrays, meta), phase), compiler_options=QUICK)
+  step = jax.jit(distill.make_train_step(players.networks(arrays, meta), phase))
   noises = [jnp.asarray(arrays[f'{turn}/fake_noise']) for turn in 'GD']
   with jax.default_matmul_precision('highest'), mock.patch.object(jax.random, 'normal', side_effect=noises):
     after, metrics = jax.device_get(step(start, batch, {'features': players.frozen}, jax.random.key(0)))

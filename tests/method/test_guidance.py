@@ -114,12 +114,12 @@ def test_the_estimators_optimum_is_the_posteriors_mean(parts):
   mean, s, tau, scale = 5.0, 0.8, 0.6, 0.1
   law = guidance.Law('truncated_normal', mean, s, 0.0, 10.0)  # cut at six deviations
 
-  def draw(params, noise, cond):
+  def draw(params, noise, cond, null):
     return jnp.ones(noise.shape) * (scale * (cond['omega'] - mean + tau * noise[:, 0, 0, 0]))[:, None, None, None]
 
   networks = types.SimpleNamespace(
     unet=types.SimpleNamespace(magnitude_preserving=False),
-    law=law, sigma_max=1.0, draw=draw,
+    law=law, sigma_max=1.0, draw=draw, latent=False,
     estimate=lambda params, images, labels: params['a'] + params['b'] * images.mean((1, 2, 3)) / scale,
   )
   phase = c.guide(steps=150, batch_size=4096, ema=0.95, optimizer=c.optimizer(name='sgd', learning_rate=0.2))
@@ -136,13 +136,35 @@ def test_the_estimators_optimum_is_the_posteriors_mean(parts):
   networks.law = law._replace(low=4.0, high=5.5)
   images = scale * jnp.array([-9.0, 0.25, 9.0])[:, None, None, None] * jnp.ones((3, 2, 2, 1))
   frozen = {'guide': {'a': mean, 'b': share}}
-  found, pull = jax.vjp(lambda images: guide.estimated(networks, frozen, images, batch['label'][:3]), images)
+  found, pull = jax.vjp(lambda images: guide.estimated(networks, frozen, images, {}), images)
   np.testing.assert_allclose(found, [4.0, mean + share * 0.25, 5.5], rtol=1e-6)
   assert not np.any(pull(jnp.ones(3))[0])
   networks.estimate = None
-  np.testing.assert_array_equal(guide.estimated(networks, {}, images, batch['label'][:3]), np.full(3, mean, np.float32))
+  np.testing.assert_array_equal(guide.estimated(networks, {}, images, {}), np.full(3, mean, np.float32))
 
 
 def test_samples_are_shown_to_the_estimator_as_pictures_are_stored():
   found = guide.as_pictures(jnp.array([-1.01, -1 + 0.9 / 255, 0.3, 1.2]))
   np.testing.assert_allclose(found, [-1, -1, np.round(1.3 * 127.5) / 127.5 - 1, 1], atol=1e-6)
+
+
+def test_each_kind_of_caption_has_its_law():
+  """And a picture's strength follows from its key and its kind, whatever else is drawn."""
+  original, again = guidance.Law('uniform', low=2.0, high=10.0), guidance.Law('truncated_normal', 2.0, 3.0, 1.0, 10.0)
+  laws, rng, keys = guidance.Laws((original, again)), jax.random.key(1), jnp.arange(4000)
+  assert laws.ends == (1.0, 10.0) and laws.nearest(0.5) == 1.0
+  kinds = keys % 2
+  found = np.asarray(laws.of_pictures(rng, keys, kinds))
+  np.testing.assert_array_equal(found[::2], np.asarray(original.of_pictures(rng, keys))[::2])
+  assert found[::2].min() >= 2 and found[1::2].min() < 2
+  # Mean of N(2, 3^2) cut to [1, 10]: 2 + 3 (phi(a) - phi(b)) / (Phi(b) - Phi(a)), a = -1/3, b = 8/3.
+  phi, cumulative = stats.norm.pdf, stats.norm.cdf
+  mean = 2 + 3 * (phi(-1 / 3) - phi(8 / 3)) / (cumulative(8 / 3) - cumulative(-1 / 3))
+  assert found[1::2].mean() == pytest.approx(mean, abs=0.15) and found[::2].mean() == pytest.approx(6, abs=0.2)
+  np.testing.assert_array_equal(laws.of_pictures(rng, keys[::-1], kinds[::-1]), found[::-1])
+  other = np.asarray(laws.of_pictures(rng, keys, 1 - kinds))
+  assert not np.any(other == found)
+  drawn = np.asarray(laws.draw(rng, (4000,), kinds))
+  np.testing.assert_array_equal(drawn[::2], np.asarray(original.draw(rng, (4000,)))[::2])
+  with pytest.raises(ValueError, match="needs 'caption_kind'"):
+    laws.draw(rng, (3,))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 import step_tools
 import tiny
 import torch_writers as writers
@@ -92,7 +93,7 @@ def test_every_block_of_a_fresh_network_keeps_magnitudes():
   net = NET.clone(channels=32, channel_mult=(1, 1), num_blocks=2, embed_channels=32)
   init = lambda: net.init(jax.random.key(0), *INPUTS, {'label': np.array([2, 0])})
   call = lambda: net.apply(init(), *INPUTS, {'label': np.array([2, 0])}, capture_intermediates=True, mutable=True)
-  (out, kept) = jax.jit(call, compiler_options=step_tools.QUICK)()
+  (out, kept) = jax.jit(call)()
   sizes = {name: rms(values['__call__'][0]) for name, values in kept['intermediates'].items()
            if name.startswith(('enc_', 'mid_', 'dec_'))}
   # Convolutions see zeros beyond the border, which is much of a map of 4 px.
@@ -160,7 +161,7 @@ def test_a_generator_begins_as_the_teacher_and_growth_as_its_features_up_sampled
   rng = np.random.default_rng(3)
   old = jax.tree.map(lambda leaf: np.asarray(rng.standard_normal(leaf.shape), np.float32), shapes)
   grown = models.make_unet(config, 'grow_16')
-  fresh = jax.jit(functools.partial(models.fresh_params, grown), compiler_options=step_tools.QUICK)(jax.random.key(0))
+  fresh = jax.jit(functools.partial(models.fresh_params, grown))(jax.random.key(0))
   params, report = growth.grow_params(fresh, old)
   assert not report.other_shape and not report.left_out
   trained, fixed = growth.split_trainable(params, (8, 16))
@@ -168,7 +169,8 @@ def test_a_generator_begins_as_the_teacher_and_growth_as_its_features_up_sampled
   assert growth.last_layer(trained) == ('dec_16_block0', 'conv_1', 'kernel')
   x, c_noise = rng.standard_normal((2, 8, 8, 1)).astype(np.float32), np.full(2, math.log(80) / 4, np.float32)
   features = jax.jit(lambda unet, params: unet.apply(
-    {'params': params}, x, c_noise, {'label': np.array([1, 2])}, features_only=True), static_argnums=0)
+    {'params': params}, x, c_noise, {'label': np.array([1, 2])}, features_only=True), static_argnums=0,
+    compiler_options=quick.SAME_ANY_SIZE)
   before, after = features(base, old), features(grown, growth.merge(trained, fixed))
   np.testing.assert_array_equal(after, before.repeat(2, 1).repeat(2, 2))
 

@@ -15,7 +15,17 @@ from pagoda_jax.networks.frozen.efficientnet_lite0 import EfficientNetLite
 from pagoda_jax.networks.frozen.inception import InceptionV3
 from pagoda_jax.networks.frozen.projections import ProjectedFeatures
 from pagoda_jax.networks.frozen.vgg_lpips import LPIPS, VGGFeatures
-from pagoda_jax.weights.convert import diffusers, inception, lpips, mapping, random_projections, stylegan_xl, timm
+from pagoda_jax.weights.convert import (
+  convnext,
+  diffusers,
+  inception,
+  lpips,
+  mapping,
+  random_projections,
+  siglip,
+  stylegan_xl,
+  timm,
+)
 
 SMALL_DEIT = {'width': 32, 'depth': 4, 'head_channels': 16, 'mlp_width': 64, 'patch': 4, 'grid': 8}
 SMALL_LITE = {'stem': 8, 'repeats': (1, 2, 1, 1, 1, 1, 1), 'widths': (4, 6, 8, 8, 10, 12, 14)}
@@ -134,6 +144,17 @@ def test_timm_backbones_carry_their_heads(options):
   assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, shapes)
 
 
+def test_published_encoders_are_known_by_the_shapes_of_their_tensors():
+  """ConvNeXt V2-B and So400m/16, whose sizes are timm's: 88.7 M with its classifier of 1.03 M, and 427.9 M."""
+  tower = {'architecture': 'deit', 'width': 1152, 'depth': 27, 'head_channels': 72, 'mlp_width': 4304, 'patch': 16,
+           'grid': 16, 'distilled': False, 'class_token': False, 'approximate_gelu': True}
+  for fmt, options, count in ((convnext, {'depths': (3, 3, 27, 3), 'widths': (128, 256, 512, 1024)}, 87_690_752),
+                              (siglip, tower, 427_888_064)):
+    shapes = {leaf.theirs: np.broadcast_to(np.float32(0), leaf.shape) for leaf in fmt.leaves(options)}
+    assert fmt.options(shapes) == options
+    assert sum(value.size for value in shapes.values()) == count
+
+
 @pytest.mark.parametrize('naming, convolutions', [('to_q', False), ('query', False), ('query', True), (None, False)])
 def test_autoencoder_attention_of_all_versions(naming, convolutions):
   options = {
@@ -147,8 +168,11 @@ def test_autoencoder_attention_of_all_versions(naming, convolutions):
       'mid_attention': naming is not None,
       'attention_naming': naming,
       'attention_convolutions': convolutions,
+      'scaling_factor': 0.3611,
+      'shift_factor': 0.1159,
   }
-  inferred, tree = assert_lossless(diffusers, state_dict_of(diffusers.leaves(options)), groups=4)
+  inferred, tree = assert_lossless(diffusers, state_dict_of(diffusers.leaves(options)), groups=4,
+                                   scaling_factor=0.3611, shift_factor=0.1159)
   assert inferred == options
   shapes = jax.eval_shape(diffusers.network(options).init, jax.random.key(0), images(16, channels=1))
   assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, shapes)
@@ -188,7 +212,8 @@ def test_lpips_from_its_two_published_files():
   assert_lossless(lpips, joined)
 
 
-@pytest.mark.parametrize('fmt', [timm, random_projections, stylegan_xl, lpips, inception, diffusers])
+@pytest.mark.parametrize('fmt', [
+  timm, random_projections, stylegan_xl, lpips, inception, diffusers, convnext, siglip])
 def test_another_architecture_is_refused(fmt):
   with pytest.raises(mapping.ConversionError):
     fmt.options({'model.0.weight': np.zeros((2, 2))})

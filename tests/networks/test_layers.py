@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from pagoda_jax.networks import discriminator, layers
+from pagoda_jax.networks import chips, discriminator, group_norm, layers
 
 BFLOAT16 = {'dtype': jnp.bfloat16}
 
@@ -39,3 +40,45 @@ def test_one_pass_variance_loses_less_than_bfloat16_has_lost(ratio):
   rms = lambda x: np.sqrt(np.mean(np.square(x, dtype=np.float64)))
   lost = rms(two_pass(rounded) - two_pass(exact))
   assert 0 < rms(one_pass(rounded) - two_pass(rounded)) < lost / 5
+
+
+@pytest.mark.parametrize('side, channels, activation, scaled', [
+  (16, 192, 'silu', True), (12, 96, 'gelu', False), (8, 64, '', True), (8, 20, 'silu', False)])
+def test_the_norm_of_gpus_is_the_norm_and_its_gradients(monkeypatch, side, channels, activation, scaled):
+  """Of bfloat16 maps, against float32's two passes: what they round is the result and the gradient of the maps."""
+  monkeypatch.setattr(chips, 'chip', lambda: 'nvidia')
+  rng = np.random.default_rng(0)
+  draw = lambda *shape, mean=0.0: jnp.asarray(mean + rng.standard_normal(shape), jnp.float32)
+  x, dy = (draw(3, side, side, channels, mean=mean).astype(jnp.bfloat16) for mean in (2.0, 0.0))
+  variables = {'params': {'scale': draw(channels), 'bias': draw(channels)}}
+  more = (0.3 * draw(3, 1, 1, channels), draw(3, 1, 1, channels)) if scaled else ()
+  norm = layers.group_norm(channels, 4, 1e-5, jnp.bfloat16, 'norm')
+  assert jax.tree.map(jnp.shape, norm.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, variables)
+
+  def exact(x, variables, *more):
+    y = nn.GroupNorm(norm.num_groups, epsilon=1e-5, use_fast_variance=False).apply(variables, x)
+    return group_norm.ACTIVATIONS[activation](y * (1 + more[0]) + more[1] if more else y)
+
+  def ours(x, variables, *more):
+    return norm.apply(variables, x, *(more or (None, None)), activation)
+
+  with jax.default_matmul_precision('highest'):
+    y, pull = jax.jit(lambda *a: jax.vjp(ours, *a))(x, variables, *more)
+    expected, pull_exact = jax.vjp(exact, x.astype(jnp.float32), variables, *more)
+    (dx, *rest), (dx_exact, *rest_exact) = pull(dy), pull_exact(dy.astype(jnp.float32))
+  far = lambda a, b: float(jnp.linalg.norm((a - b).ravel()) / jnp.linalg.norm(b.ravel()))
+  assert y.dtype == dx.dtype == jnp.bfloat16
+  assert far(y, expected) < 2e-3 and far(dx, dx_exact) < 2e-3
+  assert max(jax.tree.leaves(jax.tree.map(far, rest, rest_exact))) < 2e-6
+
+
+def test_patches_are_a_convolution_of_a_stride_of_its_size():
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 9, 13, 3)), jnp.float32)
+  convolution = nn.Conv(5, (4, 4), (4, 4), 'VALID')
+  variables = convolution.init_with_output(jax.random.key(0), x)[1]
+  variables['params']['bias'] += 1.0
+  run = lambda layer: jax.vjp(lambda x: layer.apply(variables, x), x)
+  (ours, pull), (theirs, pull_theirs) = run(layers.Patches(5, 4)), run(convolution)
+  assert ours.shape == (2, 2, 3, 5)
+  np.testing.assert_allclose(ours, theirs, atol=1e-5)
+  np.testing.assert_allclose(pull(ours)[0], pull_theirs(ours)[0], atol=1e-5)

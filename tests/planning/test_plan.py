@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import step_tools
 import tiny
 from jax.experimental import topologies as descriptions
 
@@ -173,9 +172,8 @@ FLOPS = {
 }
 
 
-@functools.cache
-def measured(name, fakes, fsdp):
-  """(phase costs, compiled step) on eight devices; compiled quickly, as most of the time goes into that."""
+def variant(name, fakes, fsdp):
+  """(config, phase there) of a key of FLOPS."""
   config = on_mesh(fsdp)
   config.phases.invert.batch_size = 8
   if name == 'grow_16':
@@ -183,9 +181,20 @@ def measured(name, fakes, fsdp):
   name = 'grow_16' if name == 'released' else name
   if fakes:
     config.phases[name].fakes = fakes
-  mesh = sharding.make_mesh(**config.mesh)
-  lowered = programs.make(config, name, 8).trace(mesh).lower()
-  return plan.phase_costs(config, name, EIGHT), lowered.compile(compiler_options=step_tools.QUICK)
+  return config, name
+
+
+@functools.cache
+def planned(name, fakes, fsdp):
+  return plan.phase_costs(*variant(name, fakes, fsdp), EIGHT)
+
+
+@functools.cache
+def compiled(name, fakes, fsdp):
+  """The step on eight devices; compiled quickly, as most of the time goes into that."""
+  config, name = variant(name, fakes, fsdp)
+  lowered = programs.make(config, name, 8).trace(sharding.make_mesh(**config.mesh)).lower()
+  return lowered.compile()
 
 
 def collectives(step):
@@ -194,9 +203,15 @@ def collectives(step):
 
 
 @pytest.mark.parametrize('name, fakes', FLOPS)
-def test_operations_and_collectives_of_every_step_where_parameters_are_whole(name, fakes):
-  found, step = measured(name, fakes, 1)
+def test_operations_of_every_step(name, fakes):
+  found = planned(name, fakes, 1)
   assert found.flops / found.images == pytest.approx(FLOPS[name, fakes], rel=1e-3)
+
+
+@pytest.mark.parametrize('name, fakes', [('teacher', ''), ('invert', ''), ('distill', 'fresh'), ('grow_16', 'shared'),
+                                         ('released', 'fresh')])
+def test_operations_and_collectives_of_compiled_steps_where_parameters_are_whole(name, fakes):
+  found, step = planned(name, fakes, 1), compiled(name, fakes, 1)
   sent = costs.sent_bytes(step.as_text(), 8)
   if name == 'invert':
     assert not sent and found.sent == 0
@@ -216,13 +231,10 @@ def test_operations_and_collectives_of_every_step_where_parameters_are_whole(nam
   assert held / 2 < step.memory_analysis().temp_size_in_bytes < 2 * held
 
 
-SPLIT = [('teacher', ''), ('distill', 'fresh'), ('distill', 'shared'), ('grow_16', 'shared')]
-
-
-@pytest.mark.parametrize('name, fakes', SPLIT)
+@pytest.mark.parametrize('name, fakes', [('teacher', ''), ('distill', 'fresh'), ('grow_16', 'shared')])
 def test_collectives_of_steps_whose_state_is_split(all_split, name, fakes):
   """Parameters are gathered and gradients summed; hardly a map of a network leaves its device."""
-  (found, step), (whole, _) = measured(name, fakes, 8), measured(name, fakes, 1)
+  found, step, whole = planned(name, fakes, 8), compiled(name, fakes, 8), planned(name, fakes, 1)
   sent = costs.sent_bytes(step.as_text(), 8)
   # XLA for CPU has no reduce-scatter: it sums everywhere, as where parameters are whole.
   assert 0.5 * whole.sent < sent.pop('all-reduce') < 1.05 * whole.sent

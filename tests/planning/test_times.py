@@ -22,7 +22,7 @@ def counted_of(images, parameters, flops, image_bytes, **more):
   state = {'params': tree, 'ema': tree, 'mu': tree, 'nu': tree}
   program = programs.Program(None, state, {'label': jax.ShapeDtypeStruct((images,), jnp.int32)}, {}, None, True)
   found = plan.Counted(program, {'params': tree}, {}, 4, {'params': 2}, {'params': 3}, images * flops, 0.0, {},
-                       image_bytes)
+                       image_bytes, 1)
   return dataclasses.replace(found, **more)
 
 
@@ -57,8 +57,9 @@ def test_split_parameters_are_gathered_and_updated_in_parts():
   assert whole.sent == 2 * 2 * 7 / 8 * parameters and split.sent == (3 + 2) * 7 / 8 * parameters
   both = ADM.split(4).costs(2, 0)
   assert both.sent == 3 * 3 / 4 * parameters + 2 * (3 / 4 + 2 / 2 / 4) * parameters
-  # Every part of a batch sums its gradients.
-  assert ADM.split(1).costs(8, 8).sent == 4 * whole.sent
+  # Every part of a batch sums its gradients, but those of losses of single images where parameters are whole.
+  assert ADM.split(1).costs(8, 8).sent == (1 + 4) / 2 * whole.sent
+  assert ADM.split(8).costs(1, 8).sent == (3 + 4 * 2) * 7 / 8 * parameters
   assert ADM.split(1).costs(8, 8).activations == whole.activations / 4 == 8 * 1.6e9
 
 

@@ -11,7 +11,8 @@ import threading
 import time
 
 import pytest
-from runs import CONFIG, ROOT, XLA_FLAGS, pagoda
+from quick import XLA_FLAGS
+from runs import CONFIG, ROOT, pagoda
 
 from pagoda_jax.runtime import lock, processes
 from pagoda_jax.runtime.interrupts import Interrupted

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import pytest
 import step_tools
-from runs import CONFIG, ROOT, XLA_FLAGS
+from quick import XLA_FLAGS
+from runs import CONFIG, ROOT
 
 from pagoda_jax.data import noise_store
 from pagoda_jax.runtime import distributed, trees
@@ -88,7 +89,7 @@ def wait_for(condition, processes):
 def test_a_step_on_two_processes_of_four_devices_is_the_step_on_one_device(tmp_path):
   for code, output in workers('step', tmp_path, devices=4, limit=300):
     assert code == 0, output
-  for name in step_tools.PHASES:
+  for name in step_tools.ACROSS_PROCESSES:
     one, metrics = step_tools.run_step(name, 1)
     two = np.load(tmp_path / f'{name}.npz')
     assert two['loss'] == pytest.approx(metrics['loss'], rel=1e-6)

@@ -39,7 +39,7 @@ def experiment(name, precision):
 def gradients(config, name, before, count):
   """{player: its gradient}: what one plain gradient step, at a rate of 1, takes from the parameters of `before`."""
   make = {'teacher': teacher, 'distill': distill, 'grow_16': grow}[name].make_train_step
-  step = jax.jit(make(models.build(config, name), config.phases[name]), compiler_options=step_tools.QUICK)
+  step = jax.jit(make(models.build(config, name), config.phases[name]))
   after, _ = step(before, step_tools.batch_of(config, name, count), {}, step_tools.RNG)
   taken = lambda a, b: jax.tree.map(lambda x, y: np.asarray(x, np.float64) - y, a, b)
   found = {'params': taken(before.params, after.params)}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pagoda_jax import config as c
+from pagoda_jax.method import perception
 from pagoda_jax.stages import distill, state
 
 RNG = jax.random.key(3)
@@ -65,7 +66,7 @@ def test_fresh_fakes_are_other_noise_through_the_generator_just_updated():
 
 
 def test_pairs_of_the_teacher_are_what_it_makes_of_the_steps_own_noise():
-  draw = lambda params, noise, cond: params * noise / 80
+  draw = lambda params, noise, cond, null: params * noise / 80
   _, metrics = one_step('fresh', types.SimpleNamespace(**vars(NETWORKS) | {'draw': draw}), {'teacher': jnp.float32(2)})
   noise = jax.random.normal(state.step_keys(RNG, jnp.int32(0), 9)[8], (4, 8, 8, 1))
   assert float(metrics['loss']) == pytest.approx(float(jnp.mean((1.5 * noise) ** 2)), rel=1e-5)  # 2 there, 0.5 here
@@ -86,6 +87,62 @@ def test_r3gans_losses_and_penalties_on_players_of_one_number(fakes):
   assert float(metrics['discriminator']) == pytest.approx(softplus(made - logits) + penalties, rel=1e-5)
   slope = np.mean((made - logits) / (1 + np.exp(logits - made))) + 2 * penalties  # by the judge's number, which is 1
   assert float(metrics['discriminator_grad_norm']) == pytest.approx(abs(slope), rel=1e-4)
+
+
+@pytest.mark.parametrize('fakes', ['fresh', 'shared'])
+def test_r3gan_on_pairs_against_autodiff_in_float64(fakes):
+  """A judge of two logits, each linear and quadratic in the pixels: what both players are told, and how they move."""
+  weights = c.adversarial(weight=0.5, adaptive=False, loss='relativistic', r1=3.0, r2=5.0)
+  phase = c.distill(
+    fakes=fakes, optimizer=c.optimizer(name='sgd', learning_rate=0.2), reconstruction_adversarial=weights,
+    discriminator_optimizer=c.optimizer(name='sgd', learning_rate=0.1),
+    adversarial=c.adversarial(weight=0.0, adaptive=False))
+
+  def judge(variables, maps, cond):
+    rows, params = maps.reshape(len(maps), -1), variables['params']
+    logits = rows @ params['linear'] + jnp.sum(rows**2, axis=1, keepdims=True) * params['quadratic'] / 2
+    return logits, {}
+
+  rng, batch = np.random.default_rng(1), batch_of_four()
+  params = {'linear': np.float32(0.3 * rng.standard_normal((64, 2))), 'quadratic': np.float32(rng.standard_normal(2))}
+  networks = types.SimpleNamespace(**vars(NETWORKS) | {'judge': judge})
+  start = state.init_generator(begun(phase).params, {}, {'params': params}, phase, {'params': params})
+  after, metrics = jax.jit(distill.make_train_step(networks, phase))(jax.device_put(start), batch, {}, RNG)
+
+  with jax.enable_x64(True):
+    images, noise = (jnp.asarray(batch[key], jnp.float64) for key in ('image', 'noise'))
+    exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+    made = lambda scale: scale * noise / 80
+    logits = lambda params, x: judge({'params': params}, x, None)[0]
+    apart = lambda params, x: logits(params, images) - logits(params, x)
+
+    def of_generator(scale):
+      return jnp.mean((made(scale) - images) ** 2) + 0.5 * jnp.mean(jnp.log1p(jnp.exp(apart(exact, made(scale)))))
+
+    def penalty(params, x):
+      """By forward differentiation, picture by picture."""
+      slopes = jax.vmap(jax.jacfwd(lambda image: jnp.mean(logits(params, image[None]))))(x)
+      return jnp.mean(jnp.sum(slopes**2, axis=(1, 2, 3)))
+
+    def of_judge(params, x):
+      compared = jnp.mean(jnp.log1p(jnp.exp(-apart(params, x))))
+      return compared + 3 / 2 * penalty(params, images) + 5 / 2 * penalty(params, x)
+
+    moved = 0.5 - 0.2 * jax.grad(of_generator)(0.5)
+    seen = made(moved if fakes == 'fresh' else 0.5)
+    loss, slope = jax.value_and_grad(of_judge)(exact, seen)
+    told = {'adversarial': jnp.mean(jnp.log1p(jnp.exp(apart(exact, made(0.5))))), 'discriminator': loss,
+            'r1': penalty(exact, images), 'r2': penalty(exact, seen)}
+    moved, seen, slope, told = jax.device_get((moved, seen, slope, told))
+  assert abs(moved - 0.5) > 1e-2 and abs(told['r1'] / told['r2'] - 1) > 0.1
+  assert float(scale_of(after.params)) == pytest.approx(moved, rel=1e-5)
+  for name, value in told.items():
+    assert float(metrics[f'pairs_{name}']) == pytest.approx(value, rel=1e-5), name
+  by_hand = params['linear'].mean(1) + params['quadratic'].mean() * seen.reshape(4, 64)
+  assert float(metrics['pairs_r2']) == pytest.approx(np.mean(np.sum(by_hand**2, axis=1)), rel=1e-5)
+  for name, value in params.items():
+    np.testing.assert_allclose(
+      after.pairs_discriminator['params'][name] - value, -0.1 * slope[name], rtol=1e-4, atol=1e-5)
 
 
 def test_penalties_stand_beside_the_hinge_loss_too():
@@ -171,3 +228,21 @@ def test_updates_and_the_pairs_discriminator_against_the_same_by_hand(update, fa
   skipped, _ = step(broken, batch, {}, RNG)
   assert int(skipped.skipped) == 1 and float(scale_of(skipped.params)) == float(scale_of(skipped.ema)) == begin
   assert int(skipped.opt_state[0].count) == 0 and float(skipped.pairs_discriminator['params']['w']) == np.float32(0.7)
+
+
+def test_the_distance_of_fakes_and_their_captions_is_part_of_the_adversarial_loss():
+  """Here of an image's mean, where the discriminator's loss is minus that mean: at weight 1 nothing is left."""
+  networks = types.SimpleNamespace(**vars(NETWORKS) | {
+    'clip_distance': lambda frozen, images, cond: jnp.mean(images, (1, 2, 3))})
+  for weight in (1.0, 3.0):
+    plain, measured = (one_step('shared', networks, adversarial=c.adversarial(clip_weight=w, adaptive=False))[1]
+                       for w in (0.0, weight))
+    np.testing.assert_allclose(measured['adversarial'], (1 - weight) * plain['adversarial'], rtol=1e-5, atol=1e-7)
+
+
+def test_clips_distance_is_one_less_the_cosine():
+  tower = types.SimpleNamespace(apply=lambda variables, images: variables * images[:, 0, 0])
+  cond = {'text_pooled': jnp.array([[2.0, 0], [0, 3], [-1, 0], [1, 1]])}
+  images = jnp.tile(jnp.array([1.0, 0]), (4, 2, 2, 1))
+  found = perception.clip_distance(tower)({'features': {perception.CLIP_NAME: 5.0}}, images, cond)
+  np.testing.assert_allclose(found, [0, 1, 2, 1 - 0.5**0.5], atol=1e-6)

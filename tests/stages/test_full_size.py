@@ -1,4 +1,8 @@
-"""experiments/imagenet_64_to_512.py up to 64 px, full size, random weights: `pytest -m full_size` (minutes, 15 GB)."""
+"""experiments/imagenet_64_to_512.py at full size with random weights: `pytest -m full_size` (an hour, 8 GB of disk).
+
+Up to 512 px (`published`): 19 minutes on two cores, 22 GiB of memory, and up to 61,500 memory mappings, of which Linux
+allows a process 65,530: `sysctl -w vm.max_map_count=262144` before it, as XLA crashes where there are no more.
+"""
 
 import importlib.util
 import json
@@ -22,10 +26,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 TEACHER = GUIDED_ADM | {'channels': 192, 'stem_channels': 192, 'num_classes': 1000}
 
 
-def write_pictures(folder):
+def write_pictures(folder, resolution):
   """Two pictures of noise, of two classes."""
   for index in range(2):
-    pixels = np.random.default_rng(index).integers(0, 256, (64, 64, 3), np.uint8)
+    pixels = np.random.default_rng(index).integers(0, 256, (resolution, resolution, 3), np.uint8)
     (folder / f'class{index}').mkdir(parents=True)
     Image.fromarray(pixels).save(folder / f'class{index}' / 'picture.png')
 
@@ -56,7 +60,7 @@ def one_device(monkeypatch):
 
 @pytest.mark.full_size
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize('variant', ['published,stop=64', 'published,stop=64,lpips'])
+@pytest.mark.parametrize('variant', ['published,stop=64', 'published,stop=64,lpips', 'published'])
 def test_imagenet_runs_from_files_of_published_size(variant, folder, one_device, monkeypatch):
   published_files.unlocked(monkeypatch)
   names = ('tf_efficientnet_lite0', 'deit_base_distilled_patch16_224', 'in_embeddings_tf_efficientnet_lite0')
@@ -67,24 +71,28 @@ def test_imagenet_runs_from_files_of_published_size(variant, folder, one_device,
   flags = [f'--weights_dir={folder / "weights"}', f'--output={folder / "teacher"}']
   assert main.main(['convert', '--input=edm_imagenet64_ema', *flags]) == 0
 
-  write_pictures(folder / 'pictures')
   config = experiment(variant)
+  write_pictures(folder / 'pictures', config.data.resolution)
   config.weights_dir = str(folder / 'weights')
   config.precision = 'float32'
   config.data.update({'source': 'folder', 'path': str(folder / 'pictures'), 'workers': 0, 'mirror': False})
   config.log.update({'samples': 1, 'every_steps': 1})
   for phase in config.phases.values():
-    phase.init_from = str(folder / 'teacher')
+    if phase.get('init_from'):
+      phase.init_from = str(folder / 'teacher')
+    if 'steps' in phase:  # plain gradient descent: RAdam's moments alone would be 2.4 GB
+      phase.update({'batch_size': 1, 'steps': 1, 'optimizer': configs.optimizer(name='sgd')})
   config.phases.invert.update({'batch_size': 2, 'num_levels': 3})
-  # Plain gradient descent: RAdam's moments alone would be 2.4 GB.
-  config.phases.distill.update({'batch_size': 1, 'steps': 2, 'optimizer': configs.optimizer(name='sgd')})
+  config.phases.distill.steps = 2
   for phase in config.order:
     start = time.monotonic()
     pipeline.run_experiment(config, folder / 'run', (phase,))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f'{variant}, {phase}: {time.monotonic() - start:.0f} s, peak memory {peak:.1f} GiB')
-  lines = (folder / 'run' / 'distill' / 'metrics.jsonl').read_text().splitlines()
-  metrics = [json.loads(line) for line in lines]
-  print(metrics)
-  assert metrics[-1]['step'] == 2 and all(np.isfinite(value) for line in metrics for value in line.values())
-  assert metrics[-1]['loss'] > 0 and metrics[-1]['skipped_in_a_row'] == 0
+    if phase != 'invert':
+      lines = (folder / 'run' / phase / 'metrics.jsonl').read_text().splitlines()
+      metrics = [json.loads(line) for line in lines]
+      print(metrics)
+      assert metrics[-1]['step'] == config.phases[phase].steps
+      assert all(np.isfinite(value) for line in metrics for value in line.values())
+      assert metrics[-1]['loss'] > 0 and metrics[-1]['skipped_in_a_row'] == 0

@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import network_tools
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from pagoda_jax import config as configs
 from pagoda_jax.method import microbatch, perception
 from pagoda_jax.networks.discriminator import Discriminator
 from pagoda_jax.networks.frozen.projections import ProjectedFeatures
+from pagoda_jax.planning import costs
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import distill, grow, models, state, teacher
 from pagoda_jax.training import workdir
@@ -109,8 +111,9 @@ SWITCHES = {
   'remat': {'remat': (8, 16)},
   'both on eight devices': {'microbatch': 1, 'remat': (8, 16), 'devices': 8},
 }
-# Growth's step is distillation's: remat alone is tried on one of them.
-CASES = [(name, switch) for name in PLAIN for switch in SWITCHES if (name, switch) != ('grow_16', 'remat')]
+# Growth's step is distillation's: each is tried on one of them.
+CASES = [(name, switch) for name in PLAIN for switch in SWITCHES
+         if name == 'teacher' or (name == 'distill') == (switch == 'remat')]
 
 
 @pytest.mark.parametrize('name, switch', CASES)
@@ -124,12 +127,31 @@ def test_the_compiled_step_needs_less_memory(name, switch):
   assert outcome(name, **SWITCHES[switch]).temporaries < most * outcome(name).temporaries
 
 
-@pytest.mark.parametrize('name', PLAIN)
+@pytest.mark.parametrize('name', ['teacher', 'grow_16'])
 def test_no_image_leaves_its_device(name):
   """Where every device has the whole parameters, nothing but sums is communicated."""
   text = outcome(name, **SWITCHES['both on eight devices']).program.as_text()
   found = re.findall(r' (all-[a-z-]+?|collective-[a-z-]+?|reduce-scatter)(?:-start|-done)?\(', text)
   assert set(found) == {'all-reduce'}
+
+
+def test_gradients_of_losses_of_single_images_are_summed_once_a_step():
+  whole, parts = (costs.sent_bytes(outcome('teacher', devices=8, **changes).program.as_text(), 8)
+                  for changes in ({}, {'microbatch': 1, 'remat': (8, 16)}))
+  assert parts == whole and whole['all-reduce'] > 4 * models.count(start('teacher').params)
+
+
+@pytest.mark.parametrize('axes, sizes, count', [(('data', 'fsdp'), (8, 1), 20), (('mine',), (8,), 32)])
+def test_meshes_of_others_and_batches_that_do_not_split_give_the_same_gradient(axes, sizes, count):
+  mesh = jax.make_mesh(sizes, axes, (jax.sharding.AxisType.Auto,) * len(axes))
+  x = np.random.default_rng(0).standard_normal((count, 3)).astype(np.float32)
+  losses_of = lambda w, x: jnp.sum(jnp.tanh(x * w), axis=1)
+  w = jnp.float32([1.0, -2.0, 0.5])
+  expected = microbatch.mean_and_grad(losses_of, 1)(w, x)
+  with jax.set_mesh(mesh):
+    found = jax.jit(microbatch.mean_and_grad(losses_of, 4))(w, x)
+  for one, other in zip(found, expected):
+    np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 @pytest.mark.parametrize('name', ['teacher', 'grow_16'])
@@ -196,7 +218,7 @@ def test_maps_and_distance_of_an_image_do_not_depend_on_the_batch(projected):
   def seen(images, others, draws, view_draws):
     return networks.distance(frozen, images, others, draws), networks.features(frozen, images, view_draws)
 
-  seen = jax.jit(seen, compiler_options=step_tools.QUICK)
+  seen = jax.jit(seen)
   images, others = np.random.default_rng(0).uniform(-1, 1, (2, 4, 8, 8, 1)).astype(np.float32)
   batch = (images, others, networks.distance_draws(RNG, 4), networks.feature_draws(RNG, 4))
   rows = np.array([3, 1, 3, 1])

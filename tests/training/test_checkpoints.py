@@ -346,7 +346,7 @@ def test_metrics_that_a_phase_does_not_have_are_refused():
 def test_metrics_that_can_be_chosen_are_those_that_are_measured(finished):
   for name in ('teacher', 'distill', 'grow_16'):
     line = json.loads((finished / name / 'metrics.jsonl').read_text().splitlines()[0])
-    others = {'step', 'time', 'images_per_second', 'skipped_in_a_row', 'skipped'}
+    others = {'step', 'time', 'kimg', 'epochs', 'images_per_second', 'skipped_in_a_row', 'skipped'}
     assert set(line) - others == set(configs.metrics(tiny.get_config().phases[name]))
 
 

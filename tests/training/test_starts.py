@@ -8,7 +8,8 @@ import pytest
 import tiny
 
 from pagoda_jax import config as configs
-from pagoda_jax import ladder, main
+from pagoda_jax import main
+from pagoda_jax.config import ladder
 from pagoda_jax.networks.unet import EDM_ADM, EDM_DDPMPP, GUIDED_ADM, UNet
 from pagoda_jax.runtime import trees
 from pagoda_jax.stages import architectures, models

@@ -12,7 +12,8 @@ from absl import flags
 from flax import traverse_util
 
 from pagoda_jax.cli import convert as command
-from pagoda_jax.networks.unet import EDM2, EDM_ADM, GUIDED_ADM, GrownLevel
+from pagoda_jax.networks.text import clip, t5
+from pagoda_jax.networks.unet import DEEPFLOYD, EDM2, EDM_ADM, GUIDED_ADM, GrownLevel
 from pagoda_jax.runtime.files import file_digest
 from pagoda_jax.weights import published
 from pagoda_jax.weights.convert import folders, formats, torch_files
@@ -32,11 +33,20 @@ SMALL = {
     'resolution': 8, 'channels': 64, 'channel_mult': (1, 2), 'num_blocks': 1, 'attention_resolutions': (4,),
     'num_classes': 3, 'embed_channels': 32,
   },
+  'deepfloyd': DEEPFLOYD | {
+    'resolution': 8, 'channels': 32, 'channel_mult': (1, 2), 'num_blocks': 1, 'attention_resolutions': (4,),
+    'channels_per_head': 16, 'text_width': 24, 'text_attention': 'added_kv', 'text_channels': 32, 'text_pool_heads': 4,
+  },
   'timm': {
     'architecture': 'deit', 'width': 16, 'depth': 1, 'head_channels': 8, 'mlp_width': 32, 'patch': 4, 'grid': 2,
     'distilled': True,
   },
+  'clip_image': {
+    'patch': 4, 'grid': 2, 'width': 64, 'layers': 1, 'heads': 1, 'mlp_width': 24, 'projection': 8,
+    'activation': 'quick_gelu', 'epsilon': 1e-5,
+  },
   'lpips': {'widths': (4, 8), 'depths': (1, 2)},
+  'convnext': {'depths': (1, 2), 'widths': (4, 6)},
   'inception': {'classes': 8},
   'diffusers': {
     'channels': 3, 'latent_channels': 2, 'widths': (4, 8), 'blocks': 1, 'groups': 2, 'quant_conv': True,
@@ -47,16 +57,26 @@ SMALL = {
     'projection_width': 3,
   },
 }  # fmt: skip
+SMALL['clip'] = clip.VIT_B_32 | {'vocabulary': 9, 'positions': 4, 'width': 64, 'layers': 2, 'heads': 1, 'mlp_width': 6,
+                                 'projection': 5}
+SMALL['t5'] = t5.SMALL | {'vocabulary': 9, 'width': 8, 'layers': 2, 'heads': 2, 'head_channels': 3, 'mlp_width': 6,
+                          'buckets': 4}
 SMALL['dinov2'] = SMALL['timm'] | {'distilled': False, 'layer_scale': True}
+SMALL['siglip'] = SMALL['timm'] | {'distilled': False, 'class_token': False, 'approximate_gelu': True}
 SMALL['random_projections'] = {
   'backbone': SMALL['timm'] | {'depth': 4}, 'reassembly_widths': (2, 3, 4, 5), 'widths': (4, 4, 6, 8),
   'mixed_widths': (4, 2, 3, 4),
 }  # fmt: skip
 # A tensor without a place here.
 CARRIED = {
+  'clip_image': 'text_model.final_layer_norm.bias',
   'edm': 'model.dec.8x8_up.conv0.resample_filter',
   'timm': 'head.weight',
   'dinov2': 'mask_token',
+  'siglip': 'head.weight',
+  'convnext': 'head.norm.weight',
+  'clip': 'vision_model.pre_layrnorm.weight',
+  't5': 'lm_head.weight',
   'lpips': 'scaling_layer.shift',
   'inception': 'Conv2d_1a_3x3.bn.num_batches_tracked',
   'stylegan_xl': 'mini_discs.0.main.0.main.1.num_batches_tracked',
@@ -65,8 +85,10 @@ CARRIED = {
 # What the file does not tell.
 ASKED = {
   'pagoda': {'resolution': 8, 'channels_per_head': 16, 'grown_num_blocks': 1, 'attention_order': 'legacy'},
+  'deepfloyd': {'resolution': 8, 'channels_per_head': 16, 'text_pool_heads': 4},
   'timm': {'head_channels': 8},
   'dinov2': {'head_channels': 8},
+  'siglip': {'head_channels': 8},
   'random_projections': {'head_channels': 8},
   'diffusers': {'groups': 2},
 }
@@ -75,7 +97,7 @@ ASKED = {
 def state_dict_of(format):
   """A small state dict of the format, by the goldens' rule, with a buffer that has no place here."""
   leaves = formats.FORMATS[format].leaves(SMALL[format])
-  theirs = {leaf.theirs: golden_tools.rule_tensor('', leaf.theirs, leaf.shape) for leaf in leaves}
+  theirs = {name: golden_tools.rule_tensor('', name, leaf.shape) for leaf in leaves for name in leaf.names}
   if format in CARRIED:
     theirs[CARRIED[format]] = np.full((1, 1, 2, 2), 7, np.float32 if format == 'edm' else np.int64)
   return theirs
@@ -226,6 +248,9 @@ def test_other_architectures_are_shown_as_a_table(tmp_path):
 @pytest.mark.parametrize('format, damaged', [
   ('timm', {'blocks.0.mlp.fc1.weight': None}),
   ('timm', {'pos_embed': np.float32(1)}),
+  ('siglip', {'pos_embed': np.float32(1)}),
+  ('siglip', {'blocks.0.mlp.fc1.weight': None}),
+  ('convnext', {'stages.1.blocks.0.conv_dw.weight': np.float32(1)}),
   ('stylegan_xl', {'mini_discs.0.embed.weight': None}),
   ('diffusers', {'encoder.conv_in.weight': np.zeros(0, np.float32)}),
   ('pagoda', {'time_embed.0.weight': np.zeros((2, 2, 2), np.float32)}),
@@ -235,6 +260,36 @@ def test_tensors_that_options_are_read_from_are_missing_or_misshapen(format, dam
   torch_files.write_safetensors(tmp_path / 'w.safetensors', tensors)
   with pytest.raises(ConversionError, match=f'w.safetensors: no network of format {format}'):
     formats.read_converted(tmp_path / 'w.safetensors', format, **ASKED.get(format, {}))
+
+
+# What a file that is nearly one of FDr's encoders says of itself.
+NEARLY = {
+  'convnext of the first version': ('convnext', {'stages.0.blocks.0.mlp.grn.weight': None}, 'of the first version'),
+  'another kernel': ('convnext', {'stages.1.blocks.1.conv_dw.weight': np.zeros((6, 1, 5, 5), np.float32)},
+                     r'other shape *stages.1.blocks.1.conv_dw.weight *\(6, 1, 5, 5\) *\(6, 1, 7, 7\)'),
+  'a stage without its first block': ('convnext', {'stages.1.blocks.0.conv_dw.weight': None},
+                                      r'unexpected *stages.1.downsample.0.weight'),
+  'a layer scale': ('convnext', {'stages.0.blocks.0.gamma': np.zeros(4, np.float32)},
+                    r'unexpected *stages.0.blocks.0.gamma'),
+  'no bias': ('convnext', {'stages.0.blocks.0.mlp.grn.bias': None}, r'missing *stages.0.blocks.0.mlp.grn.bias'),
+  'no pool': ('siglip', {'attn_pool.latent': None}, 'not a picture tower of SigLIP: no attn_pool.latent'),
+  'two queries': ('siglip', {'attn_pool.latent': np.zeros((1, 2, 16), np.float32)}, r'other shape *attn_pool.latent'),
+  'a class token': ('siglip', {'cls_token': np.zeros((1, 1, 16), np.float32)}, r'unexpected *cls_token'),
+  'two class tokens': ('siglip', {'dist_token': np.zeros((1, 1, 16), np.float32),
+                                  'pos_embed': np.zeros((1, 5, 16), np.float32)}, r'unexpected *dist_token'),
+  'positions in no square': ('siglip', {'pos_embed': np.zeros((1, 6, 16), np.float32)},
+                             r'other shape *pos_embed *\(1, 6, 16\) *\(1, 4, 16\)'),
+  'heads that do not split': ('siglip', {'patch_embed.proj.weight': np.zeros((17, 3, 4, 4), np.float32)},
+                              '17 channels do not split into heads of 8'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('what', NEARLY)
+def test_what_is_nearly_an_encoder_is_refused_by_the_tensors_name(what):
+  format, changes, said = NEARLY[what]
+  tensors = {name: value for name, value in (state_dict_of(format) | changes).items() if value is not None}
+  with pytest.raises(ConversionError, match=said):
+    formats.from_state_dict(tensors, format, **ASKED.get(format, {}))
 
 
 def test_unknown_architecture_and_wrong_format(tmp_path):
@@ -364,3 +419,55 @@ def test_ways_to_call_it_wrongly(tmp_path):
   ):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
       convert(*arguments)
+
+
+def test_a_description_beside_the_weights_tells_what_they_do_not(tmp_path):
+  """diffusers' config.json: taken, and refused where it is damaged, of another network, or not what is asked."""
+  writers.save_zip(tmp_path / 'w.pt', state_dict_of('deepfloyd'))
+  said = {'_class_name': 'UNet2DConditionModel', 'act_fn': 'gelu', 'sample_size': 8, 'attention_head_dim': 16,
+          'addition_embed_type_num_heads': 4, 'norm_num_groups': 32, 'resnet_out_scale_factor': 1.0}
+  beside = tmp_path / 'config.json'
+  beside.write_text(json.dumps(said))
+  options = formats.read_converted(tmp_path / 'w.pt').options
+  assert {name: options[name] for name in SMALL['deepfloyd']} == SMALL['deepfloyd']
+  with pytest.raises(ConversionError, match='text_pool_heads = 8: the file beside the weights says 4'):
+    formats.read_converted(tmp_path / 'w.pt', text_pool_heads=8)
+  for text, message in ((json.dumps(said | {'act_fn': 'silu'}), "json: not the first stage .* act_fn = 'silu', "),
+                        (json.dumps(said | {'sample_size': True}), 'whole number in .1, 65535.: sample_size = True'),
+                        (json.dumps(said | {'attention_head_dim': [16, 16]}), 'attention_head_dim = .16, 16.'),
+                        ('{' * 10_000, 'config.json: not the description'), ('[]', 'no object'),
+                        (' ' * 2**20 + '{}', 'longer than 1048576 bytes')):
+    beside.write_text(text)
+    with pytest.raises(ConversionError, match=message):
+      formats.read_converted(tmp_path / 'w.pt')
+
+
+@pytest.mark.parametrize('told, flag, expected', [
+  ({'scaling_factor': 0.13025, 'norm_num_groups': 2}, '', (0.13025, 0.0, 2)),
+  ({'scaling_factor': 0.3611, 'shift_factor': 0.1159, 'norm_num_groups': 2}, '', (0.3611, 0.1159, 2)),
+  ({'scaling_factor': 0.3611, 'shift_factor': None, 'norm_num_groups': 4}, '--scaling_factor=2', (2.0, 0.0, 4)),
+  ({}, '--groups=2', (1.0, 0.0, 2)),
+])
+def test_what_config_json_beside_an_autoencoder_tells(told, flag, expected, tmp_path, capsys):
+  torch_files.write_safetensors(tmp_path / 'diffusion_pytorch_model.safetensors', state_dict_of('diffusers'))
+  (tmp_path / 'config.json').write_text(json.dumps({'_class_name': 'AutoencoderKL', **told}))
+  convert(f'--input={tmp_path}/diffusion_pytorch_model.safetensors', f'--output={tmp_path}/d', *filter(None, [flag]))
+  said = capsys.readouterr().out
+  assert f"config.autoencoder = c.autoencoder_network(weights='{tmp_path}/d', channels=2, widths=(4, 8)" in said
+  _, options = folders.load_converted(tmp_path / 'd')
+  assert (options['scaling_factor'], options['shift_factor'], options['groups']) == expected
+
+
+@pytest.mark.parametrize('content, said', [
+  ('{', 'not the config of an AutoencoderKL'),
+  ('{"_class_name": "AutoencoderKL", "scaling_factor": "x"}', 'not the config of an AutoencoderKL'),
+  ('{"_class_name": "AutoencoderKL", "scaling_factor": 0}', 'not the config of an AutoencoderKL'),
+  ('{"_class_name": "AutoencoderKL", "scaling_factor": NaN}', 'not the config of an AutoencoderKL'),
+  ('{"_class_name": "AutoencoderKL", "latents_mean": [0, 1]}', 'normalises each channel by itself'),
+])
+def test_a_config_json_that_tells_nothing_sure_is_refused(content, said, tmp_path):
+  torch_files.write_safetensors(tmp_path / 'w.safetensors', state_dict_of('diffusers'))
+  (tmp_path / 'config.json').write_text(content)
+  with pytest.raises(ConversionError, match=said):
+    convert(f'--input={tmp_path}/w.safetensors', f'--output={tmp_path}/d', '--groups=2')
+  assert not (tmp_path / 'd').exists()

@@ -47,7 +47,8 @@ def test_registry_is_sound():
   names = [entry.name for entry in published.REGISTRY]
   assert len(set(names)) == len(names)
   assert len({entry.file_name for entry in published.REGISTRY}) == len(names)
-  formats = {'', 'edm', 'edm2', 'pagoda', 'timm', 'dinov2', 'lpips', 'inception', 'diffusers', 'stylegan_xl'}
+  formats = {'', 'edm', 'edm2', 'pagoda', 'timm', 'dinov2', 'lpips', 'inception', 'diffusers', 'stylegan_xl',
+             'deepfloyd', 'clip', 'clip_image', 't5', 'convnext', 'siglip'}
   for entry in published.REGISTRY:
     assert entry.page.startswith('https://') and (not entry.url or entry.url.startswith('https://'))
     assert entry.licence and entry.what and entry.format in formats

@@ -1,5 +1,6 @@
 """Reading PyTorch weight files: every format, every wrapper, and whatever can be wrong with a file."""
 
+import json
 import pickle
 import random
 import struct
@@ -372,3 +373,49 @@ def test_tensor_that_reaches_beyond_its_storage(tmp_path):
     writers.save_zip(tmp_path / 'a.pt', {'w': writers.View(base, offset, shape, strides)})
     with pytest.raises(WeightsFileError, match='than its storage|beyond its storage|are no counts|corrupted'):
       torch_files.read(tmp_path / 'a.pt')
+
+
+def write_in_parts(folder, tensors):
+  """Two files of tensors, and their index as transformers writes it."""
+  names, parts = list(tensors), ('model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors')
+  weight_map = {name: parts[place % 2] for place, name in enumerate(names)}
+  for part in parts:
+    torch_files.write_safetensors(folder / part, {name: tensors[name] for name in names if weight_map[name] == part})
+  index = folder / 'model.safetensors.index.json'
+  index.write_text(json.dumps({'metadata': {'total_size': 1}, 'weight_map': weight_map}))
+  return index
+
+
+def test_weights_in_several_files_are_read_by_their_index(tmp_path):
+  expected = some_tensors()
+  index = write_in_parts(tmp_path, expected)
+  found = torch_files.read(index).tensors
+  assert_same({name: found[name] for name in expected}, expected)
+  digests = [torch_files.digest(index)]
+  part = tmp_path / 'model-00002-of-00002.safetensors'
+  part.write_bytes(part.read_bytes()[:-1] + b'\x7f')
+  digests.append(torch_files.digest(index))
+  index.write_text(index.read_text() + '\n')
+  assert len({*digests, torch_files.digest(index)}) == 3
+  with pytest.raises(WeightsFileError, match='is a directory.*model.safetensors.index.json'):
+    torch_files.read(tmp_path)
+
+
+@pytest.mark.parametrize('change, said', [
+  (lambda said: said['weight_map'].pop('conv.bias'), 'conv.bias is not in the index'),
+  (lambda said: said['weight_map'].update({'more': 'model-00001-of-00002.safetensors'}), 'more is in the index alone'),
+  (lambda said: said['weight_map'].update({'conv.bias': 'lost.safetensors'}), 'lost.safetensors: no such file'),
+  (lambda said: said['weight_map'].update({'conv.bias': '../other.safetensors'}), 'is no name of a file beside it'),
+  (lambda said: said['weight_map'].update({'conv.bias': '/etc/passwd'}), 'is no name of a file beside it'),
+  (lambda said: said['weight_map'].update({'conv.bias': 7}), 'no index of weights, or a damaged one'),
+  (lambda said: said['weight_map'].update({'conv.bias': 'a.index.json'}), 'names no files of weights'),
+  (lambda said: said.update(weight_map={}), 'names no files of weights'),
+  (lambda said: said.pop('weight_map'), 'no index of weights, or a damaged one'),
+])
+def test_faults_of_an_index_are_named(change, said, tmp_path):
+  index = write_in_parts(tmp_path, some_tensors())
+  content = json.loads(index.read_text())
+  change(content)
+  index.write_text(json.dumps(content))
+  with pytest.raises((WeightsFileError, FileNotFoundError), match=said):
+    torch_files.read(index)

@@ -1,6 +1,6 @@
 """DINOv2 (Oquab et al. 2023): the class token of a vision transformer, as FD-DINOv2 is of (Stein et al. 2023)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,18 +17,20 @@ class DINOv2(nn.Module):
   Attributes:
     options: of the transformer, as convert.dinov2.options finds them in its file.
     input_size: images are resized to this side as dgm-eval does it: Pillow's bicubic filter, in 8 bits.
+    resized_positions: as in DeiT.
     dtype: of the computation.
     attention_form: one of attention.FORMS.
   """
 
   options: Mapping[str, Any]
   input_size: int = 224
+  resized_positions: Callable[[jax.Array, int, int], jax.Array] = dino.bicubic_positions
   dtype: Any = jnp.float32
   attention_form: str = 'auto'
 
   def setup(self):
     self.backbone = projections.backbone(
-      self.options, resized_positions=dino.bicubic_positions, dtype=self.dtype, attention_form=self.attention_form)
+      self.options, resized_positions=self.resized_positions, dtype=self.dtype, attention_form=self.attention_form)
     self.norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32)
 
   def __call__(self, images: jax.Array) -> jax.Array:

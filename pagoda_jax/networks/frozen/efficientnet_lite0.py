@@ -71,7 +71,7 @@ class InvertedResidual(nn.Module):
 
 
 class Depthwise(nn.Module):
-  """A convolution of each channel by itself, without bias; sums are float32.
+  """A convolution of each channel by itself, padded as 'SAME'; sums are float32.
 
   On a CPU it is written as a sum of shifted products, for which XLA makes one loop: its convolution takes ten times as
   long there, and its gradient too.
@@ -80,13 +80,15 @@ class Depthwise(nn.Module):
   kernel: int
   stride: int
   dtype: Any = jnp.float32
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x):
     side, width = self.kernel, x.shape[-1]
     kernel = self.param('kernel', nn.initializers.lecun_normal(), (side, side, 1, width)).astype(self.dtype)
     apply = shifted_products if chips.chip() == 'cpu' else depthwise_convolution
-    return apply(x.astype(self.dtype), kernel, self.stride)
+    y = apply(x.astype(self.dtype), kernel, self.stride)
+    return y + self.param('bias', nn.initializers.zeros, (width,)).astype(self.dtype) if self.use_bias else y
 
 
 def depthwise_convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:

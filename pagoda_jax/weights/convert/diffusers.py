@@ -13,14 +13,17 @@ ATTENTION_NAMES = {
     'to_q': ('to_q', 'to_k', 'to_v', 'to_out.0'),
     'query': ('query', 'key', 'value', 'proj_attn'),
 }
+# Options that are of the file, and no fields of the module.
+NOT_FIELDS = ('attention_naming', 'attention_convolutions', 'scaling_factor', 'shift_factor')
 
 
-def options(state_dict: StateDict, groups: int = 32) -> dict:
+def options(state_dict: StateDict, groups: int = 32, scaling_factor: float = 1.0, shift_factor: float = 0.0) -> dict:
   """`network`'s arguments, and how attention is named and shaped, from names and shapes.
 
   Args:
     state_dict: diffusers' names.
     groups: of the group norms, which no shape tells; `norm_num_groups` of its config.json.
+    scaling_factor, shift_factor: (latent - shift_factor) * scaling_factor has unit variance; of its config.json too.
 
   Raises:
     ConversionError: not an AutoencoderKL.
@@ -43,12 +46,14 @@ def options(state_dict: StateDict, groups: int = 32) -> dict:
       'attention_naming': naming,
       # The oldest files hold them as 1x1 convolutions.
       'attention_convolutions': naming is not None and state_dict[attention.format(naming)].ndim == 4,
+      'scaling_factor': float(scaling_factor),
+      'shift_factor': float(shift_factor),
   }
 
 
 def network(options: dict, **fields) -> AutoencoderKL:
   """The module of `options`; `fields` are its others, such as dtype."""
-  return AutoencoderKL(**{name: v for name, v in options.items() if not name.startswith('attention_')}, **fields)
+  return AutoencoderKL(**{name: v for name, v in options.items() if name not in NOT_FIELDS}, **fields)
 
 
 def leaves(options: dict) -> list[Leaf]:

@@ -1,6 +1,7 @@
 """The published formats by name: told apart by their tensors' names, converted both ways.
 
-A format is a module with `options(state_dict, **asked)`, `leaves(options, ...)` and `carried(name)`.
+A format is a module with `options(state_dict, **asked)`, `leaves(options, ...)` and `carried(name)`; where files beside
+the weights tell some of what is asked, also `described(path of the weights)`.
 """
 
 import dataclasses
@@ -14,6 +15,10 @@ import numpy as np
 from absl import logging
 
 from pagoda_jax.weights.convert import (
+  clip,
+  clip_image,
+  convnext,
+  deepfloyd,
   diffusers,
   dinov2,
   edm,
@@ -23,8 +28,10 @@ from pagoda_jax.weights.convert import (
   mapping,
   pagoda,
   random_projections,
+  siglip,
   state_dicts,
   stylegan_xl,
+  t5,
   timm,
   torch_files,
 )
@@ -35,29 +42,41 @@ FORMATS = {
   'edm': edm,
   'edm2': edm2,
   'pagoda': pagoda,
+  'deepfloyd': deepfloyd,
   'dinov2': dinov2,
+  'siglip': siglip,
+  'convnext': convnext,
   'timm': timm,
   'lpips': lpips,
   'inception': inception,
   'diffusers': diffusers,
   'stylegan_xl': stylegan_xl,
   'random_projections': random_projections,
+  'clip': clip,
+  'clip_image': clip_image,
+  't5': t5,
 }
 
-UNET_FORMATS = ('edm', 'edm2', 'pagoda')  # of teachers and generators
+UNET_FORMATS = ('edm', 'edm2', 'pagoda', 'deepfloyd')  # of teachers and generators
 
 # A name of this form is in every state dict of the format, and of none of those below it.
 _SIGNS = {
   'edm': r'model\.enc\.\d+x\d+_conv\.weight',
   'edm2': r'unet\.enc\.\d+x\d+_conv\.weight',
   'pagoda': r'input_blocks\.0\.0\.weight',
+  'deepfloyd': r'add_embedding\.pool\.positional_embedding',
   'dinov2': r'blocks\.0\.ls1\.gamma',  # and what timm's have
+  'siglip': r'attn_pool\.latent',  # and what timm's have
+  'convnext': r'stages\.0\.blocks\.0\.conv_dw\.weight',
   'timm': r'(patch_embed\.proj|conv_stem)\.weight',
   'lpips': r'(net\.slice1|features)\.0\.weight',
   'inception': r'Mixed_7c\.branch1x1\.conv\.weight',
   'diffusers': r'encoder\.mid_block\.resnets\.0\.conv1\.weight',
   'stylegan_xl': r'mini_discs\.0\..*',
   'random_projections': r'scratch\.layer0_ccm\.weight',
+  'clip': r'text_model\.embeddings\.token_embedding\.weight',  # and what holds both towers
+  'clip_image': r'vision_model\.embeddings\.class_embedding',
+  't5': r'encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight',
 }
 
 
@@ -129,6 +148,7 @@ def read_converted(path, format: str = '', key: str = '', prefix: str = '', line
       notes.append(f'format {format}, by the names of its tensors')
     elif not _fits(state_dict, format):
       state_dict = _without_model_prefix(state_dict)
+    asked |= _described(path, _module(format), asked)
     state_dict, changed = state_dicts.as_float32(state_dict)
     notes += [f'{len(names)} tensors of {dtype} made float32' for dtype, names in changed.items()]
     converted = from_state_dict(state_dict, format, **asked)
@@ -167,6 +187,14 @@ def to_state_dict(converted: Converted) -> dict[str, np.ndarray]:
   has_collections = leaves[0].ours.startswith(('params/', 'batch_stats/', 'spectral/'))
   tree = converted.variables if has_collections else converted.variables['params']
   return mapping.to_theirs(tree, leaves, converted.carried)
+
+
+def _described(path, module, asked: Mapping[str, Any]) -> dict[str, Any]:
+  said = module.described(path) if hasattr(module, 'described') else {}
+  for name, value in said.items():
+    if asked.get(name) not in (None, value):
+      raise ConversionError(f'{name} = {asked[name]}: the file beside the weights says {value}; leave it out')
+  return said
 
 
 def _module(format: str):

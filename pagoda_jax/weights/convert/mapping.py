@@ -46,12 +46,21 @@ def permuted(layout: Layout, order: np.ndarray, axis: int = 0) -> Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """One tensor: `theirs` is a state-dict name, `ours` a '/'-joined path, `shape` theirs."""
+  """One tensor: `theirs` is a state-dict name, `ours` a '/'-joined path, `shape` theirs.
+
+  `more` names further tensors of theirs, of the same shape: `layout` is of all of them one after the other along their
+  first axis, which are one of ours.
+  """
 
   theirs: str
   ours: str
   shape: tuple[int, ...]
   layout: Layout = SAME
+  more: tuple[str, ...] = ()
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    return (self.theirs, *self.more)
 
 
 def to_ours(state_dict: StateDict, leaves: Sequence[Leaf], carried: Callable[[str], bool] = lambda name: False):
@@ -72,14 +81,18 @@ def to_ours(state_dict: StateDict, leaves: Sequence[Leaf], carried: Callable[[st
   rows = []
   flat, known = {}, set()
   for leaf in leaves:
-    known.add(leaf.theirs)
-    if leaf.theirs not in state_dict:
-      rows.append(('missing', leaf.theirs, '-', f'{leaf.shape} {leaf.ours}'))
-    elif tuple(np.shape(state_dict[leaf.theirs])) != tuple(leaf.shape):
-      theirs = tuple(np.shape(state_dict[leaf.theirs]))
-      rows.append(('other shape', leaf.theirs, str(theirs), f'{leaf.shape} {leaf.ours}'))
-    else:
-      flat[tuple(leaf.ours.split('/'))] = _in_order(leaf.layout.to_ours(np.asarray(state_dict[leaf.theirs])))
+    known.update(leaf.names)
+    misfits = []
+    for name in leaf.names:
+      if name not in state_dict:
+        misfits.append(('missing', name, '-', f'{leaf.shape} {leaf.ours}'))
+      elif tuple(np.shape(state_dict[name])) != tuple(leaf.shape):
+        misfits.append(('other shape', name, str(tuple(np.shape(state_dict[name]))), f'{leaf.shape} {leaf.ours}'))
+    rows += misfits
+    if not misfits:
+      theirs = [np.asarray(state_dict[name]) for name in leaf.names]
+      flat[tuple(leaf.ours.split('/'))] = _in_order(leaf.layout.to_ours(
+        np.concatenate(theirs) if leaf.more else theirs[0]))
   extras = {}
   for name, value in state_dict.items():
     if name in known:
@@ -107,9 +120,11 @@ def to_theirs(tree: Mapping, leaves: Sequence[Leaf], extras: StateDict | None = 
       rows.append(('missing', leaf.theirs, str(leaf.shape), leaf.ours))
       continue
     value = _in_order(leaf.layout.to_theirs(np.asarray(value)))
-    if value.shape != tuple(leaf.shape):
-      rows.append(('other shape', leaf.theirs, str(leaf.shape), f'{value.shape} {leaf.ours}'))
-    out[leaf.theirs] = value
+    shape = (len(leaf.names) * leaf.shape[0], *leaf.shape[1:]) if leaf.more else tuple(leaf.shape)
+    if value.shape != shape:
+      rows.append(('other shape', leaf.theirs, str(shape), f'{value.shape} {leaf.ours}'))
+    else:
+      out.update(zip(leaf.names, np.split(value, len(leaf.names)) if leaf.more else [value]))
   rows += [('unexpected', '-', '-', f'{np.shape(value)} {path}') for path, value in flat.items()]
   if rows:
     raise ConversionError(misfit_table(rows))

@@ -102,10 +102,11 @@ def _deit_options(state_dict, head_channels):
 
 def _deit_leaves(net):
   width = net.width
-  yield Leaf('cls_token', 'params/class_token', (1, 1, width), TOKEN)
+  if net.class_token:
+    yield Leaf('cls_token', 'params/class_token', (1, 1, width), TOKEN)
   if net.distilled:
     yield Leaf('dist_token', 'params/distillation_token', (1, 1, width), TOKEN)
-  yield Leaf('pos_embed', 'params/positions', (1, net.grid**2 + 1 + net.distilled, width), POSITIONS)
+  yield Leaf('pos_embed', 'params/positions', (1, net.grid**2 + net.class_token + net.distilled, width), POSITIONS)
   yield from layer_leaves('patch_embed.proj', 'patches', (width, 3, net.patch, net.patch), CONV)
   for index in range(net.depth):
     theirs, ours = f'blocks.{index}', f'block{index}'

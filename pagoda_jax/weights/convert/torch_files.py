@@ -1,16 +1,19 @@
 """Reading and writing files of PyTorch weights without torch and without running code in them.
 
 `read` takes .pt / .pth (the zip format and the older one), .safetensors, .npz and NVIDIA's .pkl; the
-content decides, not the suffix. Numbers stay in the file until they are used: what comes back are
+content decides, not the suffix. Weights in several files are read by their index
+(model.safetensors.index.json). Numbers stay in the file until they are used: what comes back are
 memory-mapped views wherever the format stores them plainly. What a file makes us read is bounded by its size
 (`_max_bytes`), whatever it declares.
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import mmap
 import os
+import pathlib
 import struct
 import tempfile
 import zipfile
@@ -21,7 +24,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from pagoda_jax.runtime.files import replacing
+from pagoda_jax.runtime.files import file_digest, replacing
 from pagoda_jax.weights.convert import state_dicts, unpickle
 from pagoda_jax.weights.convert.arrays import shaped
 from pagoda_jax.weights.convert.unpickle import DAMAGE, DTYPES, Storage, UnsafeFileError, WeightsFileError
@@ -74,6 +77,9 @@ def read(path, key: str = '', strip: tuple[str, ...] = ('module.',)) -> TensorFi
   """
   path = epath.Path(path)
   _check_is_file(path)
+  if is_index(path):
+    tensors = state_dicts.without_wrappers(_indexed(path), strip)
+    return TensorFile(tensors, 'index', f'the {len(set(_weight_map(path).values()))} files of {path.name}')
   data = _mapped(path)
   try:
     name, content = _content(data, path.suffix.lower())
@@ -85,6 +91,51 @@ def read(path, key: str = '', strip: tuple[str, ...] = ('module.',)) -> TensorFi
     raise WeightsFileError(f'{path}: truncated or corrupted ({type(error).__name__}: {_line(error)})') from error
   logging.info('%s: %d tensors taken from %s', path, len(tensors), choice.taken)
   return TensorFile(tensors, name, choice.taken, choice.key)
+
+
+def is_index(path) -> bool:
+  """Whether a file is by its name the index of weights in several files."""
+  name = epath.Path(path).name
+  return '.index.' in name and name.endswith('.json')
+
+
+def digest(path, digest_of_file=file_digest) -> str:
+  """SHA-256 of a weights file; of an index, of it and all files that it names."""
+  if not is_index(path):
+    return digest_of_file(path)
+  files = [epath.Path(path).parent / name for name in sorted(set(_weight_map(path).values()))]
+  for file in files:
+    _check_is_file(file)
+  return hashlib.sha256(''.join(map(digest_of_file, [path, *files])).encode()).hexdigest()
+
+
+def _indexed(path: epath.Path) -> dict[str, np.ndarray]:
+  weight_map = _weight_map(path)
+  tensors = {}
+  for file in sorted(set(weight_map.values())):
+    found, named = read(path.parent / file, strip=()).tensors, {n for n, other in weight_map.items() if other == file}
+    if misfits := sorted(found.keys() ^ named):
+      where = 'in the index alone' if misfits[0] in named else 'not in the index'
+      raise WeightsFileError(f'{path.parent / file}: another file than {path.name} is of: {misfits[0]} is {where}')
+    tensors |= found
+  return tensors
+
+
+def _weight_map(path: epath.Path) -> dict[str, str]:
+  """Name of a tensor -> name of its file, beside the index."""
+  path = epath.Path(path)
+  try:
+    if path.stat().length > MAX_TABLE:
+      raise WeightsFileError(f'it has more than {MAX_TABLE:,} bytes')
+    weight_map = json.loads(path.read_bytes())['weight_map']
+    files = set(weight_map.values())
+    if odd := [file for file in files if pathlib.PurePosixPath(file).name != file or file in ('', '..')]:
+      raise WeightsFileError(f'{odd[0]!r} is no name of a file beside it')
+    if not files or any(is_index(file) for file in files):
+      raise WeightsFileError('it names no files of weights')
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    raise WeightsFileError(f'{path}: no index of weights, or a damaged one ({_line(error)})') from None
+  return weight_map
 
 
 # RuntimeError: what looks encrypted. OSError: places before a zip file's beginning.
@@ -103,7 +154,7 @@ def _max_bytes(data: memoryview) -> int:
 
 def _check_is_file(path: epath.Path) -> None:
   if path.is_dir():
-    inside = sorted(child.name for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
+    inside = sorted(child.name for child in path.iterdir() if child.suffix.lower() in SUFFIXES or is_index(child))
     hint = f'one of those in it? {", ".join(inside[:8])}' if inside else f'a file ending in {", ".join(SUFFIXES)}'
     raise WeightsFileError(f'{path} is a directory, and a weights file is needed: {hint}')
   if not path.exists():

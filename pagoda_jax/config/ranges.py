@@ -1,4 +1,4 @@
-"""What a config's key may be: config.py gives each key one of these ranges beside its default.
+"""What a config's key may be: experiments.py and phases.py give each key one of these ranges beside its default.
 
 A range knows whether a value lies in it, and says in words what does: an error message ends with them. Intervals are
 written as in mathematics, '[0, 1)' holds 0 and not 1. Their ends are finite, so NaN and infinity lie in none.

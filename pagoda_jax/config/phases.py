@@ -1,28 +1,13 @@
-"""Experiment configs: the default and the range of every key, and what follows from them.
+"""Of each stage's phases, and of what stands in them: the default and the range of every key."""
 
-An experiment file calls `experiment()`, sets what differs and adds phases built by `teacher()`,
-`invert()`, `guide()`, `distill()` and `grow()`. Keys that are not listed here do not exist: the dicts are
-locked, and validation.py compares a config with these tables once more.
-
-Each function returns a table {key: (default, range)}; `@keys` makes of it what an experiment file calls:
-`optimizer(learning_rate=1e-3)` is a locked ConfigDict of the defaults and of what differs. A range says
-what one key may be by itself (ranges.py); what several keys must be together stands in validation.py.
-"""
-
-from ml_collections import ConfigDict
-
-from pagoda_jax.ranges import (
+from pagoda_jax.config.ranges import (
   BATCH,
   BLOCKS,
-  DEVICES,
   MATMUL_PRECISION,
-  OMEGA,
-  SIDE,
   STEPS,
   THAWED,
   WEIGHT,
   WIDTH,
-  Range,
   each,
   flag,
   integer,
@@ -32,12 +17,8 @@ from pagoda_jax.ranges import (
   some_of,
   text,
 )
-from pagoda_jax.tables import group, keys
+from pagoda_jax.config.tables import group, keys
 
-STAGES = ('teacher', 'invert', 'guide', 'distill', 'grow')
-GENERATOR_STAGES = ('distill', 'grow')
-IMAGE_STAGES = ('teacher', 'distill', 'grow')  # whose networks draw images
-TRAINED_STAGES = ('teacher', 'guide', 'distill', 'grow')
 AUGMENTATIONS = ('brightness', 'saturation', 'contrast', 'translation', 'cutout')
 # Of a teacher's training pictures (method/edm_augment.py), and how many labels tell the network of each.
 TEACHER_AUGMENTATIONS = {
@@ -45,24 +26,13 @@ TEACHER_AUGMENTATIONS = {
   'translation': 2, 'brightness': 1, 'contrast': 1, 'luma_flip': 1, 'hue': 2, 'saturation': 1,
 }
 EDM_AUGMENTATIONS = ('x_flip', 'y_flip', 'scale', 'rotation', 'anisotropy', 'translation')
-# What the train steps measure and a checkpoint can be the best by.
-GENERATOR_METRICS = ('loss', 'adversarial', 'weight', 'discriminator', 'logit_real', 'logit_fake', 'grad_norm',
-                     'discriminator_grad_norm')
-METRICS = {'teacher': ('loss', 'grad_norm'), 'guide': ('loss', 'grad_norm', 'omega_real', 'omega_real_std'),
-           'distill': GENERATOR_METRICS, 'grow': GENERATOR_METRICS}
-# Beside them, where the pairs have a discriminator of their own.
-PAIRS_METRICS = tuple(f'pairs_{name}' for name in GENERATOR_METRICS if name not in ('loss', 'grad_norm'))
-LAWS = ('constant', 'uniform', 'truncated_normal')  # of the strength of guidance
+SPACE = one_of('latent', 'decoded')  # in latent space, of what a loss sees: the latents, or pictures made of them
 BACKBONES = ('tf_efficientnet_lite0', 'deit_base_distilled_patch16_224')
 # Those of optax that take a learning rate and are told nothing but gradients and parameters: not lbfgs, which wants
 # the loss, and no parts of optimisers, such as clip or chain.
 OPTIMIZERS = ('adabelief', 'adadelta', 'adafactor', 'adagrad', 'adam', 'adamax', 'adamaxw', 'adamw', 'adan', 'amsgrad',
               'fromage', 'lamb', 'lars', 'lion', 'nadam', 'nadamw', 'novograd', 'radam', 'rmsprop', 'sgd', 'sign_sgd',
               'yogi')
-
-
-class ConfigError(ValueError):
-  """A config that cannot be run; the message names the key, its value and the choices."""
 
 
 @keys
@@ -83,39 +53,37 @@ def optimizer():
 
 
 @keys
-def network():
-  """The U-Net of the teacher, which the generator begins as a copy of (networks/unet.py explains each).
-
-  For published weights, `pagoda convert` prints the values.
-  """
-  return {
-    # EDM's ADM; 'guided': guided-diffusion's and PaGoDA's ADM; 'ddpmpp': EDM's DDPM++; 'edm2': EDM2's
-    'form': ('edm', one_of('edm', 'guided', 'ddpmpp', 'edm2')),
-    'channels': (192, integer('[2, 16_384]', multiple_of=2)),  # even: sines and cosines of the noise level
-    'channel_mult': ((1, 2, 3, 4), each(number('(0, 64]'), 1, 10)),  # highest resolution first
-    'decoder_channel_mult': ((), each(number('(0, 64]'), 0, 10)),  # (): channel_mult
-    'stem_channels': (0, integer('[0, 16_384]')),  # of the first convolution; 0: as in the form's publications
-    'embed_channels': (0, integer('[0, 65_536]')),  # of the noise level's and label's embedding; 0: 4 * channels
-                                                    # ('edm2': of the widest level)
-    'num_blocks': (3, integer('[1, 64]')),
-    'attention_resolutions': ((32, 16, 8), each(SIDE)),
-    'mid_attention': (True, flag),
-    'num_heads': (0, integer('[0, 1024]')),  # 0: by channels_per_head ('ddpmpp': one)
-    'channels_per_head': (64, WIDTH),
-    # augmentation labels: as many as a teacher's augmentation has (9 of EDM's), or as published weights were trained
-    # with; zero but in a teacher's training
-    'augment_dim': (0, integer('[0, 1024]')),
-    'dropout': (0.0, number('[0, 1)')),
-  }
-
-
-@keys
 def augmentation():
   """EDM's augmentation of a teacher's pictures, told to the network by labels (Karras et al. 2022, appendix F.2)."""
   return {
     # chance of each transform (an x_flip's is 1/2); 0: none at all. EDM: 0.12 to 0.15 on 10 to 70 thousand pictures
     'rate': (0.0, number('[0, 1]')),
     'transforms': (EDM_AUGMENTATIONS, some_of(*TEACHER_AUGMENTATIONS, at_least=1)),
+  }
+
+
+@keys
+def autoencoder():
+  """Before all others: an autoencoder of pictures of base_resolution, whose latents another experiment works on.
+
+  L1 + reconstruction distance + KL + hinge. What it leaves in `weights` is what config.autoencoder.weights takes.
+  """
+  return {
+    'stage': ('autoencoder', one_of('autoencoder')),
+    'steps': (100_000, STEPS),
+    'batch_size': (64, BATCH),
+    'optimizer': group(optimizer, name='adam'),
+    'discriminator_optimizer': group(optimizer, name='adam'),
+    'ema': (0.999, number('[0, 1)')),
+    'matmul_precision': ('default', MATMUL_PRECISION),
+    # how many sizes of a picture it learns, each half the one before: growth begins at latents of small pictures
+    'sizes': (1, integer('[1, 10]')),
+    'l1_weight': (1.0, WEIGHT),
+    'reconstruction': group(reconstruction),  # the distance beside L1
+    'kl_weight': (1e-6, WEIGHT),  # of the mean over the latents' numbers
+    'discriminator': group(discriminator, conditional=False),
+    'adversarial': group(adversarial),
+    'adversarial_from': (0, integer('[0, 1_000_000_000]')),  # steps that the discriminator learns alone first
   }
 
 
@@ -158,6 +126,8 @@ def invert():
     'teacher': ('teacher', text),  # a phase; or '' with init_from
     'start_ema': ('', text),  # which average of the phase it reads ('halflife_500000', 'std_0.1'); '': its first
     'init_from': ('', text),  # instead of `teacher`: folder of `pagoda convert`, or another run's phase (its EMA)
+    # instead of both: a phase of stage encode, whose network takes the solver's place (one evaluation for each picture)
+    'encoder': ('', text),
     'batch_size': (256, BATCH),
     'num_levels': (40, integer('[2, 10_000]')),
     'clip_denoised': (True, flag),
@@ -167,6 +137,27 @@ def invert():
     'matmul_precision': ('highest', MATMUL_PRECISION),
     'dtype': ('float32', one_of('float32', 'float16')),
     'shard_size': (8192, integer('[1, 1_000_000]')),  # pairs in an ArrayRecord shard, which is redone after a crash
+  }
+
+
+@keys
+def encode():
+  """An encoder x -> z that learns the noise of pictures, for a phase of stage invert to take in the solver's place.
+
+  The authors' release has it beside the cached inversion. The teacher's network, which it begins as, with the picture
+  as the state of the lowest noise level; its answer times sigma_max is the noise. E[(z' - z)^2 + |z' - z|], both over
+  sigma_max, on the pairs of `noise`: as many as `pairs_fraction` says have to be inverted by the solver.
+  """
+  return {
+    'stage': ('encode', one_of('encode')),
+    'noise': ('invert', text),  # a phase of stage invert; without a store (`store`) each pair is made inside its step
+    'pairs': ('data', one_of('data', 'teacher')),  # as in distill(); 'teacher' teaches it samples, not real pictures
+    'pairs_fraction': (1.0, number('(0, 1]')),
+    'steps': (50_000, STEPS),
+    'batch_size': (256, BATCH),
+    'optimizer': group(optimizer),
+    'ema': (0.999, number('[0, 1)')),
+    'matmul_precision': ('default', MATMUL_PRECISION),
   }
 
 
@@ -196,6 +187,7 @@ def reconstruction():
   """L_rec: the distance between a real image and the generator's answer to its inverted noise."""
   return {
     'distance': ('pixels', one_of('pixels', 'lpips', 'projected')),  # the latter two on published feature networks
+    'space': ('latent', SPACE),
     # pixels: of the resolutions compared, each half the one before
     'scale_weights': ((1.0, 1.0, 1.0), each(WEIGHT, 1, 10)),
     'backbones': (BACKBONES, some_of(*BACKBONES, at_least=1)),  # projected: the feature networks
@@ -230,6 +222,10 @@ def adversarial():
     # image's mean logit with respect to its pixels, on reals (r1) and on fakes (r2)
     'r1': (0.0, WEIGHT),
     'r2': (0.0, WEIGHT),
+    # of 1 - cosine similarity of a fake and its caption by CLIP ViT-L/14, added to L_adv, whose weight it shares; for
+    # captions whose vector is that CLIP's
+    'clip_weight': (0.0, WEIGHT),
+    'space': ('latent', SPACE),
     'weight': (0.2, WEIGHT),
     'adaptive': (True, flag),
     'low': (0.01, WEIGHT),
@@ -275,6 +271,12 @@ def distill():
     # what L_rec compares: 'data', real images and their inverted noise (PaGoDA); 'teacher', the teacher's multi-step
     # images and the noise of the prior that it made them from (noise-to-data distillation), made inside the step
     'pairs': ('data', one_of('data', 'teacher')),
+    # of its images; 0: base_resolution, the teacher's. 2, 4, 8 times that: it begins as its teacher with new decoder
+    # levels above, as grow() adds them, and all of it trains
+    'resolution': (0, integer('[0, 8192]')),
+    'channels': (192, WIDTH),  # this and the next two of those levels
+    'num_blocks': (2, BLOCKS),
+    'scale_shift': (False, flag),
   }
 
 
@@ -301,117 +303,5 @@ def grow():
   }
 
 
-PHASES = {'teacher': teacher, 'invert': invert, 'guide': guide, 'distill': distill, 'grow': grow}
-
-
-@keys
-def experiment():
-  """A config with every top-level default and no phases yet."""
-  return {
-    'seed': (0, integer('[0, 4_294_967_295]')),
-    'order': ((), each(text)),
-    'data': {
-      # array_record: what `pagoda prepare` writes
-      'source': ('mnist', one_of('mnist', 'folder', 'array_record', 'tfds')),
-      'path': ('', text),  # the folder; tfds: its data_dir, '' for the default one
-      'name': ('', text),  # tfds: the data set, such as imagenet2012 or imagenet2012:5.1.0
-      'split': ('train', text),  # tfds: which of its splits; the held-out images come out of it too
-      'resolution': (32, SIDE),  # the largest resolution that any phase reaches
-      'channels': (3, one_of(1, 3)),  # grey or RGB
-      'num_classes': (0, integer('[-1, 1_000_000]')),  # 0: unconditional; -1: as many as the source has
-      'mirror': (True, flag),  # whether a mirror image is as good an image (not so for digits)
-      'holdout': (0, integer('[0, 10_000_000]')),  # images kept out of training, for evaluation
-      # processes that decode and resize; 0: in the training process; -1: for a folder, as many as cores can be spared
-      'workers': (-1, integer('[0, 256]', also=-1)),
-      # folder: share of files that may be unreadable; they are listed and left out
-      'max_unreadable': (0.01, number('[0, 1]')),
-      'verify': (False, flag),  # array_record: compare every shard with its checksum before training
-    },
-    'base_resolution': (64, SIDE),
-    'network': group(network),
-    'weights_dir': ('', text),  # folder of published files, looked in before $PAGODA_WEIGHTS and the user cache
-    'diffusion': {
-      'sigma_min': (0.002, number('(0, 5000]')),
-      'sigma_max': (80.0, number('(0, 5000]')),  # noise is stored as float16 too, which ends at 65504
-      'sigma_data': (0.5, number('(0, 100]')),
-      'rho': (7.0, number('[0.1, 100]')),
-    },
-    # The strength omega of classifier-free guidance that pictures are inverted with, and that generators take as an
-    # input: drawn for each picture. 1 is none; without a law ('none') networks know nothing of it.
-    'guidance': {
-      'law': ('none', one_of('none', *LAWS)),
-      'mean': (1.0, OMEGA),  # of 'constant', and of 'truncated_normal' before it is cut
-      'std': (1.0, number('(0, 100]')),  # of 'truncated_normal' before it is cut
-      'low': (1.0, OMEGA),  # of 'uniform' and 'truncated_normal'
-      'high': (4.0, OMEGA),
-    },
-    'phases': ({}, Range('a group of phases', lambda value: isinstance(value, ConfigDict))),
-    'precision': ('float32', one_of('float32', 'bfloat16')),
-    'mesh': {'data': (-1, DEVICES), 'fsdp': (1, DEVICES)},  # -1: all remaining devices
-    # Four keys that change memory and time, not results; a run can go on with others.
-    # most images that a device trains on at once; 0: its whole share of batch_size
-    'microbatch': (0, integer('[0, 1_000_000]')),
-    # resolutions of U-Net blocks whose activations are computed again in the backward pass
-    'remat': ((), each(SIDE)),
-    # how attention is computed, in U-Nets and feature networks: networks/attention.py
-    'attention': ('auto', one_of('auto', 'xla', 'cudnn', 'flash')),
-    'shard_frozen': (False, flag),  # feature networks: split by the mesh's fsdp axis, not whole on every device
-    # seconds that any host waits for another before it ends with a message naming it
-    'barrier_timeout': (1800, integer('[1, 1_000_000]')),
-    'checkpoint': {
-      'every_steps': (1000, STEPS),
-      'keep': (3, integer('[1, 1_000_000]')),  # the latest ones
-      'keep_every': (0, integer('[0, 1_000_000_000]')),  # also those of steps that this divides; 0: none besides
-      'best': ('', text),  # also the best by a metric of metrics.jsonl, such as 'loss': by its mean since the last save
-      'best_mode': ('min', one_of('min', 'max')),
-    },
-    'log': {
-      'every_steps': (50, STEPS),
-      'samples_every': (1000, STEPS),
-      'samples': (64, integer('[1, 10_000]')),
-      'batches': (False, flag),  # also writes which pictures each step saw, in their order, to batches.jsonl
-    },
-    # What the end-of-run summary measures of each phase's samples; 0 samples: nothing.
-    'evaluation': {
-      'samples': (0, integer('[2, 1_000_000]', also=0)),
-      'components': (32, integer('[1, 4096]')),
-      'guidance': ((), each(OMEGA, 0, 10)),  # strengths to measure teacher and generators at besides
-      # of all images drawn, in sample grids and by `pagoda sample` too
-      'matmul_precision': ('highest', MATMUL_PRECISION),
-    },
-  }
-
-
-def add_phase(config: ConfigDict, name: str, phase: ConfigDict) -> None:
-  """Appends a phase to the experiment's order."""
-  with config.unlocked():
-    config.phases[name] = phase
-  config.order = (*config.order, name)
-
-
-def has_guidance(config: ConfigDict) -> bool:
-  """Whether an experiment's generators take the strength of guidance as an input."""
-  return config.get('guidance', {}).get('law', 'none') != 'none'  # configs from before guidance have no such group
-
-
-def ema_names(phase: ConfigDict) -> tuple[str, ...]:
-  """Names of the averages that a phase keeps of its weights; the first is what others read of it by default."""
-  named = [f'{kind}_{value:.15g}' for kind in ('halflife', 'std') for value in phase.get(f'ema_{kind}', ())]
-  return tuple(named) or ('ema',)
-
-
-def learns_from_teacher(phase: ConfigDict) -> bool:
-  """Whether a phase's pairs are the teacher's own images and their noise."""
-  return phase.get('pairs') == 'teacher'
-
-
-def phase_resolution(config: ConfigDict, name: str) -> int:
-  """Side in pixels of the images that a phase works on."""
-  phase = config.phases[name]
-  return phase.resolution if phase.stage == 'grow' else config.base_resolution
-
-
-def metrics(phase: ConfigDict) -> tuple[str, ...]:
-  """What the train step of a phase measures."""
-  paired = phase.stage in GENERATOR_STAGES and phase.reconstruction_adversarial.weight > 0
-  return METRICS[phase.stage] + (PAIRS_METRICS if paired else ())
+PHASES = {'autoencoder': autoencoder, 'teacher': teacher, 'invert': invert, 'encode': encode, 'guide': guide,
+          'distill': distill, 'grow': grow}

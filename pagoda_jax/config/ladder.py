@@ -33,12 +33,19 @@ def start_resolution(config: ConfigDict, name: str) -> int:
 
 
 def growth_chain(config: ConfigDict, name: str) -> list[ConfigDict]:
-  """The growth phases from the base generator, or one from elsewhere, up to phase `name`, lowest resolution first."""
+  """The phases that add levels to the teacher's network, or to a generator from elsewhere, up to phase `name`, lowest
+  resolution first: those of stage grow, and one of stage distill above the base resolution."""
   chain = []
   while name and config.phases[name].stage == 'grow':
     chain.insert(0, config.phases[name])
     name = config.phases[name].start
-  return chain
+  above = name and config.phases[name].stage == 'distill' and config.phases[name].get('resolution')
+  return [config.phases[name], *chain] if above else chain
+
+
+def first_levels(chain: list[ConfigDict]) -> tuple:
+  """What the generator that a chain starts from has above the base resolution: its `init_levels`."""
+  return tuple(chain[0].get('init_levels', ())) if chain else ()
 
 
 def decoder_blocks(config: ConfigDict, name: str) -> dict[str, str]:
@@ -53,7 +60,7 @@ def decoder_blocks(config: ConfigDict, name: str) -> dict[str, str]:
       last += 1
       found[f'dec_{side}_block{block}'] = last
   side = config.base_resolution
-  grown = [count for _, count, _ in (chain[0].init_levels if chain else ())]
+  grown = [count for _, count, _ in first_levels(chain)]
   for phase in chain:
     while side << len(grown) < phase.resolution:
       grown.append(phase.num_blocks)

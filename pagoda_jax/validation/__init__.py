@@ -1,53 +1,19 @@
 """Whether a config can be run: one `validate`, before any device work.
 
-What a key may be by itself stands beside its default in config.py; here stands what keys must be together.
+What a key may be by itself stands beside its default in pagoda_jax/config; here stands what keys must be together.
 """
 
-import difflib
 import math
 import re
 
 from ml_collections import ConfigDict
 
 from pagoda_jax import config as configs
-from pagoda_jax import ladder
-from pagoda_jax.config import ConfigError
+from pagoda_jax.config import ConfigError, ladder, spaces
+from pagoda_jax.validation import conditions, losses
+from pagoda_jax.validation.checks import check, check_keys, choose
 
 PHASE_NAME = re.compile(r'\w[\w-]*', re.ASCII)  # a folder's, in a key and on the command line
-
-
-def _check(condition, key, value, must):
-  if not condition:
-    raise ConfigError(f'{key} = {_shown(value)}: {must}')
-
-
-def _choose(key, value, choices):
-  _check(value in choices, key, value, f'must be one of {", ".join(map(str, choices))}')
-
-
-def _shown(value) -> str:
-  """A value in one line of bounded length."""
-  line = ' '.join(repr(value).split())
-  return line if len(line) <= 200 else f'{line[:200]}...'
-
-
-def _check_keys(config, table, path):
-  """That a group has exactly the keys of a table of config.py, and each a value in its range."""
-  for key in config:
-    if key not in table:
-      close = difflib.get_close_matches(str(key), list(table), n=1)
-      hint = f'; did you mean {close[0]}?' if close else ''
-      raise ConfigError(f'{path}.{key}: no such key{hint} (there are {", ".join(table)})')
-  for key, entry in table.items():
-    name = f'{path}.{key}'
-    if key not in config:
-      raise ConfigError(f'{name}: is missing (there must be {", ".join(table)})')
-    if isinstance(entry, dict):
-      _check(isinstance(config[key], ConfigDict), name, config[key], f'must be a group of keys: {", ".join(entry)}')
-      _check_keys(config[key], entry, name)
-    else:
-      _, allowed = entry
-      _check(allowed.holds(config[key]), name, config[key], f'must be {allowed.must}')
 
 
 def _is_doubling(low: int, high: int) -> bool:
@@ -64,182 +30,201 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
   Raises:
     ConfigError: names the key, its value and what would be right.
   """
-  _check_keys(config, configs.experiment.table(), 'config')
-  _check(config.phases, 'config.phases', {}, 'must hold a phase; add_phase adds one')
+  check_keys(config, configs.experiment.table(), 'config')
+  check(config.phases, 'config.phases', {}, 'must hold a phase; add_phase adds one')
   for name, phase in config.phases.items():
     _check_phase_keys(name, phase)
-  _check(config.order, 'config.order', config.order, f'must name at least one phase of {tuple(config.phases)}')
+  check(config.order, 'config.order', config.order, f'must name at least one phase of {tuple(config.phases)}')
   for name in config.order:
-    _check(name in config.phases, 'config.order', config.order,
+    check(name in config.phases, 'config.order', config.order,
            f'{name!r} must be one of {", ".join(config.phases)}')
-  _check(len(set(config.order)) == len(config.order), 'config.order', config.order, 'names a phase twice')
+  check(len(set(config.order)) == len(config.order), 'config.order', config.order, 'names a phase twice')
   _validate_shared(config)
   _validate_network(config)
-  _validate_guidance(config)
+  conditions.validate_text(config)
+  conditions.validate_text_network(config)
+  conditions.validate_guidance(config)
+  for row in spaces.requirements(config):
+    check(*row)
   shards = _batch_shards(config, num_devices)
   for place, name in enumerate(config.order):
     _validate_phase(config, name, config.order[:place], shards)
   largest = max(config.phases, key=lambda name: configs.phase_resolution(config, name))
   reached = configs.phase_resolution(config, largest)
-  _check(reached == config.data.resolution, 'config.data.resolution', config.data.resolution,
+  check(reached == config.data.resolution, 'config.data.resolution', config.data.resolution,
          f'must be {reached}, the largest resolution that a phase reaches ({largest})')
 
 
 def _check_phase_keys(name, phase):
   path = f'config.phases.{name}'
-  _check(PHASE_NAME.fullmatch(str(name)), 'config.phases', name,
+  check(PHASE_NAME.fullmatch(str(name)), 'config.phases', name,
          'a phase is named by letters, digits, _ and -: its folder has that name')
-  _check(isinstance(phase, ConfigDict), path, phase,
-         'must be a phase, as teacher(), invert(), guide(), distill(), grow() make')
-  _choose(f'{path}.stage', phase.get('stage'), configs.STAGES)
-  _check_keys(phase, configs.PHASES[phase.stage].table(), path)
+  check(isinstance(phase, ConfigDict), path, phase,
+         'must be a phase, as autoencoder(), teacher(), invert(), encode(), guide(), distill(), grow() make')
+  choose(f'{path}.stage', phase.get('stage'), configs.STAGES)
+  check_keys(phase, configs.PHASES[phase.stage].table(), path)
 
 
 def _validate_shared(config):
   data, base, levels = config.data, config.base_resolution, len(config.network.channel_mult)
-  for source, key in (('folder', 'path'), ('array_record', 'path'), ('tfds', 'name'), ('tfds', 'split')):
-    _check(data.source != source or data[key], f'config.data.{key}', data[key], f'source {source} needs it')
-  _check(base % 2 ** (levels - 1) == 0, 'config.base_resolution', base,
+  for source, key in (('folder', 'path'), ('webdataset', 'path'), ('array_record', 'path'), ('tfds', 'name'),
+                      ('tfds', 'split')):
+    check(data.source != source or data[key], f'config.data.{key}', data[key], f'source {source} needs it')
+  check(base % 2 ** (levels - 1) == 0, 'config.base_resolution', base,
          f'must be a multiple of {2 ** (levels - 1)}: config.network.channel_mult has {levels} levels')
-  _check(base <= data.resolution, 'config.base_resolution', base,
+  check(base <= data.resolution, 'config.base_resolution', base,
          f'must not exceed config.data.resolution = {data.resolution}')
   lowest = base >> (levels - 1)
   sides = [lowest << doublings for doublings in range((data.resolution // lowest).bit_length())]
-  _check(set(config.remat) <= set(sides), 'config.remat', config.remat,
-         f'must be a tuple of some of {", ".join(map(str, sides))}, the resolutions of the U-Nets')
-  _check(config.attention != 'cudnn' or config.precision == 'bfloat16', 'config.attention', config.attention,
+  sides += [data.resolution << level for level in range(1, spaces.factor(config).bit_length())]  # of a decoder
+  check(set(config.remat) <= set(sides), 'config.remat', config.remat,
+         f'must be a tuple of some of {", ".join(map(str, sides))}, the resolutions of the networks')
+  check(config.attention != 'cudnn' or config.precision == 'bfloat16', 'config.attention', config.attention,
          f'computes in bfloat16 alone, and config.precision is {config.precision!r}')
   d, measured = config.diffusion, config.evaluation.samples
-  _check(d.sigma_min < d.sigma_max, 'config.diffusion.sigma_min', d.sigma_min,
+  check(d.sigma_min < d.sigma_max, 'config.diffusion.sigma_min', d.sigma_min,
          f'must be below config.diffusion.sigma_max = {d.sigma_max}')
-  _check(not measured or data.holdout >= 2, 'config.evaluation.samples', measured,
+  check(not measured or data.holdout >= 2, 'config.evaluation.samples', measured,
          f'compares with held-out pictures: needs config.data.holdout >= 2, not {data.holdout}')
-  _check(not measured or data.num_classes not in (0, 1), 'config.evaluation.samples', measured,
+  check(not measured or data.num_classes not in (0, 1), 'config.evaluation.samples', measured,
          f'grades samples by their class: needs config.data.num_classes >= 2, not {data.num_classes}')
 
 
 def _validate_network(config):
   network, levels = config.network, len(config.network.channel_mult)
   if network.form == 'edm2':
-    _check(not network.augment_dim, 'config.network.augment_dim', network.augment_dim,
+    check(not network.augment_dim, 'config.network.augment_dim', network.augment_dim,
            "must be 0 where config.network.form is 'edm2', which has no input for augmentation labels")
     stem = network.stem_channels
-    _check(not stem, 'config.network.stem_channels', stem,
+    check(not stem, 'config.network.stem_channels', stem,
            "must be 0 where config.network.form is 'edm2': its stem is as wide as its first level")
-  _check(len(network.decoder_channel_mult) in (0, levels), 'config.network.decoder_channel_mult',
+  check(len(network.decoder_channel_mult) in (0, levels), 'config.network.decoder_channel_mult',
          network.decoder_channel_mult, f'must have {levels} levels, as config.network.channel_mult, or none')
   for key in ('channel_mult', 'decoder_channel_mult'):
     for level, mult in enumerate(network[key]):
       width, side = network.channels * mult, config.base_resolution >> level
-      _check(width == int(width), f'config.network.{key}', network[key],
+      check(width == int(width), f'config.network.{key}', network[key],
              f'{mult} times config.network.channels = {network.channels} is {width}, which must be a whole number')
       is_middle = key == 'channel_mult' and level == levels - 1
       attends = side in network.attention_resolutions or (network.mid_attention and is_middle)
       heads = network.num_heads or (1 if network.form == 'ddpmpp' else max(1, width // network.channels_per_head))
       split_by = 'num_heads' if network.num_heads else 'channels_per_head'
-      _check(not attends or width % heads == 0, f'config.network.{split_by}', network[split_by],
+      check(not attends or width % heads == 0, f'config.network.{split_by}', network[split_by],
              f'the {int(width)} channels at {side} px must split into {int(heads)} attention heads of equal size')
-
-
-def _validate_guidance(config):
-  law, measured = config.guidance, config.evaluation.guidance
-  if not configs.has_guidance(config):
-    _check(not measured, 'config.evaluation.guidance', measured, "must be () while config.guidance.law = 'none'")
-    return
-  _check(config.data.num_classes != 0, 'config.guidance.law', law.law,
-         "must be 'none' without labels to guide to: config.data.num_classes is 0")
-  _check(not measured or config.evaluation.samples, 'config.evaluation.guidance', measured,
-         'must be () without config.evaluation.samples, how many to draw at each')
-  if law.law != 'constant':
-    _check(law.low < law.high, 'config.guidance.low', law.low, f'must be below config.guidance.high = {law.high}')
-  if law.law == 'truncated_normal':
-    _check(law.low <= law.mean <= law.high, 'config.guidance.mean', law.mean,
-           f'must lie between config.guidance.low = {law.low} and high = {law.high}')
 
 
 def _batch_shards(config, num_devices):
   """How many ways a batch is split: over the data and the fsdp axis together; None where it is not known."""
   sizes = dict(config.mesh)
-  _check(config.mesh.data != -1 or config.mesh.fsdp != -1, 'config.mesh.fsdp', -1,
+  check(config.mesh.data != -1 or config.mesh.fsdp != -1, 'config.mesh.fsdp', -1,
          'must be a number of devices where config.mesh.data = -1 takes all that remain')
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if num_devices is None:
     return None
   if -1 in sizes.values():
-    _check(num_devices % fixed == 0, 'config.mesh', sizes, f'{num_devices} devices are no multiple of {fixed}')
+    check(num_devices % fixed == 0, 'config.mesh', sizes, f'{num_devices} devices are no multiple of {fixed}')
     return num_devices
-  _check(num_devices == fixed, 'config.mesh', sizes, f'takes {fixed} devices, there are {num_devices}')
+  check(num_devices == fixed, 'config.mesh', sizes, f'takes {fixed} devices, there are {num_devices}')
   return fixed
 
 
 def _validate_phase(config, name, earlier, shards):
   phase, path = config.phases[name], f'config.phases.{name}'
-  if shards:
-    _check(phase.batch_size % shards == 0, f'{path}.batch_size', phase.batch_size,
+  if shards and phase.stage != 'invert':  # which each host does by itself, its batch filled up
+    check(phase.batch_size % shards == 0, f'{path}.batch_size', phase.batch_size,
            f'must be a multiple of {shards}, the devices that config.mesh = {dict(config.mesh)} splits it over')
   if phase.stage in configs.TRAINED_STAGES:
     _validate_training(phase, path)
     best, choices = config.checkpoint.best, configs.metrics(phase)
-    _check(not best or best in choices, 'config.checkpoint.best', best,
+    check(not best or best in choices, 'config.checkpoint.best', best,
            f"must be '' or a metric of every phase; {name} ({phase.stage}) has {', '.join(choices)}")
     if shards:
       _validate_microbatch(config, phase.batch_size // shards, f'{path}.batch_size = {phase.batch_size}')
+  if phase.stage == 'autoencoder':
+    losses.validate_views(phase, path, config.base_resolution >> (phase.sizes - 1), config.base_resolution)
   if phase.stage == 'teacher':
     _validate_teacher(config, phase, path)
-  if phase.stage in ('invert', 'guide', 'distill'):
+  if phase.stage == 'invert' and phase.encoder:
+    _validate_encoded(config, path, phase, earlier)
+  elif phase.stage in ('invert', 'guide', 'distill'):
     _check_start(config, path, 'teacher', phase, earlier, ('teacher',))
     kept = configs.ema_names(config.phases[phase.teacher]) if phase.teacher else ()
-    _check(phase.start_ema in ('', *kept), f'{path}.start_ema', phase.start_ema,
+    check(phase.start_ema in ('', *kept), f'{path}.start_ema', phase.start_ema,
            f"must be '' or one of {', '.join(kept)}, the averages of {phase.teacher}" if kept else
            f"must be '': {path}.init_from names weights that are one average already")
   if phase.stage == 'guide':
     law = config.guidance.law
-    _check(law not in ('none', 'constant'), f'{path}.stage', phase.stage,
+    check(configs.omega_varies(config), f'{path}.stage', phase.stage,
            f'estimates a strength of guidance that varies, and config.guidance.law is {law!r}')
   if phase.stage in ('invert', 'guide') and configs.has_guidance(config) and phase.teacher:
     dropout = config.phases[phase.teacher].label_dropout
-    _check(dropout > 0, f'config.phases.{phase.teacher}.label_dropout', dropout,
+    check(dropout > 0, f'config.phases.{phase.teacher}.label_dropout', dropout,
            f'must be above 0, 0.1 say: guidance (config.guidance.law = {config.guidance.law!r}) asks {phase.teacher} '
            'without label too')
   if phase.stage == 'invert':
-    _check(phase.store or phase.dtype == 'float32', f'{path}.dtype', phase.dtype,
+    check(phase.store or phase.dtype == 'float32', f'{path}.dtype', phase.dtype,
            f'is the type of what is stored, and {path}.store is False; it must be float32')
   if phase.stage == 'grow':
     _validate_growth(config, name, earlier)
+  if phase.stage == 'distill':
+    base, side = config.base_resolution, phase.resolution
+    check(side in (0, base) or _is_doubling(base, side), f'{path}.resolution', side,
+          f'must be 0 (config.base_resolution = {base}), or that times 1, 2, 4, 8, ...')
+    check(side <= config.data.resolution, f'{path}.resolution', side,
+          f'must not exceed config.data.resolution = {config.data.resolution}')
+  if phase.stage == 'encode':
+    _check_reference(config, path, 'noise', phase.noise, earlier, ('invert',))
+  if phase.stage == 'encode' or configs.learns_from_teacher(phase):
+    encoder = config.phases[phase.noise].encoder if phase.noise in earlier else ''
+    check(not encoder, f'{path}.noise', phase.noise,
+          f'takes the noise of encoder {encoder}; must be a phase that inverts by a teacher')
   if configs.learns_from_teacher(phase):
+    side = configs.phase_resolution(config, name)
+    check(side == config.base_resolution, f'{path}.resolution', side,
+          f"must be {config.base_resolution} with {path}.pairs = 'teacher', whose own images are the pairs'")
     law = config.guidance.law
-    _check(law == 'none', f'{path}.pairs', phase.pairs, f"must be 'data' with guidance: config.guidance.law is {law!r}")
-    _check(phase.pairs_fraction == 1, f'{path}.pairs_fraction', phase.pairs_fraction,
+    check(law == 'none', f'{path}.pairs', phase.pairs, f"must be 'data' with guidance: config.guidance.law is {law!r}")
+    check(phase.pairs_fraction == 1, f'{path}.pairs_fraction', phase.pairs_fraction,
            f"must be 1 with {path}.pairs = 'teacher': each pair is made once, inside its step")
   if phase.stage in configs.GENERATOR_STAGES:
     _check_reference(config, path, 'noise', phase.noise, earlier, ('invert',))
-    _check(config.phases[phase.noise].store or not phase.standardize_noise, f'{path}.standardize_noise',
+    check(config.phases[phase.noise].store or not phase.standardize_noise, f'{path}.standardize_noise',
            phase.standardize_noise,
            f'needs the mean and deviation of a store, and config.phases.{phase.noise}.store is False')
     _validate_guide(config, path, phase, earlier)
-    _validate_losses(config, name)
+    losses.validate_losses(config, name)
+
+
+def _validate_encoded(config, path, phase, earlier):
+  """A phase that takes its noise from an encoder, which knows its teacher by itself."""
+  _check_reference(config, path, 'encoder', phase.encoder, earlier, ('encode',))
+  for key in ('teacher', 'init_from', 'start_ema'):
+    check(not phase[key], f'{path}.{key}', phase[key],
+          f"must be '' with {path}.encoder = {phase.encoder!r}, which makes the noise in its place")
+  check(not phase.add_noise, f'{path}.add_noise', phase.add_noise,
+        f'must be False with {path}.encoder = {phase.encoder!r}: it is for the solver')
 
 
 def _validate_guide(config, path, phase, earlier):
   """Real pictures need an estimate of their omega where it varies, and none elsewhere."""
-  if config.guidance.law in ('none', 'constant'):
-    _check(not phase.guide, f'{path}.guide', phase.guide,
+  if not configs.omega_varies(config):
+    check(not phase.guide, f'{path}.guide', phase.guide,
            f"must be '' while config.guidance.law = {config.guidance.law!r}: there is nothing to estimate")
   else:
     _check_reference(config, path, 'guide', phase.guide, earlier, ('guide',))
 
 
 def _validate_teacher(config, phase, path):
-  _check(not phase.uncertainty or config.network.form == 'edm2', f'{path}.uncertainty', phase.uncertainty,
+  check(not phase.uncertainty or config.network.form == 'edm2', f'{path}.uncertainty', phase.uncertainty,
          f"must be False where config.network.form = {config.network.form!r}: 'edm2' alone has what learns it")
   kept = configs.ema_names(phase)
-  _check(len(set(kept)) == len(kept), f'{path}.ema_halflife', phase.ema_halflife,
+  check(len(set(kept)) == len(kept), f'{path}.ema_halflife', phase.ema_halflife,
          f'and {path}.ema_std = {phase.ema_std}: must name no average twice')
   augmentation = phase.augmentation
-  _check(not augmentation.rate or config.network.form != 'edm2', f'{path}.augmentation.rate', augmentation.rate,
+  check(not augmentation.rate or config.network.form != 'edm2', f'{path}.augmentation.rate', augmentation.rate,
          "must be 0 where config.network.form is 'edm2', which has no input for augmentation labels")
   labels = sum(configs.TEACHER_AUGMENTATIONS[name] for name in augmentation.transforms)
-  _check(not augmentation.rate or config.network.augment_dim == labels, 'config.network.augment_dim',
+  check(not augmentation.rate or config.network.augment_dim == labels, 'config.network.augment_dim',
          config.network.augment_dim, f'must be {labels}, the labels of {path}.augmentation.transforms = '
          f'{tuple(augmentation.transforms)}: without them samples come out augmented too')
 
@@ -247,22 +232,22 @@ def _validate_teacher(config, phase, path):
 def _validate_growth(config, name, earlier):
   phase, path = config.phases[name], f'config.phases.{name}'
   _check_start(config, path, 'start', phase, earlier, configs.GENERATOR_STAGES)
-  _check(phase.init_from or not phase.init_levels, f'{path}.init_levels', phase.init_levels,
+  check(phase.init_from or not phase.init_levels, f'{path}.init_levels', phase.init_levels,
          f'describes the generator of init_from, and {path}.init_from is empty')
   start = ladder.start_resolution(config, name)
-  _check(_is_doubling(start, phase.resolution), f'{path}.resolution', phase.resolution,
+  check(_is_doubling(start, phase.resolution), f'{path}.resolution', phase.resolution,
          f'must be {start} (the resolution of {phase.start or phase.init_from}) times 2, 4, 8, ...')
-  _check(phase.resolution <= config.data.resolution, f'{path}.resolution', phase.resolution,
+  check(phase.resolution <= config.data.resolution, f'{path}.resolution', phase.resolution,
          f'must not exceed config.data.resolution = {config.data.resolution}')
   blocks = ladder.decoder_blocks(config, name)
   known = {*blocks, *blocks.values(), *map(ladder.side_of, blocks)}
   old = [f'{block} ({released})' for block, released in blocks.items() if ladder.side_of(block) <= start]
   for entry in phase.thaw:
-    _check(entry in known, f'{path}.thaw', phase.thaw,
+    check(entry in known, f'{path}.thaw', phase.thaw,
            f'{entry!r} must be a resolution of the decoder or one of its blocks: {", ".join(old)}')
   if phase.start:
     before = config.phases[phase.start].standardize_noise
-    _check(phase.standardize_noise == before, f'{path}.standardize_noise', phase.standardize_noise,
+    check(phase.standardize_noise == before, f'{path}.standardize_noise', phase.standardize_noise,
            f'must be {before}, as config.phases.{phase.start}.standardize_noise: that generator knows no other noise')
 
 
@@ -278,18 +263,19 @@ def _validate_microbatch(config, share, batch_size):
 def _check_start(config, path, key, phase, earlier, stages):
   """A phase starts from an earlier one or from `init_from`: from one of them."""
   if not phase.init_from:
-    _check(phase[key], f'{path}.{key}', phase[key],
-           f'must name a phase of stage {"/".join(stages)}, or {path}.init_from a folder of weights')
+    check(phase[key], f'{path}.{key}', phase[key],
+           f'must name a phase of stage {"/".join(stages)}, or {path}.init_from a folder of weights'
+           + (f', or {path}.encoder a phase of stage encode' if 'encoder' in phase else ''))
     _check_reference(config, path, key, phase[key], earlier, stages)
   else:
-    _check(not phase[key], f'{path}.init_from', phase.init_from,
+    check(not phase[key], f'{path}.init_from', phase.init_from,
            f"cannot be given beside {path}.{key} = {phase[key]!r}; one of them must be ''")
 
 
 def _check_reference(config, path, key, value, earlier, stages):
   choices = [name for name in earlier if config.phases[name].stage in stages]
   listed = ', '.join(choices) or f'none; add one of stage {" or ".join(stages)} before it in config.order'
-  _check(value in choices, f'{path}.{key}', value, f'must be an earlier phase of stage {"/".join(stages)} ({listed})')
+  check(value in choices, f'{path}.{key}', value, f'must be an earlier phase of stage {"/".join(stages)} ({listed})')
 
 
 def _validate_training(phase, path):
@@ -297,44 +283,7 @@ def _validate_training(phase, path):
     if key in phase:
       warmup = phase[key].warmup_steps
       begin = phase[key].decay_from
-      _check(phase[key].schedule != 'inverse_sqrt' or warmup <= begin, f'{path}.{key}.decay_from', begin,
+      check(phase[key].schedule != 'inverse_sqrt' or warmup <= begin, f'{path}.{key}.decay_from', begin,
              f'lies within the warm-up: must be at least {path}.{key}.warmup_steps = {warmup}')
-      _check(phase[key].schedule != 'cosine' or warmup < phase.steps, f'{path}.{key}.warmup_steps', warmup,
+      check(phase[key].schedule != 'cosine' or warmup < phase.steps, f'{path}.{key}.warmup_steps', warmup,
              f'leaves no step for the cosine: must be less than {path}.steps = {phase.steps}')
-
-
-def _validate_losses(config, name):
-  phase, path, side = config.phases[name], f'config.phases.{name}', configs.phase_resolution(config, name)
-  rec, disc = phase.reconstruction, phase.discriminator
-  adv, of_pairs = phase.adversarial, phase.reconstruction_adversarial
-  if rec.distance == 'pixels':
-    weights = rec.scale_weights
-    _check(any(weights), f'{path}.reconstruction.scale_weights', weights, 'must have one that is not 0')
-    most = _halvings(side, 1) + 1
-    _check(len(weights) <= most, f'{path}.reconstruction.scale_weights', weights,
-           f'must be at most {most}: a picture of {side} px is halved {most - 1} times')
-  if disc.features == 'pixels':
-    _check(side >= 4, f'{path}.discriminator.features', disc.features, f'needs 4 px, {name} works on {side}')
-    most = _halvings(side, 4) + 1
-    _check(disc.scales <= most, f'{path}.discriminator.scales', disc.scales,
-           f'must be at most {most}: a picture of {side} px is halved {most - 1} times down to 4 px or more')
-  _check(disc.features != 'dino' or not configs.has_guidance(config), f'{path}.discriminator.features', disc.features,
-         f'is told no strength of guidance, and config.guidance.law is {config.guidance.law!r}')
-  _check(not disc.conditional or config.data.num_classes != 0, f'{path}.discriminator.conditional', disc.conditional,
-         'must be False without labels: config.data.num_classes is 0')
-  for key, group in (('adversarial', adv), ('reconstruction_adversarial', of_pairs)):
-    _check(group.low <= group.high, f'{path}.{key}.low', group.low,
-           f'must not exceed {path}.{key}.high = {group.high}')
-  _check(rec.weight or adv.weight, f'{path}.reconstruction.weight', rec.weight,
-         f'and {path}.adversarial.weight = {adv.weight}: one of them must not be 0')
-  for key, weight in (('reconstruction', rec.weight or of_pairs.weight), ('adversarial', adv.weight)):
-    _check(weight or phase['update'] == 'joint', f'{path}.{key}.weight', weight,
-           f"must not be 0 where {path}.update = 'separate': nothing would be left of that update")
-
-
-def _halvings(side: int, least: int) -> int:
-  """How often a picture's side can be halved evenly without falling below `least`."""
-  times = 0
-  while side % 2 == 0 and side // 2 >= least:
-    side, times = side // 2, times + 1
-  return times

@@ -1,0 +1,123 @@
+"""What a phase that trains an autoencoder leaves besides checkpoints: grids, and the folder `weights` that others take.
+
+The folder is one of `pagoda convert`'s, with the average of the weights, and the scaling and shift by which latents of
+the training pictures have unit variance.
+"""
+
+import functools
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from pagoda_jax.data import stream as streams
+from pagoda_jax.data.images import image_grid, normalize, quantized, write_png
+from pagoda_jax.runtime import distributed, sharding
+from pagoda_jax.stages import autoencoder, decoding
+from pagoda_jax.training import checkpoints, grids
+from pagoda_jax.weights import autoencoders
+from pagoda_jax.weights.convert import folders
+from pagoda_jax.weights.convert.formats import Converted
+
+WEIGHTS = 'weights'  # in the phase's folder
+MEASURED = 2048  # training pictures that scaling and shift are measured on, drawn with a fixed seed
+BATCH = 64
+
+
+def make_grid(config, mesh):
+  """draw(path, state) -> [H, W, C] uint8: held-out pictures, and what is decoded of their mean latents below each."""
+  pictures, _ = streams.epoch_pictures(config.data, config.base_resolution, *grids.held_out(config))
+  wide = min(grids.columns(config), len(pictures))
+  encode, decode = _coder(config)
+  again = jax.jit(lambda params, images: quantized(decode(params, encode(params, images)[0])),
+                  out_shardings=sharding.replicated(mesh))
+
+  def draw(path, state):
+    decoded = np.asarray(again(state.ema, pictures))
+    rows = [part[i : i + wide] for i in range(0, len(pictures), wide) for part in (pictures, decoded)]
+    image = image_grid(np.concatenate(rows), wide)
+    if distributed.is_primary():
+      write_png(path, image)
+    return image
+
+  return draw
+
+
+def _coder(config):
+  """(encode(params, uint8 images) -> mean and log variance, decode(params, latents) -> images), in float32."""
+  module = decoding.make_autoencoder(config, jnp.float32)
+  return (lambda params, images: module.apply({'params': params}, normalize(images), method='encode'),
+          lambda params, latents: module.apply({'params': params}, latents, method='decode'))
+
+
+def leave_weights(config, folder, name: str) -> None:
+  """Writes a finished phase's folder `weights`, unless it is there already, whole and of the newest checkpoint.
+
+  Raises:
+    CheckpointError: there is no checkpoint that can be read.
+    OSError: it cannot be written; names it.
+  """
+  distributed.from_primary(f'{name}: weights', functools.partial(_leave_weights, config, epath.Path(folder), name))
+
+
+def _leave_weights(config, folder, name):
+  target = folder / name / WEIGHTS
+  params, step = checkpoints.read_generator(folder / name)
+  source = {'phase': name, 'step': step, 'sha256': checkpoints.digest(params)}
+  if _is_left(target, source):
+    return
+  if target.exists():
+    distributed.say(f'{target}: of another checkpoint, or damaged; written anew')
+    target.rmtree() if '://' in str(target) else shutil.rmtree(target)
+  measured = measure(config, params)
+  options = autoencoders.options(config, measured['scaling'], measured['shift'])
+  folders.write_converted(
+    target, Converted({'params': params}, options, autoencoders.FORMAT), source | {'measured': measured})
+  held = ', '.join(f'{value:.2f} dB at {side} px' for side, value in measured['psnr'].items())
+  which = 'held-out' if config.data.holdout else 'training'
+  distributed.say(f'{name}: PSNR of {measured["held_out"]} {which} pictures '
+                  f'from their mean latents: {held}\n{name}: latents of mean {measured["shift"]:.4g} and standard '
+                  f'deviation {1 / measured["scaling"]:.4g}, each known to {measured["deviation"]:.3g}\n'
+                  f'{name}: config.autoencoder.weights={target}')
+
+
+def _is_left(target, source) -> bool:
+  try:
+    found = folders.read_folder(target)  # reads it all: what is damaged is made again
+  except folders.ConversionError:
+    return False
+  del found
+  before = folders.read_description(target)['source']
+  return {key: before.get(key) for key in source} == source
+
+
+def measure(config, params) -> dict:
+  """Of an autoencoder's parameters: 'scaling' and 'shift' of its latents, the mean 'deviation' of their distributions,
+  and 'psnr' of held-out pictures ('held_out' of them) at each size that it learns."""
+  side, sizes = config.base_resolution, next(
+    phase.sizes for phase in config.phases.values() if phase.stage == 'autoencoder')
+  count = len(streams.open_source(config.data, 'train'))
+  chosen = np.sort(np.random.default_rng(0).permutation(count)[:MEASURED])
+  encode, decode = map(jax.jit, _coder(config))
+  total = squares = deviations = numbers = 0.0
+  for start in range(0, len(chosen), BATCH):
+    images, _ = streams.epoch_pictures(config.data, side, 'train', chosen[start : start + BATCH])
+    mean, log_variance = (np.asarray(x, np.float64) for x in encode(params, images))
+    deviation = np.exp(log_variance / 2)
+    total, numbers = total + mean.sum(), numbers + mean.size
+    squares, deviations = squares + (mean**2 + deviation**2).sum(), deviations + deviation.sum()
+  shift = total / numbers
+  std = max((squares / numbers - shift**2) ** 0.5, 1e-12)
+  split = 'holdout' if config.data.holdout else 'train'
+  held = np.arange(min(len(streams.open_source(config.data, split)), MEASURED))
+  psnr = {}
+  for size in range(sizes):
+    found = []
+    for start in range(0, len(held), BATCH):
+      images, _ = streams.epoch_pictures(config.data, side >> size, split, held[start : start + BATCH])
+      decoded = quantized(decode(params, encode(params, images)[0]))
+      found.append(np.asarray(autoencoder.psnr(normalize(decoded), normalize(images))))
+    psnr[str(side >> size)] = float(np.concatenate(found).mean())
+  return {'scaling': 1 / std, 'shift': shift, 'deviation': deviations / numbers, 'psnr': psnr, 'held_out': len(held)}

@@ -1,0 +1,26 @@
+"""Prompts as a finished generator takes them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pagoda_jax.weights import text_encoders
+
+
+def encode(config, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+  """Embeddings of prompts by an experiment's encoder; '' is the empty caption, which stands for no text.
+
+  Args:
+    config: an experiment with captions; of a work directory, config.text.sha256 says which encoder it was trained on.
+    prompts: the texts; too long ones are truncated.
+
+  Returns:
+    {'text': [N, L, W] float32, 'text_mask': [N, L] bool, 'text_pooled': [N, P] float32}.
+
+  Raises:
+    TextEncoderError: the encoder is not the one that the networks were trained on, or as text_encoders.open_encoder.
+  """
+  text = config.text
+  encoder = text_encoders.open_encoder(text.encoder, text.length, text.width, text.pooled_width)
+  text_encoders.check_same(text, encoder.sha256)
+  return {name: array for name, array in encoder(prompts).items() if name != 'truncated'}

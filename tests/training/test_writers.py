@@ -1,0 +1,104 @@
+"""TensorBoard and Weights & Biases by stand-ins: the names of metrics.jsonl, and no fault of theirs stops a run."""
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from pagoda_jax.training import logs, writers
+
+VALUES = {'kimg': 0.5, 'epochs': 0.25, 'loss': 1.5, 'skipped': 0.0}
+CONFIG = {'seed': 3, 'order': ['teacher']}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+  """What the stand-ins were told, by library; as if nobody had set anything up."""
+  told = {'tensorboardX': [], 'wandb': []}
+
+  class Told:
+    def __init__(self, library, *args, **kwargs):
+      self._told = told[library]
+      self._told.append(('init', args, kwargs))
+
+    def __getattr__(self, method):
+      return lambda *args, **kwargs: self._told.append((method, args, kwargs))
+
+  monkeypatch.delenv('WANDB_MODE', raising=False)
+  monkeypatch.setattr(writers, '_said', set())
+  monkeypatch.setitem(sys.modules, 'tensorboardX', types.SimpleNamespace(
+    SummaryWriter=lambda *args, **kwargs: Told('tensorboardX', *args, **kwargs)))
+  monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(
+    login=lambda prompt: True, Image=lambda image: ('image', image.shape),
+    init=lambda **kwargs: Told('wandb', **kwargs)))
+  return told
+
+
+def written(folder, step=0):
+  log = logs.MetricLog(folder, step, CONFIG)
+  log.write(step + 10, VALUES)
+  log.image(step + 10, 'samples', np.zeros((4, 8, 1), np.uint8))
+  log.close()
+  return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_scalars_grids_and_config_have_the_same_names_everywhere(tmp_path, calls):
+  folder = tmp_path / 'digits' / 'teacher'
+  folder.mkdir(parents=True)
+  assert {key: value for key, value in written(folder)[0].items() if key not in ('step', 'time')} == VALUES
+  board, wandb = calls['tensorboardX'], calls['wandb']
+  assert [args for method, args, _ in board if method == 'add_scalar'] == [(*pair, 10) for pair in VALUES.items()]
+  assert ('add_image', 'samples', 10) == next((method, args[0], args[2]) for method, args, _ in board if len(args) == 3
+                                              and method == 'add_image')
+  text = next(args for method, args, _ in board if method == 'add_text')
+  assert text[0] == 'config' and json.loads(text[1].removeprefix('```json').removesuffix('```')) == CONFIG
+  init = wandb[0][2]
+  assert init['group'] == 'digits' and init['name'] == 'digits/teacher' and init['resume'] == 'allow'
+  assert json.loads(init['config']['config']) == CONFIG
+  assert [args[0] for method, args, _ in wandb if method == 'log'] == [
+    VALUES | {'step': 10}, {'samples': ('image', (4, 8)), 'step': 10}]
+  assert board[-1][0] == 'close' and wandb[-1][0] == 'finish'
+
+
+def test_a_run_that_goes_on_is_the_same_run_there_and_one_begun_anew_is_not(tmp_path, calls):
+  written(tmp_path)
+  assert len(written(tmp_path, step=10)) == 2
+  written(tmp_path, step=0)
+  marks = [kwargs['id'] for method, _, kwargs in calls['wandb'] if method == 'init']
+  assert marks[0] == marks[1] != marks[2]
+  purged = [kwargs['purge_step'] for method, _, kwargs in calls['tensorboardX'] if method == 'init']
+  assert purged == [None, 11, None]  # what a crash has undone is hidden
+
+
+def test_a_writer_that_fails_is_left_out_and_the_lines_go_on(tmp_path, calls, monkeypatch, caplog):
+  def fail(*args, **kwargs):
+    raise ConnectionError('no network')
+
+  sys.modules['wandb'].init = fail
+  monkeypatch.setattr(writers.TensorBoard, 'image', fail)
+  log = logs.MetricLog(tmp_path, 0, CONFIG)
+  for step in (1, 2):
+    log.write(step, VALUES)
+    log.image(step, 'samples', np.zeros((4, 8, 3), np.uint8))
+  log.close()
+  assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 2
+  assert [record.getMessage().split()[0] for record in caplog.records] == ['WandB', 'TensorBoard']
+  assert len([method for method, _, _ in calls['tensorboardX'] if method == 'add_scalar']) == len(VALUES)
+
+
+def test_nothing_installed_is_no_fault_and_nobody_logged_in_is_said_once(tmp_path, calls, monkeypatch, caplog, capsys):
+  sys.modules['wandb'].login = lambda prompt: False
+  written(tmp_path)
+  sys.modules['wandb'].login, sys.modules['wandb'].api = lambda: True, types.SimpleNamespace(api_key='')  # an older one
+  written(tmp_path)
+  assert capsys.readouterr().out.count('wandb is installed, but nobody is logged in') == 1 and calls['wandb'] == []
+  monkeypatch.setenv('WANDB_MODE', 'offline')
+  written(tmp_path)
+  assert calls['wandb'][0][0] == 'init'
+  for name in ('tensorboardX', 'wandb'):
+    monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+  before = len(calls['tensorboardX'])
+  written(tmp_path)
+  assert len(calls['tensorboardX']) == before and not caplog.records
