@@ -28,6 +28,12 @@ def agree(folder):
   distributed.wait_for_all('end')
 
 
+def leaving(folder):
+  """Nothing; the watch is always within a call (below) when Python ends."""
+  del folder
+  distributed.wait_for_all('end')
+
+
 def absent(folder):
   """Process 1 does not come to a barrier."""
   del folder
@@ -92,6 +98,8 @@ if __name__ == '__main__':
   try:
     if task == 'sleeping':
       distributed.SILENCE_SECONDS = 6
+    if task == 'leaving':
+      distributed.POLL_SECONDS = 0.0005
     if task == 'compiling':
       distributed.POLL_SECONDS = 0.2
     distributed.start(None if address == '-' else address, count, index, limit, run=task)

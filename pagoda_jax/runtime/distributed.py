@@ -4,6 +4,7 @@ Everything here goes through the coordinator that `jax.distributed` starts in pr
 every function is immediate. Each process must make the same calls in the same order.
 """
 
+import atexit
 import itertools
 import json
 import os
@@ -67,6 +68,7 @@ def start(address: str | None, count: int | None, index: int | None, limit: int,
   jax.devices()  # each process waits for the others here: better now than within something that one does alone
   _Watch.current = _Watch(limit, silence)
   _Watch.current.start()
+  atexit.register(_Watch.current.end)
 
 
 def several() -> bool:
@@ -234,13 +236,27 @@ class _Watch:
     self._compiles: list[tuple[str, str]] = []  # (event, program), the outermost first
     self._compiled = None  # when the last compilation ended
     self._heard: dict[int, int] = {}  # processes whose silence this one notices: a number that grows
+    self._over = threading.Event()
+    self._threads = [threading.Thread(target=part, daemon=True) for part in (self._speak, self._listen)]
 
   def start(self):
     # JAX tells when a part of a compilation begins by a scalar, and when it ends by a duration.
     jax.monitoring.register_scalar_listener(self._compilation_begins)
     jax.monitoring.register_event_duration_secs_listener(self._compilation_ends)
-    for part in (self._speak, self._listen):
-      threading.Thread(target=part, daemon=True).start()
+    for thread in self._threads:
+      thread.start()
+
+  def end(self):
+    """Leaves the others as JAX does at a process's exit, watching until then, and ends the threads.
+
+    Python ends a thread that is within a call of JAX's client by tearing down C++ frames, which aborts the process.
+    """
+    try:
+      jax.distributed.shutdown()
+    finally:
+      self._over.set()
+      for thread in self._threads:
+        thread.join(5 * POLL_SECONDS)  # one that waits for a process 0 that is stopped does not end
 
   def standings(self) -> dict[int, dict]:
     """What each process has last told of itself; see `_standing`."""
@@ -270,8 +286,7 @@ class _Watch:
   def _speak(self):
     """One round after another; does not come back from one while process 0 is stopped."""
     for rounds in itertools.count():
-      time.sleep(POLL_SECONDS)
-      if not several():
+      if self._over.wait(POLL_SECONDS) or not several():
         return
       try:
         jax_distributed.global_state.client.key_value_set(
@@ -294,8 +309,7 @@ class _Watch:
   def _listen(self):
     """Counts rounds of its own, so that a process that was stopped itself does not hold the others for silent."""
     last, silent = {}, {}
-    while several():
-      time.sleep(POLL_SECONDS)
+    while several() and not self._over.wait(POLL_SECONDS):
       heard = self._heard
       silent = {index: silent.get(index, 0) + 1 if heard[index] == last.get(index) else 0 for index in heard}
       last = heard

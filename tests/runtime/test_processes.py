@@ -185,6 +185,12 @@ def test_who_compiles_is_not_taken_for_hung_and_is_named():
     assert f'{place}, goes on waiting: process {1 - waiting} compiles slow' in outputs[waiting][1]
 
 
+def test_processes_leave_while_they_watch_each_other():
+  """Python's end ended a watch in the middle of a call of the client of JAX: five of six pairs aborted."""
+  outputs = workers('leaving')
+  assert [code for code, _ in outputs] == [0, 0], outputs
+
+
 @pytest.mark.parametrize('stopped', [1, 0])
 def test_a_stopped_process_ends_the_other_with_a_line_that_names_it(stopped):
   address = f'127.0.0.1:{free_port()}'
