@@ -287,7 +287,8 @@ HOSTILE = [
   (math.nan, ''),
   (math.inf, ''),
   (-math.inf, ''),
-  (-1, 'num_classes workers mesh.data p_mean autoencoder.shift'),
+  (-1, 'num_classes workers mesh.data p_mean autoencoder.shift teacher.microbatch encode.microbatch guide.microbatch '
+       'distill.microbatch grow_16.microbatch grow_32.microbatch autoencoder.microbatch'),
   (0, 'seed holdout workers max_unreadable stem_channels embed_channels num_heads augment_dim dropout warmup_steps b1 '
       'b2 clip_norm ema ema_rampup rate p_mean p_std reconstruction.weight distill.adversarial.weight '
       'reconstruction_adversarial.weight mean low r1 r2 grow_16.num_blocks microbatch keep_every '
@@ -463,6 +464,13 @@ def test_a_microbatch_divides_every_devices_share_or_holds_it_whole():
     validation.validate(config, devices)
   with pytest.raises(configs.ConfigError, match=r'microbatch = 3: must divide 8, .*batch_size = 8, as 2 and 4 do'):
     validation.validate(config, 1)
+  config.phases.distill.microbatch = 4  # its own comes before the experiment's; the teacher has none
+  with pytest.raises(configs.ConfigError, match=r'config.microbatch = 3: must divide 8, .*teacher.batch_size = 8'):
+    validation.validate(config, 1)
+  config.microbatch, config.phases.distill.microbatch = 4, 3
+  with pytest.raises(configs.ConfigError, match=r'config.phases.distill.microbatch = 3: .*distill.batch_size = 8'):
+    validation.validate(config, 1)
+  assert [configs.microbatch(config, name) for name in ('teacher', 'distill')] == [4, 3]
 
 
 def test_init_levels_are_three_numbers_each_and_count_as_resolution():

@@ -24,6 +24,7 @@ from pagoda_jax.config.facts import (
   has_text,
   learns_from_teacher,
   metrics,
+  microbatch,
   omega_varies,
   phase_resolution,
 )

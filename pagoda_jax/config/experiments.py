@@ -151,7 +151,7 @@ def experiment():
     'precision': ('float32', one_of('float32', 'bfloat16')),
     'mesh': {'data': (-1, DEVICES), 'fsdp': (1, DEVICES)},  # -1: all remaining devices
     # Four keys that change memory and time, not results; a run can go on with others.
-    # most images that a device trains on at once; 0: its whole share of batch_size
+    # most images that a device trains on at once; 0: its whole share of batch_size. Phases may have their own
     'microbatch': (0, integer('[0, 1_000_000]')),
     # resolutions of U-Net blocks whose activations are computed again in the backward pass
     'remat': ((), each(SIDE)),

@@ -29,6 +29,12 @@ def add_phase(config: ConfigDict, name: str, phase: ConfigDict) -> None:
   config.order = (*config.order, name)
 
 
+def microbatch(config: ConfigDict, name: str) -> int:
+  """Most images of a phase that a device trains on at once; 0: its whole share of them."""
+  own = config.phases[name].get('microbatch', -1)
+  return config.microbatch if own == -1 else own
+
+
 def has_guidance(config: ConfigDict) -> bool:
   """Whether an experiment's generators take the strength of guidance as an input."""
   return config.get('guidance', {}).get('law', 'none') != 'none'  # configs from before guidance have no such group

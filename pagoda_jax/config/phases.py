@@ -4,6 +4,7 @@ from pagoda_jax.config.ranges import (
   BATCH,
   BLOCKS,
   MATMUL_PRECISION,
+  MICROBATCH,
   STEPS,
   THAWED,
   WEIGHT,
@@ -72,6 +73,7 @@ def autoencoder():
     'stage': ('autoencoder', one_of('autoencoder')),
     'steps': (100_000, STEPS),
     'batch_size': (64, BATCH),
+    'microbatch': (-1, MICROBATCH),
     'optimizer': group(optimizer, name='adam'),
     'discriminator_optimizer': group(optimizer, name='adam'),
     'ema': (0.999, number('[0, 1)')),
@@ -95,6 +97,7 @@ def teacher():
     'init_from': ('', text),  # folder to start from: of `pagoda convert`, or another run's phase (its EMA); '': afresh
     'steps': (100_000, STEPS),
     'batch_size': (4096, BATCH),
+    'microbatch': (-1, MICROBATCH),
     'optimizer': group(optimizer, name='adam'),
     'ema': (0.9999, number('[0, 1)')),  # decay a step, where neither of the next but one is given
     # Averages by half-life, in images, and after them by power function of a relative standard deviation (EDM2).
@@ -155,6 +158,7 @@ def encode():
     'pairs_fraction': (1.0, number('(0, 1]')),
     'steps': (50_000, STEPS),
     'batch_size': (256, BATCH),
+    'microbatch': (-1, MICROBATCH),
     'optimizer': group(optimizer),
     'ema': (0.999, number('[0, 1)')),
     'matmul_precision': ('default', MATMUL_PRECISION),
@@ -175,6 +179,7 @@ def guide():
     'init_from': ('', text),
     'steps': (10_000, STEPS),
     'batch_size': (256, BATCH),
+    'microbatch': (-1, MICROBATCH),
     'optimizer': group(optimizer, name='adam'),
     'ema': (0.999, number('[0, 1)')),
     'matmul_precision': ('default', MATMUL_PRECISION),
@@ -240,6 +245,7 @@ def _generator_phase(stage: str) -> dict:
     'guide': ('', text),  # phase of the estimator of omega; '': without guidance, or with a constant one
     'steps': (90_000, STEPS),
     'batch_size': (256, BATCH),  # for each loss
+    'microbatch': (-1, MICROBATCH),
     'optimizer': group(optimizer, learning_rate=8e-6),
     'discriminator_optimizer': group(optimizer, learning_rate=2e-3),
     'ema': (0.999, number('[0, 1)')),

@@ -81,6 +81,7 @@ def _listed(choices):
 # Ranges that several keys share. Upper ends are beyond all sense, so that a slip is told from a wish.
 STEPS = integer('[1, 1_000_000_000]')
 BATCH = integer('[1, 1_000_000]')
+MICROBATCH = integer('[0, 1_000_000]', also=-1)  # of a phase; -1: config.microbatch
 SIDE = integer('[1, 8192]')  # pixels
 WIDTH = integer('[1, 16_384]')  # channels
 BLOCKS = integer('[0, 64]')

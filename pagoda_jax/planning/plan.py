@@ -226,7 +226,7 @@ def count(config, name: str, topology) -> Counted:
     opponents = {part: getattr(state, part, {}).get('params', {}) for part in ('discriminator', 'pairs_discriminator')}
     trained = {'params': state.params} | opponents
     held = {'fixed': getattr(state, 'fixed', {}), 'frozen': program.frozen}
-    parts = microbatches.count_parts(program.images, topology.count, config.microbatch)
+    parts = microbatches.count_parts(program.images, topology.count, configs.microbatch(config, name))
   phase = config.phases[name]
   sums, gathers = dict(_SUMS.get(phase.stage, {})), dict(_GATHERS.get(phase.stage, {}))
   if phase.get('fakes') == 'fresh':
@@ -257,7 +257,7 @@ def phase_costs(config, name: str, topology, counted: Counted | None = None) -> 
   """What the phase costs on the topology with the config's mesh and microbatch; `counted`: `count` of the same."""
   data, fsdp = phase_mesh(config, name, topology)
   counted = counted or count(config, name, topology)
-  return counted.split(fsdp).costs(data, config.microbatch if counted.program.trains else 0)
+  return counted.split(fsdp).costs(data, configs.microbatch(config, name) if counted.program.trains else 0)
 
 
 def recipe_at(config, side: int, attention: bool = True):
@@ -281,7 +281,9 @@ def teacher_flops(config, side: int, attention: bool = True) -> float:
 
 def image_flops(config, name: str) -> float:
   """FLOPs per image of a phase's step, without those that are done again to save memory."""
-  plain = _with_keys(config, microbatch=0, remat=(), attention='xla')  # a kernel's FLOPs are not counted
+  plain = _with_keys(config, remat=(), attention='xla')  # a kernel's FLOPs are not counted
+  if 'microbatch' in plain.phases[name]:
+    plain.phases[name].microbatch = 0
   program = programs.make(plain, name)
   return costs.flops(program.trace()) / program.images
 

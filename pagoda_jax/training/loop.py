@@ -62,7 +62,7 @@ def make_step(config, name: str, num_devices: int = 1) -> tuple[models.Networks,
     networks = dataclasses.replace(networks, draw=sampler.make_teachers_draw(config, name, levels))
   if phase.stage == 'guide':
     networks = dataclasses.replace(networks, draw=sampler.make_teachers_draw(config, name, phase.sample_levels))
-  parts = microbatch.count_parts(phase.batch_size, num_devices, config.microbatch)
+  parts = microbatch.count_parts(phase.batch_size, num_devices, configs.microbatch(config, name))
   make = {'autoencoder': autoencoder, 'teacher': teacher, 'encode': encode, 'guide': guide, 'distill': distill,
           'grow': grow}[phase.stage].make_train_step
   return networks, models.at_matmul_precision(phase.matmul_precision, make(networks, phase, parts))

@@ -14,10 +14,11 @@ from pagoda_jax.runtime.files import read_to_compare, write_sealed
 from pagoda_jax.training import checkpoints, claims, starts
 from pagoda_jax.training.claims import WorkdirError
 
-# What may differ between two runs of one phase: how long, on what, and how much is written down.
+# What may differ between two runs of one phase: how long, on what, in which parts, and how much is written down.
 # What lies at init_from is compared itself, by `check_inputs`; of what lies at autoencoder.weights, and of
 # config.text.encoder, wherever its folder lies, the digest (sha256 beside them).
-FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify', 'weights', 'text.encoder')
+FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify', 'weights', 'text.encoder',
+             'microbatch')
 # Ends of the names of keys that came later: what was computed before, by phases whose config.json lacks them. A phase
 # stands there by its stage.
 EARLIER = {

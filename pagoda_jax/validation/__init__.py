@@ -139,7 +139,7 @@ def _validate_phase(config, name, earlier, shards):
     check(not best or best in choices, 'config.checkpoint.best', best,
            f"must be '' or a metric of every phase; {name} ({phase.stage}) has {', '.join(choices)}")
     if shards:
-      _validate_microbatch(config, phase.batch_size // shards, f'{path}.batch_size = {phase.batch_size}')
+      _validate_microbatch(config, name, phase.batch_size // shards)
   if phase.stage == 'autoencoder':
     losses.validate_views(phase, path, config.base_resolution >> (phase.sizes - 1), config.base_resolution)
   if phase.stage == 'teacher':
@@ -251,13 +251,14 @@ def _validate_growth(config, name, earlier):
            f'must be {before}, as config.phases.{phase.start}.standardize_noise: that generator knows no other noise')
 
 
-def _validate_microbatch(config, share, batch_size):
-  most = config.microbatch
+def _validate_microbatch(config, name, share):
+  phase, most = config.phases[name], configs.microbatch(config, name)
+  key = 'config.microbatch' if phase.microbatch == -1 else f'config.phases.{name}.microbatch'
   if most and most < share and share % most:
     divisors = {n for low in range(1, math.isqrt(share) + 1) if share % low == 0 for n in (low, share // low)}
     near = max(n for n in divisors if n < most), min(n for n in divisors if n > most)
-    raise ConfigError(f'config.microbatch = {most}: must divide {share}, a device\'s share of {batch_size}, as '
-                      f'{near[0]} and {near[1]} do, or be larger or 0')
+    raise ConfigError(f"{key} = {most}: must divide {share}, a device's share of config.phases.{name}.batch_size = "
+                      f'{phase.batch_size}, as {near[0]} and {near[1]} do, or be larger or 0')
 
 
 def _check_start(config, path, key, phase, earlier, stages):

@@ -19,7 +19,7 @@ from pagoda_jax import config as configs
 from pagoda_jax.method import microbatch, perception
 from pagoda_jax.networks.discriminator import Discriminator
 from pagoda_jax.networks.frozen.projections import ProjectedFeatures
-from pagoda_jax.planning import costs
+from pagoda_jax.planning import costs, programs
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import distill, grow, models, state, teacher
 from pagoda_jax.training import workdir
@@ -229,11 +229,20 @@ def test_maps_and_distance_of_an_image_do_not_depend_on_the_batch(projected):
 
 def test_a_run_can_go_on_with_other_switches():
   config, other = experiment(), experiment(microbatch=2, remat=(8,), shard_frozen=True, attention='xla')
-  other.mesh.fsdp = 2
+  other.mesh.fsdp, other.phases.grow_16.microbatch = 2, 1
   assert workdir.identity(config, 'grow_16') == workdir.identity(other, 'grow_16')
   unets = [models.make_unet(c, 'grow_16') for c in (config, other)]
   plain, remat = (jax.eval_shape(functools.partial(models.fresh_params, unet), RNG) for unet in unets)
   assert unets[1].remat == (8,) and plain == remat
+
+
+def test_a_phases_own_microbatch_comes_before_the_experiments():
+  config = experiment(microbatch=4)
+  trace = lambda: str(programs.make(config, 'teacher').trace().jaxpr)
+  turns = lambda: re.findall(r'scan\[[^\]]*length=(\d+)', trace(), re.DOTALL)
+  assert turns() == ['4']
+  config.phases.teacher.microbatch = 1
+  assert turns() == ['16']
 
 
 def test_the_configs_form_of_attention_reaches_every_network():
