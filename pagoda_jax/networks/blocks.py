@@ -47,8 +47,8 @@ class Attention(nn.Module):
       k, v = (jnp.concatenate([of_text, own], axis=1) for of_text, own in zip(added, (k, v)))
       if text.mask is not None:
         mask = jnp.concatenate([text.mask, jnp.ones((b, h * w), bool)], axis=1)
-    x = attention.attend(q, k, v, self.form, mask).reshape(b, h, w, c)
-    return Dense(c, kernel_init=zeros_init, dtype=self.dtype, name='out')(x)
+    x = attention.attend(q, k, v, self.form, mask)
+    return Dense(c, axes=2, kernel_init=zeros_init, dtype=self.dtype, name='out')(x).reshape(b, h, w, c)
 
 
 class ResBlock(nn.Module):

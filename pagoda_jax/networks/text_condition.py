@@ -148,6 +148,6 @@ class CrossAttention(nn.Module):
     some = jnp.any(text.mask, axis=1)
     # A softmax over nothing is none: the first place stands in, and counts nothing.
     mask = text.mask | (~some[:, None] & (jnp.arange(text.mask.shape[1]) == 0))
-    y = attention.attend(q.reshape(b, h * w, self.heads, c // self.heads), k, v, self.form, mask).reshape(b, h, w, c)
-    y = layers.Dense(c, kernel_init=layers.zeros_init, dtype=self.dtype, name='out')(y)
+    y = attention.attend(q.reshape(b, h * w, self.heads, c // self.heads), k, v, self.form, mask)
+    y = layers.Dense(c, axes=2, kernel_init=layers.zeros_init, dtype=self.dtype, name='out')(y).reshape(b, h, w, c)
     return jnp.where(some[:, None, None, None], y, 0)

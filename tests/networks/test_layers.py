@@ -13,11 +13,13 @@ from pagoda_jax.networks import chips, discriminator, group_norm, layers
 BFLOAT16 = {'dtype': jnp.bfloat16}
 
 
+@pytest.mark.parametrize('chip', ['cpu', 'tpu'])
 @pytest.mark.parametrize('layer', [
     layers.Conv(1, (1, 1), **BFLOAT16), layers.Dense(1, **BFLOAT16), discriminator.SpectralConv(1, (1, 1), **BFLOAT16)
 ], ids=lambda layer: type(layer).__name__)
-def test_the_gradient_of_a_bias_is_a_float32_sum(layer):
+def test_the_gradient_of_a_bias_is_a_float32_sum(layer, chip, monkeypatch):
   """Of 131,072 ones. In bfloat16 a sum of ones ends at 256; a CPU's, several at once, came to 4,096."""
+  monkeypatch.setattr(chips, 'chip', lambda: chip)
   x = jnp.zeros((2, 256, 256, 1), jnp.bfloat16)
   more = (False,) if isinstance(layer, discriminator.SpectralConv) else ()
   variables = layer.init(jax.random.key(0), x, *more)
@@ -25,6 +27,27 @@ def test_the_gradient_of_a_bias_is_a_float32_sum(layer):
   y, transposed = jax.vjp(run, jnp.zeros(1))
   assert y.dtype == jnp.bfloat16
   assert transposed(jnp.ones_like(y))[0] == 131072
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_a_product_for_a_biass_gradient_is_the_sum(dtype, monkeypatch):
+  """On a TPU; float32 gradients are not rounded to the matrix units' type."""
+  dy, programs = jax.random.normal(jax.random.key(0), (2, 1024, 4)).astype(dtype), []
+  for chip in ('cpu', 'tpu'):
+    monkeypatch.setattr(chips, 'chip', lambda chip=chip: chip)
+    gradient = lambda dy: jax.vjp(layers.with_bias, jnp.zeros_like(dy), jnp.zeros(4))[1](dy)[1]
+    programs.append(str(jax.make_jaxpr(gradient)(dy)))
+    np.testing.assert_allclose(gradient(dy), np.asarray(dy, np.float64).sum((0, 1)), rtol=1e-5, atol=1e-4)
+  assert ('dot_general' in programs[1]) == (dtype == jnp.bfloat16) and 'dot_general' not in programs[0]
+
+
+def test_a_dense_layer_of_two_axes_is_that_of_both_side_by_side():
+  x = jax.random.normal(jax.random.key(0), (2, 5, 3, 4))
+  layer = layers.Dense(6, axes=2)
+  variables = layer.init(jax.random.key(1), x)
+  assert jax.tree.map(jnp.shape, variables['params']) == {'kernel': (12, 6), 'bias': (6,)}
+  expected = layers.Dense(6).apply(variables, x.reshape(2, 5, 12))
+  np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize('ratio', [1, 16, 256])
