@@ -21,7 +21,7 @@ no figure and no script is published: what the rungs take is what the release's 
 `pagoda plan`, as in imagenet_64_to_512.py:
 
                   v5e-256                       v5p-64 (32 chips)               8xh100
-  teacher     7.7 GB   94 ms   4,090 h    7.8 GB  249 ms  1,350 h    8.2 GB  457 ms    619 h
+  teacher    12.0 GB   94 ms   4,090 h   12.1 GB  249 ms  1,350 h   12.3 GB  457 ms    619 h
   invert      2.1 GB  7.34 s      82 h    2.1 GB  3.15 s     35 h    1.8 GB  733 ms     16 h
   distill    10.3 GB   48 ms     308 h   10.4 GB   78 ms     63 h   12.0 GB  195 ms     39 h
   grow_64     3.2 GB   18 ms     112 h    3.3 GB   49 ms     39 h    4.1 GB   94 ms     19 h
@@ -47,15 +47,15 @@ def get_config(variant: str = ''):
   config.network = c.network(form='guided', channels=256, channel_mult=(1, 2, 4), num_blocks=3,
                              attention_resolutions=(16, 8))
   config.precision = 'bfloat16'
-  # As many images at once as fit 16 GB; with all of a chip's share in one part (0) memory of 80 GB does not suffice
-  # for eight chips at 512 px.
+  # As many images at once as fit 16 GB (the teacher has its own); with all of a chip's share in one part (0) memory of
+  # 80 GB does not suffice for eight chips at 512 px.
   config.microbatch = 1
   teacher = {'teacher': '', 'init_from': TEACHER}
   if 'published' not in chosen:
     # The paper's batch; the rest as EDM trains at 64 px (Karras et al. 2022, appendix F), see imagenet_64_to_512.py.
     config.network.dropout = 0.1
     c.add_phase(config, 'teacher', c.teacher(
-      steps=610_000, batch_size=4096,
+      steps=610_000, batch_size=4096, microbatch=16,
       optimizer=c.optimizer(name='adam', learning_rate=1e-4, warmup_steps=10_000_000 // 4096),
       ema_halflife=(50e6,),
     ))

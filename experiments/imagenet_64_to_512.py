@@ -31,7 +31,7 @@ Published (Kim et al. 2024), one evaluation an image, without guidance, FID-50k:
 `pagoda plan`, arithmetic at 33 % MFU: memory of a chip (16 GB on v5e, 95 on v5p, 80 on H100), a step, and in all
 
                   v5e-256                       v5p-64 (32 chips)               8xh100
-  teacher     7.0 GB  175 ms   7,580 h    7.1 GB  541 ms  2,930 h    7.3 GB  999 ms  1,360 h
+  teacher    10.2 GB  175 ms   7,580 h   10.2 GB  541 ms  2,930 h   10.4 GB  999 ms  1,360 h
   invert      5.0 GB  16.2 s     180 h    5.0 GB  6.96 s     77 h    3.1 GB  1.62 s     36 h
   distill     9.3 GB   54 ms     347 h    9.3 GB  116 ms     93 h   10.0 GB  255 ms     51 h
   grow_128    3.7 GB   31 ms     201 h    3.7 GB   96 ms     76 h    4.0 GB  181 ms     36 h
@@ -39,8 +39,9 @@ Published (Kim et al. 2024), one evaluation an image, without guidance, FID-50k:
   grow_512    9.9 GB  188 ms   1,203 h   10.1 GB  625 ms    500 h   10.9 GB  1.17 s    235 h
 
 h: hours of one chip. Inversion: 1.28 M pictures and their mirror images, 64 a chip at once (H100: 32). L_adv's
-gradients are summed after every image a chip (`microbatch = 1`), which memory of 16 GB asks of distill: on chips of
-more memory a larger microbatch makes it faster (`pagoda plan` recommends one).
+gradients are summed after every image a chip (`microbatch = 1`), which memory of 16 GB asks of distill, the teacher's
+after four: on chips of more memory a larger microbatch makes both faster (`pagoda plan` recommends one). On v5e set
+launch/xla_flags.sh: without it few images at once take two to three times as long.
 `--aot`: v5e's compiler takes 807 s and 22 GB of memory for grow_512 on 256 chips, and counts 8.81 GB a chip, 10.5 TFLOP
 an image (11.7 before it optimises) and 860 MB of sums a step.
 """
@@ -71,7 +72,7 @@ def get_config(variant: str = ''):
     # half-life of the EMA 50 M images, dropout 0.1, no augmentation.
     config.network.dropout = 0.1
     c.add_phase(config, 'teacher', c.teacher(
-      steps=610_000, batch_size=4096,
+      steps=610_000, batch_size=4096, microbatch=4,
       optimizer=c.optimizer(name='adam', learning_rate=1e-4, warmup_steps=10_000_000 // 4096),
       ema_halflife=(50e6,),
     ))
@@ -123,7 +124,7 @@ def modern(config, published: bool, stop: int):
   if not published:
     # EDM2's for S at 64 px (Karras et al. 2024, table 6, and its train_edm2.py).
     c.add_phase(config, 'teacher', c.teacher(
-      steps=524_288, batch_size=2048, p_mean=-0.8, p_std=1.6, uncertainty=True, ema_std=(0.05, 0.1),
+      steps=524_288, batch_size=2048, microbatch=4, p_mean=-0.8, p_std=1.6, uncertainty=True, ema_std=(0.05, 0.1),
       optimizer=c.optimizer(name='adam', learning_rate=0.01, b2=0.99, schedule='inverse_sqrt', decay_from=35_000,
                             warmup_steps=4_883),
     ))

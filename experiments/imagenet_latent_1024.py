@@ -12,9 +12,9 @@ for its mirror image: 880 GB for ImageNet.
 `pagoda plan --num_images=1281167`, '' (arithmetic at 33 % MFU): memory of a device, a step, and in all
 
              --topology=v5e-256                        --topology=8xh100
-  grow_128   4.8 GB    24 ms     152 chip-hours        6.2 GB    93 ms    18.5
+  grow_128   4.8 GB    24 ms     152 chip-hours        6.2 GB    92 ms    18.5
 
-The five phases: 400 EFLOP, 3,460 chip-hours, 13.5 hours on 256 v5e, or 736 chip-hours, 92 hours on 8 H100.
+The five phases: 400 EFLOP, 2,740 chip-hours, 10.7 hours on 256 v5e, or 358 chip-hours, 45 hours on 8 H100.
 """
 
 import importlib.util

@@ -25,10 +25,10 @@ pictures and their reconstructions is to be measured first.
 `pagoda plan --num_images=1281167`, '' (arithmetic at 33 % MFU): memory of a device, a step, and in all
 
              --topology=v5e-256                        --topology=8xh100
-  teacher    6.5 GB    70 ms   3,030 chip-hours        6.7 GB   506 ms   686 chip-hours
+  teacher    9.0 GB    53 ms   2,300 chip-hours        9.2 GB   230 ms   312 chip-hours
   invert     1.6 GB   3.7 s       41                   1.4 GB   367 ms     8.2
-  distill    7.1 GB    29 ms     188                   8.1 GB    76 ms    15
-  grow_64    2.3 GB   8.9 ms      57                   2.8 GB    41 ms     8.1
+  distill    7.1 GB    29 ms     188                   8.1 GB    60 ms    12
+  grow_64    2.3 GB   8.9 ms      57                   2.8 GB    40 ms     8.0
 
 decoded: grow_64 on v5e-256: 6.3 GB (3.75 GB of activations at one image a chip, the decoder's blocks at 512 and 256 px
 computed again), 323 ms, 2,070 chip-hours: decoder and feature networks at 512 px take 36 times the latents' step.
@@ -58,7 +58,7 @@ def get_config(variant: str = '', top: int = 64, path: str = 'data/imagenet_late
   config.microbatch = 1 if 'decoded' in chosen else 4
   # As EDM trains on ImageNet (Karras et al. 2022, appendix F): 2.5 G images.
   c.add_phase(config, 'teacher', c.teacher(
-    steps=610_000, batch_size=4096,
+    steps=610_000, batch_size=4096, microbatch=16,
     optimizer=c.optimizer(name='adam', learning_rate=1e-4, warmup_steps=10_000_000 // 4096),
     ema_halflife=(50e6,),
   ))

@@ -4,15 +4,16 @@
 #   bash launch/xla_flags.sh v5e        prints what that would export, and why (as does --dry_run)
 # Generations: v4 v5e v5p v6e h100. What you set yourself comes last, so it wins.
 #
-# Only documented flags are here: in JAX's "XLA compiler flags", in the tables of MaxText's configs and
+# All but the two of space_to_batch are documented: in JAX's "XLA compiler flags", in the tables of MaxText's configs and
 # its guide on scoped vmem, and in NVIDIA's JAX-Toolbox guide "GPU performance". They change speed, not
-# results. Left out on purpose: --xla_tpu_spmd_rng_bit_generator_unsafe, with which random numbers would
+# results (space_to_batch: but for rounding). Left out on purpose: --xla_tpu_spmd_rng_bit_generator_unsafe, with which random numbers would
 # depend on the sharding.
 #
 # All are known to jaxlib 0.10.2 and its libtpu, asked without a chip; what they gain was measured on none.
 # For v5e, libtpu made the same program of a small step (2 x 2 chips, convolutions, parameters over fsdp) with
 # all of its flags as without, and another, without asynchronous collectives, with all of them false: it has them
-# on by itself. They stay for other versions of it. On a GPU latency hiding is off unless asked for.
+# on by itself. They stay for other versions of it. The two of space_to_batch, which need each other, are what its
+# compiler makes much of, by its own estimate (pagoda_jax/networks/README.md, "Few images at once"). On a GPU latency hiding is off unless asked for.
 
 _pagoda_flag_table() {
   cat <<'TABLE'
@@ -22,6 +23,8 @@ v5e,v5p,v6e|LIBTPU_INIT_ARGS|--xla_tpu_enable_async_collective_fusion_fuse_all_g
 v5e,v5p,v6e|LIBTPU_INIT_ARGS|--xla_tpu_enable_async_collective_fusion_multiple_steps=true|a long collective may span several convolutions
 v5e,v5p,v6e|LIBTPU_INIT_ARGS|--xla_tpu_overlap_compute_collective_tc=true|overlaps computing and communication on one TensorCore
 v5e,v5p,v6e|LIBTPU_INIT_ARGS|--xla_tpu_enable_data_parallel_all_reduce_opt=true|several slices: overlaps the gradients' all-reduce over the data-centre network
+v5e|LIBTPU_INIT_ARGS|--xla_tpu_run_space_to_batch=false|below 8 images at once XLA lays stripes of a picture side by side as a batch, and copies their edges in every layer: 3.3 times the cycles at 4 images
+v5e|LIBTPU_INIT_ARGS|--xla_tpu_run_space_to_batch_on_new_platforms=false|the other half of that switch: either alone changes nothing
 v5p|LIBTPU_INIT_ARGS|--xla_tpu_megacore_fusion_allow_ags=false|as MaxText does: leaves all-gathers to the fusion above instead of MegaCore's
 v6e|LIBTPU_INIT_ARGS|--xla_tpu_scoped_vmem_limit_kib=98304|v6e has 128 MiB of vector memory: more of it for the running operation, less for prefetching
 h100|XLA_FLAGS|--xla_gpu_enable_latency_hiding_scheduler=true|starts collectives early and ends them late, so that they overlap with computing
