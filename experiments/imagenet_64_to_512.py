@@ -41,7 +41,7 @@ Published (Kim et al. 2024), one evaluation an image, without guidance, FID-50k:
 h: hours of one chip. Inversion: 1.28 M pictures and their mirror images, 64 a chip at once (H100: 32). L_adv's
 gradients are summed after every image a chip (`microbatch = 1`), which memory of 16 GB asks of distill, the teacher's
 after four: on chips of more memory a larger microbatch makes both faster (`pagoda plan` recommends one). On v5e set
-launch/xla_flags.sh: without it few images at once take two to three times as long.
+launch/xla_flags.sh: without it two to four images at once take a block of the U-Net two to three times as long.
 `--aot`: v5e's compiler takes 807 s and 22 GB of memory for grow_512 on 256 chips, and counts 8.81 GB a chip, 10.5 TFLOP
 an image (11.7 before it optimises) and 860 MB of sums a step.
 """
