@@ -5,6 +5,8 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from pagoda_jax.runtime import sharding
+
 
 def random_variables(module, *args, seed=0, gain=1.0, **kwargs):
   """Variables for `module.init(rng, *args, **kwargs)`: unit-gain kernels, norms near the identity."""
@@ -41,6 +43,6 @@ V5E, H100, CPU = ('TPU v5 lite', 'tpu'), ('NVIDIA H100 80GB HBM3', 'gpu'), ('cpu
 def on(device, count=1):
   """Programs traced within are for so many devices, which are not here."""
   kind, platform = device
-  mesh = AbstractMesh((count, 1), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2,
+  mesh = AbstractMesh((count, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3,
                       abstract_device=AbstractDevice(kind, 1, platform))
   return jax.sharding.use_abstract_mesh(mesh)

@@ -122,15 +122,15 @@ def frozen_of(name):
   return {}
 
 
-def run_step(name, devices, fsdp=1, batch=None):
+def run_step(name, devices, batch=None, **axes):
   """(state, metrics) after one step of a phase on so many devices, as host arrays; computed once for batch_of's."""
   run = _stepped if batch is None else _stepped.__wrapped__
-  return run(name, devices, fsdp, sharding.SHARDED_FROM, batch)
+  return run(name, devices, tuple(axes.items()), sharding.SHARDED_FROM, batch)
 
 
 @functools.cache
-def _stepped(name, devices, fsdp, sharded_from, batch):
-  step, mesh = _compiled(name, devices, fsdp, sharded_from), _mesh(devices, fsdp)
+def _stepped(name, devices, axes, sharded_from, batch):
+  step, mesh = _compiled(name, devices, axes, sharded_from), _mesh(devices, axes)
   with jax.set_mesh(mesh):
     placed = sharding.place(setup(name)[1], mesh)
     batch = batch or batch_of(*of(name))
@@ -141,16 +141,16 @@ def _stepped(name, devices, fsdp, sharded_from, batch):
 
 
 @functools.cache
-def _compiled(name, devices, fsdp, sharded_from):
+def _compiled(name, devices, axes, sharded_from):
   """A jitted step, kept: tracing it again takes as long as reading it back from the cache."""
   del sharded_from  # which the shardings depend on
   step, start = setup(name)
-  mesh = _mesh(devices, fsdp)
+  mesh = _mesh(devices, axes)
   return jitted(step, sharding.place(start, mesh), mesh)
 
 
-def _mesh(devices, fsdp):
-  return sharding.make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
+def _mesh(devices, axes):
+  return sharding.make_mesh(**dict(axes), devices=jax.devices()[:devices])
 
 
 # What adds terms up in the type of its operand. Products sum in float32 whatever their type; the windows of the

@@ -51,6 +51,8 @@ BAD = [
   ('order', ('teacher', 'distil'), ["'distil'", 'distill']),
   ('order', (), ['config.order', 'at least one phase']),
   ('mesh.data', 3, ['config.mesh', 'takes 3 devices, there are 8']),
+  ('mesh.zero1', 3, ['config.mesh', '8 devices are no multiple of 3']),
+  ('mesh.zero1', -1, ['config.mesh.zero1', 'must be a number of devices where config.mesh.data = -1']),
   ('base_resolution', 32, ['config.base_resolution = 32', 'config.data.resolution = 16']),
   ('data.num_classes', -2, ['config.data.num_classes = -2', '-1']),
   ('data.source', 'camera', ["config.data.source = 'camera'", 'mnist, folder, array_record, tfds']),

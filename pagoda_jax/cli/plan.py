@@ -1,5 +1,7 @@
 """`pagoda plan`: what each phase of an experiment costs, before it runs."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from absl import flags
@@ -17,13 +19,14 @@ from pagoda_jax.stages import models
 NOTES = """\
 FLOPs: XLA's count of the traced step before it optimises, a loop's body as often as it runs. Activations: an estimate,
 the most that the step's own values take at once as it is written; a compiler fuses some away and pads others. Sends:
-by rule, what each device passes on in a ring: arrays split over fsdp are gathered, gradients summed. --aot asks
-the compiler about all of these; the one for GPUs counts no FLOPs and, with no GPU to try algorithms on, takes cuBLAS
-for all products and leaves out what cuDNN needs of memory while it works. Time: one after the other, arithmetic at
---mfu of the bfloat16 peak (what float32 products take beyond bfloat16's at the full peak), sends at the published speed
-of the links, optimisers and moving average at that of HBM. Recommended: on each number of chips the largest microbatch,
-then the fewest ways to split the state, in {fits:.0%} of the memory; of these the most chips that take {dearer:g} times
-the fewest chip-hours at most. Lanes: channels are padded to their multiples; useful is what both paddings of a
+by rule, what each device passes on in a ring: arrays split over fsdp are gathered, gradients summed, and parameters of
+which each device along zero1 has updated a share are gathered. --aot asks the compiler about all of these; the one for
+GPUs counts no FLOPs and, with no GPU to try algorithms on, takes cuBLAS for all products and leaves out what cuDNN
+needs of memory while it works. Time: one after the other, arithmetic at --mfu of the bfloat16 peak (what float32
+products take beyond bfloat16's at the full peak), sends at the published speed of the links, optimisers and moving
+average at that of HBM. Recommended: on each number of chips the largest microbatch in {fits:.0%} of the memory, then
+the smallest fsdp, then the zero1 that takes the least time; of these the most chips that take {dearer:g} times the
+fewest chip-hours at most. Lanes: channels are padded to their multiples; useful is what both paddings of a
 convolution leave."""
 
 
@@ -87,7 +90,7 @@ def run(fv, args) -> int:
 def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | None) -> list[str]:
   """The phase as a paragraph."""
   phase, side = config.phases[name], configs.phase_resolution(config, name)
-  data_ways, fsdp_ways = plan.phase_mesh(config, name, topology)
+  mesh = plan.phase_mesh(config, name, topology)
   if phase.stage == 'invert':
     each = f' on each of {topology.hosts} hosts' if topology.hosts > 1 else ''
     steps = f'{-(-pairs // (found.images * topology.hosts)):,} steps of ' if pairs else 'steps of '
@@ -104,9 +107,8 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
     left = _row('checkpoint', f'{_bytes(found.state_bytes)}, {kept} of them at most')
   placed = 'all arrays whole on every device'
   if found.split:
-    share = (found.state_bytes - found.state) / (1 - 1 / fsdp_ways) / found.state_bytes
-    placed = (f'{found.split} of {found.arrays} arrays ({share:.1%} of the bytes) split {fsdp_ways} ways along their '
-              'largest divisible dimension, the others whole on every device')
+    placed = (f'{found.split} of {found.arrays} arrays split, by fsdp all of them that are large, by zero1 moments and '
+              f'averages: {_bytes(found.state)} of {_bytes(found.state_bytes)} on each device')
   limit = topology.chip.memory
   of_limit = f' of {_bytes(limit)}{": TOO MUCH" if found.memory > limit else ""}' if limit else ''
   parts = {'state': found.state, 'frozen networks': found.frozen, 'gradients': found.gradients,
@@ -114,7 +116,7 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
   return [
     f'{name} (stage {phase.stage}, {spaces.side_in_words(config, side)}): {work}',
     _row('parameters', f'{found.trained:,} trained, {found.fixed:,} only applied'),
-    _row('sharding', f'mesh data={data_ways} fsdp={fsdp_ways}: batch {data_ways * fsdp_ways} ways; state: {placed}'),
+    _row('sharding', f'mesh {mesh_text(mesh)}: batch {math.prod(mesh.values())} ways; state: {placed}'),
     _row('FLOPs', f'{_flop(found.flops / found.images)} per image, {_flop(found.flops)} per step'),
     _row('memory', f'about {_bytes(found.memory)}{of_limit} per device: {_listed(parts)}'),
     _row('sends', f'about {_bytes(found.sent)} per device and step' if found.sent else 'nothing'),
@@ -163,7 +165,7 @@ def time_lines(config, name: str, topology, counted, found: PhaseCosts, images: 
   if not best:
     return [*lines, _row('recommended', f'nothing: it fits on no number of {topology.chip_name}')]
   count, steps = best.topology.count, config.phases[name].steps
-  text = (f'{count} chips, data={best.data} fsdp={best.fsdp}, microbatch={best.microbatch} '
+  text = (f'{count} chips, {mesh_text(best.mesh)}, microbatch={best.microbatch} '
           f'({found.images // count} images a chip): {_bytes(best.memory)} per device, '
           f'{_time(best.time.total)} a step, {hours_text(steps * best.time.total, best.topology)}')
   return [*lines, _row('recommended', text)]
@@ -185,6 +187,11 @@ def compiled_lines(found: plan.Compiled, topology) -> list[str]:
     *([_row('  kernels', f'a step: {kernels}')] if kernels else []),
     _row('  sends', f'{_bytes(sum(found.sent.values()))} per device and step: {_listed(found.sent) or "nothing"}'),
   ]
+
+
+def mesh_text(mesh: dict[str, int]) -> str:
+  """The mesh, but for axes of one device besides 'data' and 'fsdp'."""
+  return ' '.join(f'{axis}={size}' for axis, size in mesh.items() if size > 1 or axis != 'zero1')
 
 
 def headline(config, target: int, known: float | None = None) -> list[str]:

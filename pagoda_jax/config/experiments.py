@@ -149,7 +149,9 @@ def experiment():
     },
     'phases': ({}, Range('a group of phases', lambda value: isinstance(value, ConfigDict))),
     'precision': ('float32', one_of('float32', 'bfloat16')),
-    'mesh': {'data': (-1, DEVICES), 'fsdp': (1, DEVICES)},  # -1: all remaining devices
+    # How many ways a batch is split: fsdp splits parameters, moments and averages too, zero1 moments and averages
+    # alone (ZeRO's first stage). -1: all remaining devices
+    'mesh': {'data': (-1, DEVICES), 'fsdp': (1, DEVICES), 'zero1': (1, DEVICES)},
     # Four keys that change memory and time, not results; a run can go on with others.
     # most images that a device trains on at once; 0: its whole share of batch_size. Phases may have their own
     'microbatch': (0, integer('[0, 1_000_000]')),

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 
 def count_parts(batch_size: int, num_devices: int, most: int) -> int:
@@ -17,42 +16,30 @@ def count_parts(batch_size: int, num_devices: int, most: int) -> int:
   return here // most if 0 < most < here else 1
 
 
-def mean_and_grad(losses_of: Callable, parts: int) -> Callable:
-  """jax.value_and_grad of the mean of losses that each belong to one image.
+def sum_and_grad(losses_of: Callable, parts: int) -> Callable:
+  """The sum, over the parts of a batch, of the mean of losses that each belong to one image, and its gradient.
 
-  Nothing is computed twice: each part's gradient is taken before the next part begins. Where the mesh that is set does
-  not split parameters, each device works through its own images alone, and gradients are summed over devices once.
+  Nothing is computed twice: each part's gradient is taken before the next part begins.
 
   Args:
     losses_of: losses_of(params, *batch) -> [b]; an image's loss depends on its own rows of the batch alone.
     parts: a divisor of the batch size.
 
   Returns:
-    function(params, *batch) -> (mean loss, its gradient with respect to params); batch: trees of [B, ...].
+    function(params, *batch) -> (sum, its gradient with respect to params); batch: trees of [B, ...].
   """
-  whole = jax.value_and_grad(lambda params, *batch: jnp.mean(losses_of(params, *batch)))
+  mean = jax.value_and_grad(lambda params, *batch: jnp.mean(losses_of(params, *batch)))
   if parts == 1:
-    return whole
+    return mean
 
   def function(params, *batch):
     def add(total, part):
-      return jax.tree.map(jnp.add, total, whole(params, *part)), None
+      return jax.tree.map(jnp.add, total, mean(params, *part)), None
 
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    total, _ = jax.lax.scan(add, zeros, _split(batch, parts))
-    return jax.tree.map(lambda x: x / parts, total)
+    return jax.lax.scan(add, zeros, _split(batch, parts))[0]
 
-  def on_devices(params, *batch):
-    mesh, count = jax.sharding.get_abstract_mesh(), len(jax.tree.leaves(batch)[0])
-    # A mesh of other axes is the caller's own: nobody here knows what it splits.
-    ours = mesh.axis_names == ('data', 'fsdp') and not mesh.manual_axes
-    if not ours or mesh.size == 1 or mesh.shape['fsdp'] > 1 or count % (mesh.size * parts):
-      return function(params, *batch)
-    means = lambda *args: jax.lax.pmean(function(*args), mesh.axis_names)
-    specs = PartitionSpec(), *[PartitionSpec(mesh.axis_names)] * len(batch)
-    return jax.shard_map(means, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)(params, *batch)
-
-  return on_devices
+  return function
 
 
 def mapped(function: Callable, parts: int) -> Callable:

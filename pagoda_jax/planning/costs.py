@@ -150,17 +150,17 @@ def sent_bytes(hlo: str, devices: int) -> dict[str, float]:
     hlo: `compiled.as_text()`, of XLA for CPU, GPU or TPU.
     devices: of the mesh: the size of a group of devices where the text names none.
   """
-  sent, turns, seen = collections.Counter(), _turns(hlo), set()
+  sent, turns, seen = collections.Counter(), _turns(hlo), {}
   for computation, line in _instructions(hlo):
     found = re.search(rf'= (.*?) ({"|".join(SENT)})(?:-start)?\(', line)
     if not found:
       continue
     shape, kind = found.groups()
     channel = re.search(r'channel_id=(\d+)', line)
-    # A collective that runs beside other work stands in several fusions, always with the same channel.
-    if channel and channel[1] in seen:
+    # A collective that runs beside other work stands in several fusions, always with the same channel; those of
+    # shard_map, side by side, have one channel too.
+    if channel and seen.setdefault((channel[1], shape), computation) != computation:
       continue
-    seen |= {channel[1]} if channel else set()
     sizes, group = _array_bytes(shape), _group_size(line, devices)
     size = sum(sizes)
     if '-start(' in line and kind in ('all-gather', 'collective-permute'):

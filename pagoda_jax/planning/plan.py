@@ -1,12 +1,12 @@
 """What every phase of an experiment costs, before any of it runs; nothing is allocated."""
 
 import dataclasses
+import math
 import time
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType
 
 from pagoda_jax import config as configs
 from pagoda_jax.data import fitting
@@ -14,6 +14,7 @@ from pagoda_jax.data import stream as streams
 from pagoda_jax.data.pictures import SourceError
 from pagoda_jax.method import microbatch as microbatches
 from pagoda_jax.planning import costs, programs
+from pagoda_jax.planning.parts import Parted, bytes_of, held_bytes, parted
 from pagoda_jax.runtime import sharding, topologies
 from pagoda_jax.stages import models
 from pagoda_jax.training import checkpoints
@@ -24,9 +25,9 @@ _SUMS = {'autoencoder': {'params': 1, 'discriminator': 1},
          **dict.fromkeys(('teacher', 'encode', 'guide'), {'params': 1}),
          'distill': {'params': 2, 'discriminator': 2, 'pairs_discriminator': 2}}
 _SUMS['grow'] = _SUMS['distill']
-# How often arrays that are split are gathered, others once: for a forward pass, which a generator's two losses share,
-# and for every backward pass; once more for fresh fakes, by the generator just updated. The discriminator's arrays are
-# normalised anew in each of its three passes.
+# How often arrays that are split over 'fsdp' are gathered, others once: for a forward pass, which a generator's two
+# losses share, and for every backward pass; once more for fresh fakes, by the generator just updated. The
+# discriminator's arrays are normalised anew in each of its three passes.
 _GATHERS = {'autoencoder': {'params': 2, 'discriminator': 4},
             **dict.fromkeys(('teacher', 'encode', 'guide'), {'params': 2}),
             'distill': {'params': 3, 'discriminator': 6, 'pairs_discriminator': 6}}
@@ -41,7 +42,7 @@ class PhaseCosts:
     trained: parameters that the phase trains.
     fixed: parameters that it only applies.
     state_bytes: of the whole state, as a checkpoint holds it; of `invert`, the teacher.
-    arrays, split: arrays of the state; those of them that are split over 'fsdp'.
+    arrays, split: arrays of the state; those of them that are split over devices.
     state, frozen, gradients: what devices hold of them.
     activations: estimate; with attention's logits, which no kernel keeps.
     images: of a step: of all devices together, or for `invert` of those of one host.
@@ -50,7 +51,7 @@ class PhaseCosts:
     products: those of them that are products of float32 factors, by matmul precision (costs.float32_products).
     sent: bytes that a device sends in a step, by rule.
     updated: bytes of HBM that optimisers and moving average read and write in a step: gradients once, what they
-      update twice.
+      update twice; of parameters that devices along 'zero1' share, their part is read, and the whole written.
   """
 
   trained: int
@@ -80,10 +81,10 @@ def phase_topology(config, name: str, topology):
   return topology.one_host if config.phases[name].stage == 'invert' else topology
 
 
-def phase_mesh(config, name: str, topology) -> tuple[int, int]:
-  """Sizes of the axes ('data', 'fsdp') of the mesh of those devices."""
+def phase_mesh(config, name: str, topology) -> dict[str, int]:
+  """{axis: size} of the mesh of those devices."""
   devices = phase_topology(config, name, topology).count
-  return (devices, 1) if config.phases[name].stage == 'invert' else sharding.axis_sizes(**config.mesh, count=devices)
+  return sharding.axis_sizes(devices, **({} if config.phases[name].stage == 'invert' else config.mesh))
 
 
 def phase_program(config, name: str, topology) -> programs.Program:
@@ -95,40 +96,6 @@ def phase_program(config, name: str, topology) -> programs.Program:
   return programs.make(config, name, phase_topology(config, name, topology).count)
 
 
-def bytes_of(tree) -> int:
-  """Bytes of a tree of ShapeDtypeStructs."""
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-class Parted(NamedTuple):
-  """Bytes of a tree: of what every device holds whole, and of what is split over 'fsdp', all of it."""
-
-  whole: float = 0
-  split: float = 0
-
-  def on_device(self, fsdp: int) -> float:
-    return self.whole + self.split / fsdp
-
-  def sent(self, data: int, fsdp: int, sums: int, gathers: int) -> float:
-    """What each device passes on in a ring: what is split is gathered so often, gradients are summed so often."""
-    ring = lambda n: (n - 1) / n
-    summed = 2 * ring(data * fsdp) * self.whole + (ring(fsdp) + 2 * ring(data) / fsdp) * self.split
-    return gathers * ring(fsdp) * self.split + sums * summed
-
-
-def parted(tree, fsdp: int, by_rule: bool = True, itemsize: int | None = None) -> Parted:
-  """A tree of ShapeDtypeStructs as `sharding.place` splits it `fsdp` ways; `itemsize`: of other types than its own."""
-  found = [0, 0]
-  for leaf in jax.tree.leaves(tree):
-    found[_is_split(leaf, fsdp, by_rule)] += leaf.size * (itemsize or leaf.dtype.itemsize)
-  return Parted(*found)
-
-
-def _is_split(leaf, fsdp: int, by_rule: bool = True) -> bool:
-  mesh = AbstractMesh((1, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
-  return not sharding.leaf_sharding(leaf.shape, mesh, by_rule).is_fully_replicated
-
-
 @dataclasses.dataclass(frozen=True)
 class Counted:
   """What a phase's shapes and its traced step tell, whatever the mesh.
@@ -138,9 +105,10 @@ class Counted:
     trained, held: trees that the phase trains and only applies, by name.
     itemsize: of the computation's type.
     sums, gathers: how often which gradients are summed over the devices; how often which split arrays are gathered.
+    renewals: how often parameters of which each device has updated a share are gathered, where more than once.
     flops, further_flops, products: as in PhaseCosts.
     image_bytes: most bytes of the step's own values, for each image that is worked on at once.
-    own_losses: of the sums of 'params' those of losses that belong to one image each (microbatch.mean_and_grad).
+    own_losses: of the sums of 'params' those of losses that belong to one image each (gradients.mean_and_grad).
   """
 
   program: programs.Program
@@ -149,71 +117,86 @@ class Counted:
   itemsize: int
   sums: dict[str, int]
   gathers: dict[str, int]
+  renewals: dict[str, int]
   flops: float
   further_flops: float
   products: dict[str, float]
   image_bytes: float
   own_losses: int
 
-  def split(self, fsdp: int) -> 'Split':
-    """Its trees, split `fsdp` ways."""
-    state, of_frozen = self.program.state, {'frozen': self.program.shard_frozen}
-    travelling = self.trained | self.held
-    return Split(
+  def on(self, mesh: dict[str, int]) -> 'Placed':
+    """Its trees on a mesh {axis: size}."""
+    of_frozen = {'frozen': self.program.shard_frozen}
+    state, arrays = held_bytes(self.program.state, mesh)
+    return Placed(
       self,
-      fsdp,
-      arrays=sum(_is_split(leaf, fsdp) for leaf in jax.tree.leaves(state)),
-      state=parted(state, fsdp),
-      frozen=parted(self.program.frozen, fsdp, self.program.shard_frozen),
-      fixed=parted(self.held.get('fixed', {}), fsdp),
-      trained={part: parted(tree, fsdp) for part, tree in self.trained.items()},
-      sent={part: parted(tree, fsdp, of_frozen.get(part, True), self.itemsize) for part, tree in travelling.items()},
+      mesh,
+      arrays=arrays,
+      state=state,
+      frozen=held_bytes(self.program.frozen, mesh, self.program.shard_frozen)[0],
+      fixed=held_bytes(self.held.get('fixed', {}), mesh)[0],
+      trained={part: parted(tree, mesh) for part, tree in self.trained.items()},
+      sent={part: parted(tree, mesh, of_frozen.get(part, True), self.itemsize)
+            for part, tree in (self.trained | self.held).items()},
     )
 
 
-class Split(NamedTuple):
-  """A phase's trees split `fsdp` ways; `arrays`: how many of the state are; `sent`: in the computation's type."""
+class Placed(NamedTuple):
+  """A phase's trees on a mesh {axis: size}.
+
+  Attributes:
+    arrays: how many of the state are split.
+    state, frozen, fixed: bytes that a device holds.
+    trained, sent: in float32; in the computation's type, with what is only applied.
+  """
 
   counted: Counted
-  fsdp: int
+  mesh: dict[str, int]
   arrays: int
-  state: Parted
-  frozen: Parted
-  fixed: Parted
+  state: int
+  frozen: int
+  fixed: int
   trained: dict[str, Parted]
   sent: dict[str, Parted]
 
-  def costs(self, data: int, microbatch: int) -> PhaseCosts:
-    """On a mesh of data * fsdp devices, each of which works on at most `microbatch` images at once; 0: on its share."""
-    counted, fsdp = self.counted, self.fsdp
+  def costs(self, microbatch: int) -> PhaseCosts:
+    """Where each device works on at most `microbatch` images at once; 0: on its whole share."""
+    counted, devices = self.counted, math.prod(self.mesh.values())
     images = counted.program.images
-    parts = microbatches.count_parts(images, data * fsdp, microbatch)
-    # Each part of a batch sums the generator's or teacher's gradients, but those of images' own losses where parameters
-    # are whole on a device; the discriminator sees whole batches.
-    sums = dict(counted.sums)
-    if 'params' in sums:
-      once = counted.own_losses if fsdp == 1 else 0
-      sums['params'] = once + (sums['params'] - once) * parts
-    held = {part: tree.on_device(fsdp) for part, tree in self.trained.items()}
-    state, fixed = self.state.on_device(fsdp), self.fixed.on_device(fsdp)
+    parts = microbatches.count_parts(images, devices, microbatch)
+    held = {part: tree.held for part, tree in self.trained.items()}
+    updated = sum(2 * tree.updated + tree.held for tree in self.trained.values())  # gradients, old and new parameters
     return PhaseCosts(
       trained=models.count(counted.trained),
       fixed=models.count(counted.held),
       state_bytes=bytes_of(counted.program.state),
       arrays=len(jax.tree.leaves(counted.program.state)),
       split=self.arrays,
-      state=state,
-      frozen=self.frozen.on_device(fsdp),
+      state=self.state,
+      frozen=self.frozen,
       gradients=sum(counted.sums[part] * size for part, size in held.items() if part in counted.sums),
-      activations=counted.image_bytes * images / (data * fsdp * parts),
+      activations=counted.image_bytes * images / (devices * parts),
       images=images,
       flops=counted.flops,
       further_flops=counted.further_flops,
       products=counted.products,
-      sent=sum(tree.sent(data, fsdp, sums.get(part, 0), counted.gathers.get(part, 1))
-               for part, tree in self.sent.items()),
-      updated=sum(held.values()) + 2 * (state - fixed) if counted.program.trains else 0,
+      sent=self._sent(parts),
+      updated=updated + 2 * (self.state - self.fixed - sum(held.values())) if counted.program.trains else 0,
     )
+
+  def _sent(self, parts: int) -> float:
+    """Bytes that a device sends in a step, its batch worked through in so many parts."""
+    counted, sums = self.counted, dict(self.counted.sums)
+    total = sum(counted.gathers.get(part, 1) * tree.gathered for part, tree in self.sent.items())
+    total += sum(counted.renewals.get(part, 1) * tree.renewed for part, tree in self.trained.items())
+    if 'params' in sums:
+      # Each part of a batch sums the generator's or teacher's gradients, but for those of images' own losses where
+      # parameters are whole on a device: it sums these itself, in float32. The discriminator sees whole batches.
+      alone = self.mesh['fsdp'] == 1 and (parts > 1 or self.mesh['zero1'] > 1)
+      once = counted.own_losses if alone else 0
+      total += once * self.trained['params'].summed
+      sums['params'] = (sums['params'] - once) * parts
+    return total + sum(sums.get(part, 0) * tree.summed for part, tree in self.sent.items())
 
 
 def count(config, name: str, topology) -> Counted:
@@ -229,10 +212,10 @@ def count(config, name: str, topology) -> Counted:
     parts = microbatches.count_parts(program.images, topology.count, configs.microbatch(config, name))
   phase = config.phases[name]
   sums, gathers = dict(_SUMS.get(phase.stage, {})), dict(_GATHERS.get(phase.stage, {}))
-  if phase.get('fakes') == 'fresh':
-    gathers['params'] += 1
-  if phase.get('update') == 'separate':  # L_adv has a forward pass of its own, by the generator as it is then
-    gathers['params'] += 1
+  # Fresh fakes are of the generator just updated; L_adv too has a forward pass of its own where updates are separate.
+  again = (phase.get('fakes') == 'fresh') + (phase.get('update') == 'separate')
+  if again:
+    gathers['params'] += again
   if trained.get('pairs_discriminator'):  # a further loss of the generator's
     sums['params'] += 1
     gathers['params'] += 1
@@ -245,6 +228,7 @@ def count(config, name: str, topology) -> Counted:
     itemsize=jnp.dtype(config.precision).itemsize,
     sums=sums,
     gathers=gathers,
+    renewals={'params': 1 + again},
     flops=first_flops + further_flops,
     further_flops=further_flops,
     products=costs.float32_products(jaxpr),
@@ -255,9 +239,9 @@ def count(config, name: str, topology) -> Counted:
 
 def phase_costs(config, name: str, topology, counted: Counted | None = None) -> PhaseCosts:
   """What the phase costs on the topology with the config's mesh and microbatch; `counted`: `count` of the same."""
-  data, fsdp = phase_mesh(config, name, topology)
   counted = counted or count(config, name, topology)
-  return counted.split(fsdp).costs(data, configs.microbatch(config, name) if counted.program.trains else 0)
+  placed = counted.on(phase_mesh(config, name, topology))
+  return placed.costs(configs.microbatch(config, name) if counted.program.trains else 0)
 
 
 def recipe_at(config, side: int, attention: bool = True):
@@ -351,7 +335,7 @@ class Compiled:
 def compiled(config, name: str, topology, found: PhaseCosts) -> Compiled:
   """Compiles a phase's step for the devices of a topology, which need not be here."""
   devices = topologies.compile_devices(phase_topology(config, name, topology))
-  mesh = sharding.make_mesh(*phase_mesh(config, name, topology), devices=devices)
+  mesh = sharding.make_mesh(**phase_mesh(config, name, topology), devices=devices)
   if topology.is_gpu:  # the compiler asks cuDNN itself about cuDNN's attention, and the CUDA plugin brings none
     config = _with_keys(config, attention='xla')
   program = phase_program(config, name, topology)

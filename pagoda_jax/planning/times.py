@@ -1,8 +1,10 @@
 """How long a phase's step takes on chips of published speeds, and on how many of them, placed how, it is best run."""
 
+import functools
 from typing import NamedTuple
 
 from pagoda_jax.planning.plan import Counted, PhaseCosts
+from pagoda_jax.runtime import sharding
 from pagoda_jax.runtime.topologies import Topology
 
 # Of the bfloat16 peak, by a step's arithmetic alone: what the U-Net reaches as XLA compiles it for TPU v5e, whole step.
@@ -59,8 +61,7 @@ class Choice(NamedTuple):
   """Devices, and how a step is placed on them."""
 
   topology: Topology
-  data: int
-  fsdp: int
+  mesh: dict[str, int]
   microbatch: int
   memory: float
   time: StepTime
@@ -86,19 +87,22 @@ def best_on(counted: Counted, topology: Topology, mfu: float = MFU) -> Choice | 
   """The mesh and microbatch on such devices with which a phase that trains takes at most FITS of their memory.
 
   Of those that do the largest microbatch, as parts of a batch sum gradients and compute again; then the fewest
-  ways to split the state. None where none does, or the batch does not split over the devices.
+  ways to split parameters, then the quickest. None where none does, or the batch does not split over the devices.
   """
   images, devices = counted.program.images, topology.count
   if images % devices:
     return None
   share = images // devices
-  ways = [fsdp for fsdp in range(1, devices + 1) if devices % fsdp == 0 and fsdp & (fsdp - 1) == 0]
-  splits = [counted.split(fsdp) for fsdp in ways]
+  ways = [count for count in range(1, devices + 1) if devices % count == 0 and count & (count - 1) == 0]
+  placed = functools.cache(lambda fsdp, zero1: counted.on(sharding.axis_sizes(devices, fsdp=fsdp, zero1=zero1)))
   for most in (most for most in range(share, 0, -1) if share % most == 0):
-    for split in splits:
-      found = split.costs(devices // split.fsdp, most)
-      if found.memory <= FITS * topology.chip.memory:
-        microbatch = most if most < share else 0
-        return Choice(topology, devices // split.fsdp, split.fsdp, microbatch, found.memory,
-                      step_time(found, topology, mfu))
+    for fsdp in ways:
+      choices = []
+      for zero1 in (zero1 for zero1 in ways if devices % (fsdp * zero1) == 0):
+        found, mesh = placed(fsdp, zero1).costs(most), placed(fsdp, zero1).mesh
+        if found.memory <= FITS * topology.chip.memory:
+          microbatch = most if most < share else 0
+          choices.append(Choice(topology, mesh, microbatch, found.memory, step_time(found, topology, mfu)))
+      if choices:
+        return min(choices, key=lambda choice: choice.time.total)
   return None

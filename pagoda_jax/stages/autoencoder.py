@@ -14,6 +14,7 @@ import optax
 from pagoda_jax.data.images import normalize
 from pagoda_jax.method import losses, microbatch
 from pagoda_jax.networks.pyramid import pixel_pyramid
+from pagoda_jax.runtime import sharding
 from pagoda_jax.stages.models import Networks
 from pagoda_jax.stages.state import GeneratorState, guarded, make_optimizer, mix, step_keys
 
@@ -89,7 +90,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       norms = [jnp.linalg.norm(pulled_back(each)[0]['decoder']['conv_out']['kernel']) for each in (lost, deceived)]
       weight = losses.adaptive_weight(*norms, weight, config.adversarial.low, config.adversarial.high)
     weight = jnp.where(state.step >= config.adversarial_from, weight, 0.0)
-    (grads,) = pulled_back(jax.tree.map(lambda a, b: a + weight * b, lost, deceived))
+    (grads,) = sharding.split_as_parameters(pulled_back(jax.tree.map(lambda a, b: a + weight * b, lost, deceived)))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
@@ -104,6 +105,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
 
     (d_loss, (real_logits, fake_logits, statistics)), d_grads = jax.value_and_grad(doubt, has_aux=True)(
       opponent['params'])
+    d_grads = sharding.split_as_parameters(d_grads)
     d_updates, d_opt_state = discriminator_optimizer.update(
       d_grads, state.discriminator_opt_state, opponent['params'])
     discriminator = {**opponent, **statistics, 'params': optax.apply_updates(opponent['params'], d_updates)}

@@ -16,7 +16,8 @@ import optax
 from pagoda_jax.data.images import normalize
 from pagoda_jax.method import guidance, losses, microbatch
 from pagoda_jax.networks import growth
-from pagoda_jax.stages import guide
+from pagoda_jax.runtime import sharding
+from pagoda_jax.stages import gradients, guide
 from pagoda_jax.stages.models import Networks
 from pagoda_jax.stages.state import GeneratorState, guarded, make_optimizer, mix, step_keys, updated
 
@@ -115,7 +116,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       (_, (loss, fakes, statistics)), grads = jax.value_and_grad(adversarial_loss, has_aux=True)(
         trained, weights, discriminator, noise, cond, draws, real_logits
       )
-      return loss, grads, fakes, real_maps, {**discriminator, **statistics}
+      return loss, sharding.split_as_parameters(grads), fakes, real_maps, {**discriminator, **statistics}
 
     def discriminators_turn(weights, discriminator, opt_state, reals, real_maps, real_cond, fakes, fake_cond, draws):
       """(the discriminator after an update, its optimiser's state, what was measured)."""
@@ -141,6 +142,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       (loss, (real_logits, fake_logits, statistics, penalties)), grads = jax.value_and_grad(loss_of, has_aux=True)(
         discriminator['params']
       )
+      grads = sharding.split_as_parameters(grads)
       updates, opt_state = discriminator_optimizer.update(grads, opt_state, discriminator['params'])
       params = optax.apply_updates(discriminator['params'], updates)
       return {**discriminator, **statistics, 'params': params}, opt_state, {
@@ -153,7 +155,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
 
     # The generator's turn: on the pairs,
     player = state.params, state.opt_state, state.ema
-    rec, rec_grads = microbatch.mean_and_grad(distances, parts)(
+    rec, rec_grads = gradients.mean_and_grad(distances, parts)(
       state.params, images, noise, pair_cond, networks.distance_draws(keys[0], len(images))
     )
     grads = jax.tree.map(lambda r: config.reconstruction.weight * r, rec_grads)

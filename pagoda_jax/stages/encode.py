@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from pagoda_jax.data.images import normalize
-from pagoda_jax.method import guidance, microbatch
-from pagoda_jax.stages import distill
+from pagoda_jax.method import guidance
+from pagoda_jax.stages import distill, gradients
 from pagoda_jax.stages.models import Networks
 from pagoda_jax.stages.state import TeacherState, guarded, make_optimizer, mix, step_keys, updated
 
@@ -39,7 +39,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
   def step(state: TeacherState, batch, frozen, rng):
     images, noise = distill.pairs_of(networks, batch, frozen, step_keys(rng, state.step, 1)[0])
     cond = guidance.condition_of(batch) | distill.omega_of_pairs(networks, batch)
-    loss, grads = microbatch.mean_and_grad(losses_of, parts)(state.params, images, noise, cond)
+    loss, grads = gradients.mean_and_grad(losses_of, parts)(state.params, images, noise, cond)
     norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = updated(networks.unet, state.params, updates)

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from pagoda_jax.data.images import normalize
-from pagoda_jax.method import guidance, microbatch
+from pagoda_jax.method import guidance
+from pagoda_jax.stages import gradients
 from pagoda_jax.stages.models import Networks
 from pagoda_jax.stages.state import TeacherState, guarded, make_optimizer, mix, step_keys, updated
 
@@ -50,7 +51,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       images = images if networks.latent else as_pictures(images)
       return (omegas - networks.estimate(params, images, cond)) ** 2
 
-    loss, grads = microbatch.mean_and_grad(losses_of, parts)(state.params, noise, cond, omegas)
+    loss, grads = gradients.mean_and_grad(losses_of, parts)(state.params, noise, cond, omegas)
     norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = updated(networks.unet, state.params, updates)

@@ -16,6 +16,7 @@ import optax
 from pagoda_jax import config as configs
 from pagoda_jax.method import ema
 from pagoda_jax.networks import edm2
+from pagoda_jax.runtime import sharding
 
 Tree = Any
 
@@ -85,7 +86,11 @@ def make_optimizer(config, steps: int, updates: int = 1) -> optax.GradientTransf
   transform = make(lambda count: schedule(count // updates), **moments)
   if config.clip_norm:
     transform = optax.chain(optax.clip_by_global_norm(config.clip_norm), transform)
-  return optax.GradientTransformation(transform.init, jax.named_scope('update')(transform.update))
+
+  def update(grads, opt_state, params=None):
+    return transform.update(sharding.split_as_update(grads), opt_state, params)
+
+  return optax.GradientTransformation(transform.init, jax.named_scope('update')(update))
 
 
 def init_teacher(params: Tree, config) -> TeacherState:
@@ -170,7 +175,17 @@ def guarded(measured: Tree, new, old):
   is measured tells of a state that is not finite a step later, and the loop looks before it saves one.
   """
   finite = jnp.all(jnp.stack(jax.tree.leaves(finite_leaves(measured))))
-  kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+  def of(path, new, old):
+    if new is old:
+      return old
+    kept = jnp.where(finite, new, old)
+    # A discriminator's statistics are not an update's but its forward passes'.
+    measured = path[0].name in ('discriminator', 'pairs_discriminator') and path[1].key != 'params'
+    # Each device looks at its share: what all hold whole is gathered after it.
+    return kept if measured else sharding.split_as_update(kept)
+
+  kept = jax.tree_util.tree_map_with_path(of, new, old)
   return kept.replace(
     step=old.step + 1,
     skipped=jnp.where(finite, 0, old.skipped + 1),

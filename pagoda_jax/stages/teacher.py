@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from pagoda_jax.data.images import normalize
-from pagoda_jax.method import diffusion, edm_augment, guidance, microbatch
+from pagoda_jax.method import diffusion, edm_augment, guidance
+from pagoda_jax.stages import gradients
 from pagoda_jax.stages.models import Networks
 from pagoda_jax.stages.state import TeacherState, averaged, guarded, make_optimizer, step_keys, updated
 
@@ -43,7 +44,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     dropout_keys = jax.random.split(dropout_key, len(images))
 
     losses = functools.partial(losses_of, networks, config.uncertainty)
-    loss, grads = microbatch.mean_and_grad(losses, parts)(
+    loss, grads = gradients.mean_and_grad(losses, parts)(
       state.params, images, cond, told, sigma, noise, dropout_keys)
     norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

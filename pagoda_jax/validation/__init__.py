@@ -114,10 +114,11 @@ def _validate_network(config):
 
 
 def _batch_shards(config, num_devices):
-  """How many ways a batch is split: over the data and the fsdp axis together; None where it is not known."""
+  """How many ways a batch is split: over all axes of the mesh together; None where it is not known."""
   sizes = dict(config.mesh)
-  check(config.mesh.data != -1 or config.mesh.fsdp != -1, 'config.mesh.fsdp', -1,
-         'must be a number of devices where config.mesh.data = -1 takes all that remain')
+  first, *others = [axis for axis, size in sizes.items() if size == -1] or ['none']
+  check(not others, f'config.mesh.{"".join(others[:1])}', -1,
+         f'must be a number of devices where config.mesh.{first} = -1 takes all that remain')
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if num_devices is None:
     return None

@@ -194,7 +194,7 @@ def _published(name, kind, folder, length):
 
 def _embedding(network, variables, tokenize, length, name):
   """Captions -> arrays, on all devices of this process; the weights are split among them."""
-  mesh = sharding.make_mesh(1, -1, jax.local_devices())
+  mesh = sharding.make_mesh(data=1, fsdp=-1, devices=jax.local_devices())
   variables, size = sharding.place(variables, mesh), BATCH * len(jax.local_devices())
 
   @jax.jit

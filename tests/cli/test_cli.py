@@ -67,12 +67,13 @@ def test_a_run_that_went_on_is_bit_identical_to_one_that_never_stopped(finished,
   assert took_over in out and ("discriminator's 0.002" in out) == (phase != 'teacher')
 
 
-@pytest.mark.parametrize('phase, fsdp', [('teacher', 8), ('grow_16', 4)])
+@pytest.mark.parametrize('phase, axes', [('teacher', {'fsdp': 8}), ('grow_16', {'fsdp': 2, 'zero1': 4})])
 def test_a_run_that_went_on_on_another_mesh_sees_the_same_pictures_and_losses(
-    finished, copied, phase, fsdp, monkeypatch):
+    finished, copied, phase, axes, monkeypatch):
   shutil.rmtree(copied / phase / 'checkpoints' / '4')
   monkeypatch.setattr(sharding, 'SHARDED_FROM', 16)  # so that the tiny networks are split at all
-  assert pagoda('train', CONFIG, f'--workdir={copied}', f'--phase={phase}', f'--config.mesh.fsdp={fsdp}') == 0
+  mesh = [f'--config.mesh.{axis}={size}' for axis, size in axes.items()]
+  assert pagoda('train', CONFIG, f'--workdir={copied}', f'--phase={phase}', *mesh) == 0
   pictures = [(run / phase / 'batches.jsonl').read_text() for run in (finished, copied)]
   assert pictures[0] == pictures[1] and pictures[0].count('\n') == 4
   lines = [(run / phase / 'metrics.jsonl').read_text().splitlines() for run in (finished, copied)]

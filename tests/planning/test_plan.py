@@ -29,9 +29,9 @@ def pagoda_plan(*args):
   return main.main(['plan', CONFIG, *args])
 
 
-def on_mesh(fsdp):
+def on_mesh(fsdp=1, zero1=1):
   config = tiny.get_config()
-  config.mesh.fsdp = fsdp
+  config.mesh.update({'fsdp': fsdp, 'zero1': zero1})
   return config
 
 
@@ -42,8 +42,8 @@ def all_split(monkeypatch):
 
 @pytest.mark.parametrize('name', ['teacher', 'distill', 'grow_16'])
 def test_the_planned_state_is_the_one_that_a_run_leaves(finished, all_split, name):
-  found = plan.phase_costs(on_mesh(8), name, EIGHT)
-  mesh = sharding.make_mesh(fsdp=8)
+  axes = {'teacher': {'fsdp': 8}, 'distill': {'zero1': 8}, 'grow_16': {'fsdp': 2, 'zero1': 4}}[name]
+  found, mesh = plan.phase_costs(on_mesh(**axes), name, EIGHT), sharding.make_mesh(**axes)
   saved = checkpoints.Checkpoints(finished / name)
   state, _ = saved.restore(4, sharding.abstract(programs.make(tiny.get_config(), name).state, mesh))
   saved.close()
@@ -172,9 +172,9 @@ FLOPS = {
 }
 
 
-def variant(name, fakes, fsdp):
+def variant(name, fakes, *axes):
   """(config, phase there) of a key of FLOPS."""
-  config = on_mesh(fsdp)
+  config = on_mesh(*axes)
   config.phases.invert.batch_size = 8
   if name == 'grow_16':
     config.phases.grow_16.update({'update': 'joint', 'reconstruction_adversarial': {'weight': 0.0}})
@@ -185,14 +185,14 @@ def variant(name, fakes, fsdp):
 
 
 @functools.cache
-def planned(name, fakes, fsdp):
-  return plan.phase_costs(*variant(name, fakes, fsdp), EIGHT)
+def planned(name, fakes, *axes):
+  return plan.phase_costs(*variant(name, fakes, *axes), EIGHT)
 
 
 @functools.cache
-def compiled(name, fakes, fsdp):
+def compiled(name, fakes, *axes):
   """The step on eight devices; compiled quickly, as most of the time goes into that."""
-  config, name = variant(name, fakes, fsdp)
+  config, name = variant(name, fakes, *axes)
   lowered = programs.make(config, name, 8).trace(sharding.make_mesh(**config.mesh)).lower()
   return lowered.compile()
 
@@ -244,6 +244,22 @@ def test_collectives_of_steps_whose_state_is_split(all_split, name, fakes):
   # With shared fakes XLA still moves one small map of growth's up-sampling block, 4.5 % of it all.
   assert sum(sent.values()) < (0.06 if (name, fakes) == ('grow_16', 'shared') else 0.02) * whole.sent
   assert collectives(step) < 250
+
+
+@pytest.mark.parametrize('name, fakes', [('teacher', ''), ('distill', 'shared')])
+def test_collectives_of_steps_whose_update_is_shared(all_split, name, fakes):
+  """Of gradients of single images' losses each device sums its part; all are sent what each has updated."""
+  found, step, whole = planned(name, fakes, 1, 8), compiled(name, fakes, 1, 8), planned(name, fakes, 1)
+  sent = costs.sent_bytes(step.as_text(), 8)
+  trees = [programs.make(tiny.get_config(), name).state.params]
+  own, others = 7 / 8 * 4 * models.count(trees), 0
+  if name == 'distill':
+    others = whole.sent / 2 - own  # one more tree of the generator's, and the discriminator's two
+  assert sent.pop('reduce-scatter') == pytest.approx(own, rel=0.03)
+  # XLA for CPU makes no reduce-scatter of the others: it sums everywhere.
+  assert sent.pop('all-reduce') == pytest.approx(2 * others, abs=0.1 * own)
+  assert sent['all-gather'] == pytest.approx(found.sent - own - others, rel=0.1)
+  assert sum(sent.values()) - sent['all-gather'] < 0.01 * own
 
 
 def signature(lowered):

@@ -1,6 +1,7 @@
 """How long steps take on published chips, and what is recommended, against sums by hand."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,24 @@ from pagoda_jax.stages import models
 FLOAT32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
+class State(NamedTuple):
+  params: dict
+  ema: dict
+  opt_state: dict
+
+
 def counted_of(images, parameters, flops, image_bytes, **more):
   """A made-up phase of one parameter array with two Adam moments and an EMA, counted."""
   tree = {'kernel': FLOAT32(*parameters)}
-  state = {'params': tree, 'ema': tree, 'mu': tree, 'nu': tree}
-  program = programs.Program(None, state, {'label': jax.ShapeDtypeStruct((images,), jnp.int32)}, {}, None, True)
-  found = plan.Counted(program, {'params': tree}, {}, 4, {'params': 2}, {'params': 3}, images * flops, 0.0, {},
-                       image_bytes, 1)
+  state, batch = State(tree, tree, {'mu': tree, 'nu': tree}), {'label': jax.ShapeDtypeStruct((images,), jnp.int32)}
+  program = programs.Program(None, state, batch, {}, None, True)
+  found = plan.Counted(program, {'params': tree}, {}, 4, {'params': 2}, {'params': 3}, {'params': 2}, images * flops,
+                       0.0, {}, image_bytes, 1)
   return dataclasses.replace(found, **more)
+
+
+def on(data, fsdp=1, zero1=1):
+  return {'data': data, 'zero1': zero1, 'fsdp': fsdp}
 
 
 # ADM-64 in distill: 296 M parameters, 1.84 TFLOP an image.
@@ -32,7 +43,7 @@ ADM = counted_of(256, (296, 1000, 1000), 1.84e12, 1.6e9)
 
 def test_a_step_of_one_image_a_chip_on_256_v5e_by_hand():
   topology = topologies.Topology('v5e', 256)
-  step = times.step_time(ADM.split(1).costs(256, 0), topology)
+  step = times.step_time(ADM.on(on(256)).costs(0), topology)
   assert step.compute == pytest.approx(1.84e12 / 0.33 / 197e12) == pytest.approx(28e-3, rel=0.02)
   # Two trees of gradients in a ring; parameters, moments and EMA read and written, gradients read.
   assert step.collectives == pytest.approx(2 * 2 * 255 / 256 * 4 * 296e6 / 200e9) == pytest.approx(24e-3, rel=0.02)
@@ -45,22 +56,40 @@ def test_mfu_falls_with_the_images_of_a_chip():
   reached = []
   for chips in (256, 64, 16):
     topology = topologies.Topology('v5e', chips)
-    step = times.step_time(ADM.split(1).costs(chips, 0), topology)
+    step = times.step_time(ADM.on(on(chips)).costs(0), topology)
     reached.append(topologies.utilisation(256 / step.total, 1.84e12, topology))
   assert reached == sorted(reached) and reached[0] < 0.15 and 0.25 < reached[-1] < times.MFU
 
 
 def test_split_parameters_are_gathered_and_updated_in_parts():
-  whole, split = ADM.split(1).costs(8, 0), ADM.split(8).costs(1, 0)
+  whole, split = ADM.on(on(8)).costs(0), ADM.on(on(1, fsdp=8)).costs(0)
   parameters = 4 * 296e6
   assert split.state == whole.state / 8 and split.updated == whole.updated / 8
   assert whole.sent == 2 * 2 * 7 / 8 * parameters and split.sent == (3 + 2) * 7 / 8 * parameters
-  both = ADM.split(4).costs(2, 0)
+  both = ADM.on(on(2, fsdp=4)).costs(0)
   assert both.sent == 3 * 3 / 4 * parameters + 2 * (3 / 4 + 2 / 2 / 4) * parameters
   # Every part of a batch sums its gradients, but those of losses of single images where parameters are whole.
-  assert ADM.split(1).costs(8, 8).sent == (1 + 4) / 2 * whole.sent
-  assert ADM.split(8).costs(1, 8).sent == (3 + 4 * 2) * 7 / 8 * parameters
-  assert ADM.split(1).costs(8, 8).activations == whole.activations / 4 == 8 * 1.6e9
+  assert ADM.on(on(8)).costs(8).sent == (1 + 4) / 2 * whole.sent
+  assert ADM.on(on(1, fsdp=8)).costs(8).sent == (3 + 4 * 2) * 7 / 8 * parameters
+  assert ADM.on(on(8)).costs(8).activations == whole.activations / 4 == 8 * 1.6e9
+
+
+def test_devices_that_share_an_update_gather_what_they_made():
+  whole, shared = ADM.on(on(8)).costs(0), ADM.on(on(1, zero1=8)).costs(0)
+  parameters = 4 * 296e6
+  assert shared.state == whole.state / 4 * (1 + 3 / 8) and shared.gradients == whole.gradients
+  # Read: gradients, old parameters; both ways: the other three quarters of the state; written: new parameters.
+  assert shared.updated == (1 / 8 + 1 / 8 + 2 * 3 / 8 + 1) * parameters
+  # Two trees of gradients, of which each device keeps its part; new parameters twice, for fresh fakes too.
+  assert shared.sent == (2 + 2) * 7 / 8 * parameters == whole.sent
+  both = ADM.on(on(2, zero1=2, fsdp=2)).costs(0)
+  assert both.state == (1 / 2 + 3 / 4) * parameters
+  assert both.sent == ((3 + 2 / 2) / 2 + 2 * (3 / 4 + 2 / 2 / 4)) * parameters
+  # What is summed by each device itself is float32, whatever the computation is in.
+  half = dataclasses.replace(ADM, itemsize=2)
+  assert half.on(on(8)).costs(0).sent == whole.sent / 2
+  assert half.on(on(8)).costs(8).sent == (1 + 4 / 2) / 2 * whole.sent
+  assert half.on(on(1, zero1=8)).costs(0).sent == (1 + 1 / 2 + 2) * 7 / 8 * parameters
 
 
 def test_hosts_share_a_network():
@@ -78,7 +107,9 @@ def test_recommended_is_the_most_chips_that_are_worth_their_hours():
   assert best == worth[-1] and best.topology.count < 256
   # One chip holds 4.7 GB of state and 2.4 GB of gradients; four images are 6.4 GB more than those leave.
   one = times.best_on(ADM, topologies.parse('v5e-1'))
-  assert (one.data, one.fsdp, one.microbatch) == (1, 1, 4)
+  assert (one.mesh, one.microbatch) == (on(1), 4)
+  # On more, moments and averages take a share each: nothing else is as quick.
+  assert best.mesh['zero1'] > 1 == best.mesh['fsdp']
   assert times.recommended(dataclasses.replace(ADM, image_bytes=20e9), topologies.parse('v5e-8')) is None
   assert times.best_on(counted_of(96, (8, 8), 1e9, 1e6), topologies.parse('v5e-64')) is None  # 96 images on 64
 
@@ -95,7 +126,7 @@ def test_float32_products_take_longer_where_they_are_to_be_exact():
   products = costs.float32_products(jax.make_jaxpr(f)(FLOAT32(4, 10, 10, 5), FLOAT32(3, 3, 5, 5)).jaxpr)
   assert products == {'highest': 9 * once, 'default': 3 * once}
   seconds = lambda products, chip: times.step_time(
-    dataclasses.replace(ADM.split(1).costs(1, 0), flops=1e15, products=products), topologies.Topology(chip, 1), 0.5
+    dataclasses.replace(ADM.on(on(1)).costs(0), flops=1e15, products=products), topologies.Topology(chip, 1), 0.5
   ).compute
   assert seconds({'default': 1e15}, 'v5e') == seconds({}, 'v5e') == pytest.approx(2e15 / 197e12)
   assert seconds({'highest': 1e15}, 'v5e') == pytest.approx(7e15 / 197e12)  # six products of bfloat16 in place of one

@@ -21,7 +21,7 @@ from pagoda_jax.networks.discriminator import Discriminator
 from pagoda_jax.networks.frozen.projections import ProjectedFeatures
 from pagoda_jax.planning import costs, programs
 from pagoda_jax.runtime import sharding
-from pagoda_jax.stages import distill, grow, models, state, teacher
+from pagoda_jax.stages import distill, gradients, grow, models, state, teacher
 from pagoda_jax.training import workdir
 from pagoda_jax.weights import frozen_weights
 
@@ -141,15 +141,15 @@ def test_gradients_of_losses_of_single_images_are_summed_once_a_step():
   assert parts == whole and whole['all-reduce'] > 4 * models.count(start('teacher').params)
 
 
-@pytest.mark.parametrize('axes, sizes, count', [(('data', 'fsdp'), (8, 1), 20), (('mine',), (8,), 32)])
+@pytest.mark.parametrize('axes, sizes, count', [(sharding.AXES, (8, 1, 1), 20), (('mine',), (8,), 32)])
 def test_meshes_of_others_and_batches_that_do_not_split_give_the_same_gradient(axes, sizes, count):
   mesh = jax.make_mesh(sizes, axes, (jax.sharding.AxisType.Auto,) * len(axes))
   x = np.random.default_rng(0).standard_normal((count, 3)).astype(np.float32)
   losses_of = lambda w, x: jnp.sum(jnp.tanh(x * w), axis=1)
   w = jnp.float32([1.0, -2.0, 0.5])
-  expected = microbatch.mean_and_grad(losses_of, 1)(w, x)
+  expected = gradients.mean_and_grad(losses_of, 1)(w, x)
   with jax.set_mesh(mesh):
-    found = jax.jit(microbatch.mean_and_grad(losses_of, 4))(w, x)
+    found = jax.jit(gradients.mean_and_grad(losses_of, 4))(w, x)
   for one, other in zip(found, expected):
     np.testing.assert_allclose(one, other, rtol=1e-5)
 

@@ -22,13 +22,14 @@ def largest_change(a, b):
   return max(jax.tree.leaves(changes), default=0)
 
 
-# Each over both axes of the mesh; the longest step also with all state on each device, and all of it split.
-@pytest.mark.parametrize('name, devices, fsdp', [
-  *((name, 8, 2) for name in PHASES), ('grow_16', 8, 1), ('grow_16', 8, 8)])
-def test_a_step_is_the_same_on_any_mesh(name, devices, fsdp, monkeypatch):
+# Each over data and fsdp; the longest step also with all state on each device, all of it split, and updates shared.
+@pytest.mark.parametrize('name, devices, axes', [
+  *((name, 8, {'fsdp': 2}) for name in PHASES), ('grow_16', 8, {}), ('grow_16', 8, {'fsdp': 8}),
+  ('teacher', 8, {'zero1': 4}), ('distill', 8, {'zero1': 8}), ('guided:grow_16', 8, {'fsdp': 2, 'zero1': 2})])
+def test_a_step_is_the_same_on_any_mesh(name, devices, axes, monkeypatch):
   monkeypatch.setattr(sharding, 'SHARDED_FROM', 16)  # so that the tiny networks are sharded at all
   one, one_metrics = step_tools.run_step(name, 1)
-  many, many_metrics = step_tools.run_step(name, devices, fsdp)
+  many, many_metrics = step_tools.run_step(name, devices, **axes)
   assert many_metrics['loss'] == pytest.approx(one_metrics['loss'], rel=1e-6)
   players = lambda state: (state.params, state.ema, getattr(state, 'pairs_discriminator', {}).get('params'))
   for a, b in zip(jax.tree.leaves(players(one)), jax.tree.leaves(players(many))):
