@@ -53,11 +53,14 @@ class Parted(NamedTuple):
     return self._sum(lambda axes: _ring(self._ways({'zero1'}.intersection(axes)))
                      / self._ways({'fsdp'}.intersection(axes)))
 
-  @property
-  def summed(self) -> float:
-    """The same to sum gradients, of which each device then has what it updates."""
-    rest = lambda axes: 2 * _ring(self._ways(self.mesh) // self._ways(axes)) / self._ways(axes)
-    return self._sum(lambda axes: _ring(self._ways(axes)) + rest(axes))
+  def summed(self, axes: tuple[str, ...]) -> float:
+    """The same to sum gradients, of which each device then has its share along these axes."""
+
+    def of(split):
+      ways = self._ways(set(axes).intersection(split))
+      return _ring(ways) + 2 * _ring(self._ways(self.mesh) // ways) / ways
+
+    return self._sum(of)
 
 
 def _ring(devices: int) -> float:

@@ -194,9 +194,9 @@ class Placed(NamedTuple):
       # parameters are whole on a device: it sums these itself, in float32. The discriminator sees whole batches.
       alone = self.mesh['fsdp'] == 1 and (parts > 1 or self.mesh['zero1'] > 1)
       once = counted.own_losses if alone else 0
-      total += once * self.trained['params'].summed
+      total += once * self.trained['params'].summed(('zero1',))
       sums['params'] = (sums['params'] - once) * parts
-    return total + sum(sums.get(part, 0) * tree.summed for part, tree in self.sent.items())
+    return total + sum(sums.get(part, 0) * tree.summed(('fsdp',)) for part, tree in self.sent.items())
 
 
 def count(config, name: str, topology) -> Counted:

@@ -251,15 +251,12 @@ def test_collectives_of_steps_whose_update_is_shared(all_split, name, fakes):
   """Of gradients of single images' losses each device sums its part; all are sent what each has updated."""
   found, step, whole = planned(name, fakes, 1, 8), compiled(name, fakes, 1, 8), planned(name, fakes, 1)
   sent = costs.sent_bytes(step.as_text(), 8)
-  trees = [programs.make(tiny.get_config(), name).state.params]
-  own, others = 7 / 8 * 4 * models.count(trees), 0
-  if name == 'distill':
-    others = whole.sent / 2 - own  # one more tree of the generator's, and the discriminator's two
-  assert sent.pop('reduce-scatter') == pytest.approx(own, rel=0.03)
-  # XLA for CPU makes no reduce-scatter of the others: it sums everywhere.
-  assert sent.pop('all-reduce') == pytest.approx(2 * others, abs=0.1 * own)
-  assert sent['all-gather'] == pytest.approx(found.sent - own - others, rel=0.1)
-  assert sum(sent.values()) - sent['all-gather'] < 0.01 * own
+  assert sent['reduce-scatter'] == pytest.approx(7 / 8 * 4 * models.count(programs.make(
+    tiny.get_config(), name).state.params), rel=0.03)
+  assert sent['all-gather'] == pytest.approx(sent['reduce-scatter'], rel=0.03 if name == 'teacher' else 0.3)
+  assert sum(sent.values()) == pytest.approx(found.sent, rel=0.03) and collectives(step) < 250
+  # One tree of gradients is sent once in the place of twice, and the discriminator's parameters besides.
+  assert found.sent == pytest.approx(whole.sent, rel=0.01 if name == 'teacher' else 0.04)
 
 
 def signature(lowered):

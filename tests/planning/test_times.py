@@ -80,16 +80,16 @@ def test_devices_that_share_an_update_gather_what_they_made():
   assert shared.state == whole.state / 4 * (1 + 3 / 8) and shared.gradients == whole.gradients
   # Read: gradients, old parameters; both ways: the other three quarters of the state; written: new parameters.
   assert shared.updated == (1 / 8 + 1 / 8 + 2 * 3 / 8 + 1) * parameters
-  # Two trees of gradients, of which each device keeps its part; new parameters twice, for fresh fakes too.
-  assert shared.sent == (2 + 2) * 7 / 8 * parameters == whole.sent
+  # Of one tree of gradients each device sums its part, the other is XLA's; new parameters twice, for fresh fakes too.
+  assert shared.sent == (1 + 2 + 2) * 7 / 8 * parameters == 5 / 4 * whole.sent
   both = ADM.on(on(2, zero1=2, fsdp=2)).costs(0)
   assert both.state == (1 / 2 + 3 / 4) * parameters
-  assert both.sent == ((3 + 2 / 2) / 2 + 2 * (3 / 4 + 2 / 2 / 4)) * parameters
+  assert both.sent == (3 / 2 + 2 * (1 / 2) / 2 + 2 * (1 / 2 + 2 * 3 / 4 / 2)) * parameters
   # What is summed by each device itself is float32, whatever the computation is in.
   half = dataclasses.replace(ADM, itemsize=2)
   assert half.on(on(8)).costs(0).sent == whole.sent / 2
   assert half.on(on(8)).costs(8).sent == (1 + 4 / 2) / 2 * whole.sent
-  assert half.on(on(1, zero1=8)).costs(0).sent == (1 + 1 / 2 + 2) * 7 / 8 * parameters
+  assert half.on(on(1, zero1=8)).costs(0).sent == (1 + 2 / 2 + 2) * 7 / 8 * parameters
 
 
 def test_hosts_share_a_network():
