@@ -25,7 +25,7 @@ def weights(shapes, seed: int = 0):
 
 
 def batch(config, program: programs.Program, seed: int = 0) -> dict[str, np.ndarray]:
-  """A batch of a program: random pictures and classes, noise of the prior."""
+  """A batch of a program: random pictures, classes and texts, noise of the prior."""
   rng, classes = np.random.default_rng(seed), config.data.num_classes
 
   def values(name, like):
@@ -36,10 +36,14 @@ def batch(config, program: programs.Program, seed: int = 0) -> dict[str, np.ndar
       return rng.integers(0, classes, shape, np.int32) if classes else np.full(shape, -1, np.int32)
     if name == 'key':
       return np.arange(shape[0], dtype=np.int32)
+    if name.endswith('caption_kind'):
+      return np.zeros(shape, np.int32)
+    if name.endswith('text_mask'):
+      return np.ones(shape, bool)
     if name == 'omega':
       return np.full(shape, models.law_of(config).nearest(1.0), np.float32)
-    scale = config.diffusion.sigma_max if name == 'noise' else 1.0  # latents
-    return scale * rng.standard_normal(shape, np.float32)
+    scale = config.diffusion.sigma_max if name == 'noise' else 1.0  # latents, embeddings
+    return (scale * rng.standard_normal(shape, np.float32)).astype(like.dtype)
 
   return {name: values(name, leaf) for name, leaf in program.batch.items()}
 

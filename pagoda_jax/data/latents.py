@@ -20,7 +20,7 @@ from pagoda_jax.data.pictures import SourceError
 FORMAT = 'latent'  # of records
 STORED = np.dtype('<f2')
 DOMAIN = zlib.crc32(b'/latents') % 2**31  # of random numbers, as in runtime/randomness.py, but of NumPy's
-PIXELS_AT_ONCE = 2**20  # of pictures that a device encodes together: 16 of 256 px, 1 of 1024
+PIXELS_AT_ONCE = 2**20  # of pictures that a device encodes together: 16 of 256 px, 1 of 1024; mirror images besides
 MOST_AT_ONCE = 64  # of small ones
 
 
@@ -106,12 +106,13 @@ def write_shard(source, folder, layouts: dict[int, shards.Layout], shard: int, r
   at = getattr(source, 'at', lambda side: source)  # pictures that are prepared at several sizes
 
   def read(index):
-    """(the record, {side: pixels}) of a picture, or why it cannot be read."""
+    """(the record without its image, that one's short side, {side: pixels}) of a picture, or why it cannot be read."""
     try:
       stored = source[index]
       of = {pixels: stored if at(pixels) is source else at(pixels)[index] for pixels in sides.values()}
-      return stored, {side: pictures.picture_of(of[pixels], pixels, encoder.image_channels)
-                      for side, pixels in sides.items()}
+      cut = {side: pictures.picture_of(of[pixels], pixels, encoder.image_channels) for side, pixels in sides.items()}
+      # Originals are left here: a batch of them may be as large as the memory.
+      return stored, min(stored.pop('image').size), cut
     except SourceError as error:
       return str(error)
 
@@ -124,7 +125,7 @@ def write_shard(source, folder, layouts: dict[int, shards.Layout], shard: int, r
       unreadable += [each for each in found if isinstance(each, str)]
       good = [each for each in found if not isinstance(each, str)]
       for side, writer in writers.items():
-        images = [cut[side] for _, cut in good]
+        images = [cut[side] for *_, cut in good]
         images = [each for image in images for each in ((image, image[:, ::-1]) if mirror else (image,))]
         moments = _encoded(encoder, images, side, together * (1 + mirror))
         for number, content in enumerate(moments):
@@ -133,10 +134,9 @@ def write_shard(source, folder, layouts: dict[int, shards.Layout], shard: int, r
           if content is None:
             raise SourceError(f'{stored["name"]}: its latents are not finite, or beyond what float16 holds: an '
                               'autoencoder of other pictures, or a damaged one')
-          header = {'shard': shard, 'record': place} | {key: value for key, value in stored.items() if key != 'image'}
-          writer.add(shards.encode_record(header, content))
-        enlarged[side] += sum(min(stored['image'].size) < sides[side] for stored, _ in good)
-      labels += [stored['label'] for stored, _ in good]
+          writer.add(shards.encode_record({'shard': shard, 'record': place} | stored, content))
+        enlarged[side] += sum(short < sides[side] for _, short, _ in good)
+      labels += [stored['label'] for stored, *_ in good]
       for _ in batch:
         tick()
   for side, writer in writers.items():

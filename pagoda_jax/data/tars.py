@@ -54,7 +54,7 @@ class TarSource:
 
     Raises:
       SourceError: the picture cannot be read.
-    OSError: the tar has changed.
+      OSError: the tar has changed, or is gone.
     """
     tar = int(np.searchsorted(self.ends, index, side='right'))
     path, where = self.paths[tar], f'{self.paths[tar]}: {self.names[index]}'
@@ -274,23 +274,23 @@ def _decode(tar, samples):
 
 @functools.lru_cache(maxsize=OPEN_TARS)
 def _opened(path: str, stamp: tuple[int, ...]):
-  try:
-    return open_regular(path)
-  except OSError as error:
-    raise SourceError(f'{path}: cannot be read ({pictures.reason(error)})') from None
+  del stamp  # a changed tar is another one
+  return open_regular(path)
 
 
 def _read(path: str, stamp: tuple[int, ...], offset: int, size: int) -> bytes | None:
   """Bytes of a tar that is as it was when it was indexed; None of a size of -1."""
   if size < 0:
     return None
-  file = _opened(path, stamp)
+  # What has become of the whole tar is no fault of one picture, which would be listed and left out.
   try:
-    now = tuple(_stamp(path))
+    file, now = _opened(path, stamp), tuple(_stamp(path))
+  except OSError as error:
+    raise OSError(f'{path}: cannot be read any more ({pictures.reason(error)}); start again when it is back') from None
+  try:
     content = os.pread(file.fileno(), size, offset)
   except OSError as error:
     raise SourceError(f'{path}: cannot be read ({pictures.reason(error)})') from None
   if now != stamp or len(content) != size:
-    # No fault of one picture, which would be listed and left out.
     raise OSError(f'{path}: changed since it was indexed; start again, and do not write to it meanwhile')
   return content

@@ -85,10 +85,9 @@ def _leave_weights(config, folder, name):
 
 def _is_left(target, source) -> bool:
   try:
-    found = folders.read_folder(target)  # reads it all: what is damaged is made again
+    folders.read_folder(target)  # reads it all: what is damaged is made again
   except folders.ConversionError:
     return False
-  del found
   before = folders.read_description(target)['source']
   return {key: before.get(key) for key in source} == source
 

@@ -31,7 +31,8 @@ def held_out(config) -> tuple[str, np.ndarray]:
 
 
 def held_out_text(config) -> dict[str, np.ndarray]:
-  """A caption of each of these pictures, as streams.LoadPicture's records have it: its first key's; {} without any."""
+  """A caption of each of these pictures, as streams.LoadPicture's records have it, drawn by its number in the place of
+  a key; {} without any."""
   if not configs.has_text(config):
     return {}
   split, indices = held_out(config)

@@ -4,6 +4,7 @@ Hosts do not talk to each other: a shard is a fixed range of keys, so any number
 any time, go on at the first shard that is not there.
 """
 
+import contextlib
 import io
 import json
 import time
@@ -169,27 +170,26 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
     mine = left[jax.process_index() :: jax.process_count()]
     count, pairs = 0, sum(len(layout.keys(shard)) for shard in mine)
     there = sum(len(layout.keys(shard)) for shard in done)
-    log = logs.MetricLog(store, there, json.loads(workdir.as_json(config)))
     progress = Progress(name, pairs, unit='pair' if not distributed.several() else 'pair of this host')
-    for number, shard in enumerate(mine):
-      noise, omegas = [], []
-      for start in range(0, len(layout.keys(shard)), solve.batch_size):
-        _leave_if_asked(stop, name, f'{number} of the {len(mine)} shards written that were left to this process')
-        records = [load(key) for key in layout.keys(shard)[start : start + solve.batch_size]]
-        solved = solve({part: np.stack([r[part] for r in records]) for part in records[0]})
-        noise.append(solved['noise'])
-        omegas.append(solved.get('omega'))
-        count += len(records)
-        progress.update(count, len(records), {'std': float(noise[-1].std())}, force=count == pairs)
-      values = np.concatenate(noise).astype(phase.dtype)
-      _check_finite(values, layout.keys(shard), name)
-      lock.confirm()
-      strengths = None if omegas[0] is None else np.concatenate(omegas)
-      noise_store.write_shard(store, layout, shard, values, made_from, strengths)
-      log.write(there + count, {
-        'kimg': (there + count) / 1000, 'epochs': round((there + count) / len(keys), 4),
-        'mean': float(values.mean(dtype=np.float64)), 'std': float(values.std(dtype=np.float64))} | progress.rates())
-    log.close()
+    with contextlib.closing(logs.MetricLog(store, there, json.loads(workdir.as_json(config)))) as log:
+      for number, shard in enumerate(mine):
+        noise, omegas = [], []
+        for start in range(0, len(layout.keys(shard)), solve.batch_size):
+          _leave_if_asked(stop, name, f'{number} of the {len(mine)} shards written that were left to this process')
+          records = [load(key) for key in layout.keys(shard)[start : start + solve.batch_size]]
+          solved = solve({part: np.stack([r[part] for r in records]) for part in records[0]})
+          noise.append(solved['noise'])
+          omegas.append(solved.get('omega'))
+          count += len(records)
+          progress.update(count, len(records), {'std': float(noise[-1].std())}, force=count == pairs)
+        values = np.concatenate(noise).astype(phase.dtype)
+        _check_finite(values, layout.keys(shard), name)
+        lock.confirm()
+        strengths = None if omegas[0] is None else np.concatenate(omegas)
+        noise_store.write_shard(store, layout, shard, values, made_from, strengths)
+        log.write(there + count, {
+          'kimg': (there + count) / 1000, 'epochs': round((there + count) / len(keys), 4),
+          'mean': float(values.mean(dtype=np.float64)), 'std': float(values.std(dtype=np.float64))} | progress.rates())
   if distributed.is_primary():
     _wait_for_shards(config, store, layout, left, name, stop)
     _close(config, store, layout, name, made_from)

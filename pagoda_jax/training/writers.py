@@ -60,7 +60,7 @@ class _NotWanted(Exception):
 
 def _warn(writer, error):
   logging.warning('%s is left out from now on: %s; metrics.jsonl has it all', writer.__name__,
-                  error or type(error).__name__)
+                  str(error) or type(error).__name__)
 
 
 class TensorBoard:
@@ -68,8 +68,8 @@ class TensorBoard:
 
   def __init__(self, folder, step, config):
     tensorboard = _imported('tensorboardX')
-    # What a crash has undone is hidden.
-    self._writer = tensorboard.SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    # What a crash has undone is hidden, also where it came before the first checkpoint.
+    self._writer = tensorboard.SummaryWriter(str(folder), purge_step=step + 1)
     self._writer.add_text('config', f'```json\n{_text(config)}\n```', step)
 
   def scalars(self, step, values):

@@ -194,6 +194,16 @@ def test_made_up_states_have_the_shapes_of_the_step_and_are_finite(phase):
   assert shapes(synthetic.batch(config, program)) == shapes(program.batch)
 
 
+@pytest.mark.parametrize('phase', ['teacher', 'invert', 'grow_16'])
+def test_made_up_captions_have_the_shapes_and_types_of_the_step(phase):
+  config = tiny.get_config('text')
+  program = programs.make(config, phase)
+  made = synthetic.batch(config, program)
+  assert {name: (x.shape, x.dtype) for name, x in made.items()} == {
+    name: (x.shape, x.dtype) for name, x in program.batch.items()}
+  assert made['text_mask'].all() and made['text'].std() == pytest.approx(1, rel=0.2)
+
+
 REFUSED = [
   (['step'], 'pagoda bench step needs --config=FILE'),
   (['step', CONFIG, '--phase=invert'], '--phase=invert: must be one of teacher, distill, grow_16'),

@@ -96,6 +96,18 @@ def test_a_tar_that_changes_after_it_was_indexed_stops_the_reading(replace, tmp_
     prepare.prepare(source, tmp_path / 'out', records.Recipe((8,), 'png', 95), 8, 1, 1.0)
 
 
+def test_a_tar_that_is_gone_stops_the_reading(tmp_path):
+  for number in range(2):
+    make_data.write_tar(tmp_path / 'tars' / f'{number}.tar', make_data.samples(4, first=4 * number))
+  source = tars.open_tars(tmp_path / 'tars')
+  (tmp_path / 'tars' / '1.tar').unlink()
+  assert shows(source, 3, 3)
+  with pytest.raises(OSError, match='1.tar: cannot be read any more .*No such file.*; start again when it is back'):
+    source[4]
+  with pytest.raises(OSError, match='1.tar: cannot be read any more'):  # its pictures are not left out as unreadable
+    prepare.prepare(source, tmp_path / 'out', records.Recipe((8,), 'png', 95), 8, 1, 1.0)
+
+
 def test_a_tar_cut_short_anywhere_is_named(tmp_path):
   """At every block and within each: never are there merely fewer samples."""
   path = tmp_path / 'a.tar'

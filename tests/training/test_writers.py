@@ -6,8 +6,10 @@ import types
 
 import numpy as np
 import pytest
+import tiny
 
-from pagoda_jax.training import logs, writers
+from pagoda_jax.runtime.interrupts import Interrupted
+from pagoda_jax.training import inverting, logs, writers
 
 VALUES = {'kimg': 0.5, 'epochs': 0.25, 'loss': 1.5, 'skipped': 0.0}
 CONFIG = {'seed': 3, 'order': ['teacher']}
@@ -69,14 +71,17 @@ def test_a_run_that_goes_on_is_the_same_run_there_and_one_begun_anew_is_not(tmp_
   marks = [kwargs['id'] for method, _, kwargs in calls['wandb'] if method == 'init']
   assert marks[0] == marks[1] != marks[2]
   purged = [kwargs['purge_step'] for method, _, kwargs in calls['tensorboardX'] if method == 'init']
-  assert purged == [None, 11, None]  # what a crash has undone is hidden
+  assert purged == [1, 11, 1]  # what a crash has undone is hidden, before the first checkpoint too
 
 
 def test_a_writer_that_fails_is_left_out_and_the_lines_go_on(tmp_path, calls, monkeypatch, caplog):
   def fail(*args, **kwargs):
     raise ConnectionError('no network')
 
-  sys.modules['wandb'].init = fail
+  def fail_without_a_word(*args, **kwargs):
+    raise TimeoutError
+
+  sys.modules['wandb'].init = fail_without_a_word
   monkeypatch.setattr(writers.TensorBoard, 'image', fail)
   log = logs.MetricLog(tmp_path, 0, CONFIG)
   for step in (1, 2):
@@ -84,7 +89,8 @@ def test_a_writer_that_fails_is_left_out_and_the_lines_go_on(tmp_path, calls, mo
     log.image(step, 'samples', np.zeros((4, 8, 3), np.uint8))
   log.close()
   assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 2
-  assert [record.getMessage().split()[0] for record in caplog.records] == ['WandB', 'TensorBoard']
+  assert [record.getMessage().partition(';')[0] for record in caplog.records] == [
+    'WandB is left out from now on: TimeoutError', 'TensorBoard is left out from now on: no network']
   assert len([method for method, _, _ in calls['tensorboardX'] if method == 'add_scalar']) == len(VALUES)
 
 
@@ -102,3 +108,26 @@ def test_nothing_installed_is_no_fault_and_nobody_logged_in_is_said_once(tmp_pat
   before = len(calls['tensorboardX'])
   written(tmp_path)
   assert len(calls['tensorboardX']) == before and not caplog.records
+
+
+def test_an_inversion_that_is_stopped_closes_its_writers(tmp_path, calls, monkeypatch):
+  """Their last minutes would be lost with the process, and the next one starts at the shards that are there."""
+  monkeypatch.setattr(inverting, 'Solver', lambda *args: Zeros())
+  monkeypatch.setattr(inverting.starts, 'read_start', lambda *args: ({}, ''))
+  monkeypatch.setattr(inverting, 'origin', lambda *args: {'teacher_sha256': '0'})
+  monkeypatch.setattr(inverting, '_write_holdout', lambda *args: None)
+  answers = iter([False, False, True])
+  stop = types.SimpleNamespace(wanted_alone=lambda name: next(answers), exit_code=75)
+  with pytest.raises(Interrupted, match='invert: stopped with 1 of the 5 shards written'):
+    inverting.run_phase(tiny.get_config(), tmp_path, 'invert', stop)
+  assert [args[2] for method, args, _ in calls['tensorboardX'] if method == 'add_scalar'][0] == 1024
+  assert calls['tensorboardX'][-1][0] == 'close' and calls['wandb'][-1][0] == 'finish'
+
+
+class Zeros:
+  """Inverts pictures to zeros, at no cost."""
+
+  batch_size = 512
+
+  def __call__(self, pictures):
+    return {'noise': np.zeros(pictures['image'].shape, np.float32)}

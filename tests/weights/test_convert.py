@@ -458,6 +458,17 @@ def test_what_config_json_beside_an_autoencoder_tells(told, flag, expected, tmp_
   assert (options['scaling_factor'], options['shift_factor'], options['groups']) == expected
 
 
+@pytest.mark.parametrize('asked, said', [
+  ({'scaling_factor': 0.0}, 'scaling_factor = 0, shift_factor = 0: must be finite, and scaling_factor above 0'),
+  ({'scaling_factor': float('nan')}, 'scaling_factor = nan'), ({'scaling_factor': -0.2}, 'scaling_factor = -0.2'),
+  ({'shift_factor': float('inf')}, 'shift_factor = inf'),
+  ({'groups': 0}, 'groups = 0: must divide the widths 4, 8'), ({'groups': 3}, 'groups = 3: must divide'),
+])
+def test_factors_and_groups_that_mean_nothing_are_refused(asked, said):
+  with pytest.raises(ConversionError, match=said):
+    formats.from_state_dict(state_dict_of('diffusers'), 'diffusers', **({'groups': 2} | asked))
+
+
 @pytest.mark.parametrize('content, said', [
   ('{', 'not the config of an AutoencoderKL'),
   ('{"_class_name": "AutoencoderKL", "scaling_factor": "x"}', 'not the config of an AutoencoderKL'),

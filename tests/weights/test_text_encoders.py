@@ -113,6 +113,9 @@ def broken(folder, fault):
     (folder / 'model.safetensors').unlink()
   elif fault == 'no config':
     (folder / 'config.json').unlink()
+  elif fault == 'a device for a config':
+    (folder / 'config.json').unlink()
+    (folder / 'config.json').symlink_to(os.devnull)
   elif fault == 'no tokenizer':
     (folder / 'merges.txt').unlink()
   elif fault == 'damaged tokenizer':
@@ -148,6 +151,10 @@ def broken(folder, fault):
   ({'hidden_act': 'relu'}, "hidden_act = 'relu': CLIP towers have quick_gelu or gelu"),
   ({'num_attention_heads': 'two'}, "config.json: \"num_attention_heads\" = 'two': must be a number"),
   ({'num_attention_heads': 5}, '32 channels do not split into 5'),
+  ({'num_attention_heads': -4}, "config.json: \"num_attention_heads\" = '-4': must be a number above 0"),
+  ({'layer_norm_eps': float('nan')}, "config.json: \"layer_norm_eps\" = 'nan': must be a number above 0"),
+  ({'model_type': 'siglip_text_model'}, "of a network of kind 'siglip_text_model', not clip or clip_text_model"),
+  ('a device for a config', 'config.json: not the description of a network: a device, no regular file'),
 ])
 def test_faults_of_a_folder_are_named(fault, said, published, tmp_path):
   shutil.copytree(published / 'clip', tmp_path / 'clip')

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from pagoda_jax.networks.text import clip
-from pagoda_jax.weights.convert import text_configs
+from pagoda_jax.weights.convert import config_json
 from pagoda_jax.weights.convert.layers import layer_leaves, norm_leaves
 from pagoda_jax.weights.convert.mapping import LINEAR, ConversionError, Leaf, StateDict
 
@@ -53,13 +53,13 @@ def options(state_dict: StateDict, heads: int = 0, activation: str = 'quick_gelu
 
 def described(path) -> dict:
   """What config.json beside the weights says of `options`' arguments; {} without one."""
-  said = text_configs.beside(path, 'text_config')
-  eos = text_configs.value(said, 'eos_token_id', int, OLD_EOS)
+  said = config_json.beside(path, ('clip', 'clip_text_model'), 'text_config')
+  eos = config_json.value(said, 'eos_token_id', int, OLD_EOS)
   return {
-    'heads': text_configs.value(said, 'num_attention_heads', int, 8),
-    'activation': text_configs.value(said, 'hidden_act', str, 'quick_gelu'),
+    'heads': config_json.value(said, 'num_attention_heads', int, 8),
+    'activation': config_json.value(said, 'hidden_act', str, 'quick_gelu'),
     'eos': None if eos == OLD_EOS else eos,
-    'epsilon': text_configs.value(said, 'layer_norm_eps', float, 1e-5),
+    'epsilon': config_json.value(said, 'layer_norm_eps', float, 1e-5),
   } if said else {}
 
 

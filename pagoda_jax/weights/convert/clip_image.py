@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pagoda_jax.networks.frozen.clip_image import CLIPImage
 from pagoda_jax.networks.text import clip
-from pagoda_jax.weights.convert import text_configs
+from pagoda_jax.weights.convert import config_json
 from pagoda_jax.weights.convert.clip import layers_leaves
 from pagoda_jax.weights.convert.layers import layer_leaves, norm_leaves
 from pagoda_jax.weights.convert.mapping import CONV, LINEAR, ConversionError, Leaf, StateDict
@@ -49,11 +49,11 @@ def options(state_dict: StateDict, heads: int = 0, activation: str = 'quick_gelu
 
 def described(path) -> dict:
   """What config.json beside the weights says of `options`' arguments; {} without one."""
-  said = text_configs.beside(path, 'vision_config')
+  said = config_json.beside(path, ('clip', 'clip_vision_model'), 'vision_config')
   return {
-    'heads': text_configs.value(said, 'num_attention_heads', int, 12),
-    'activation': text_configs.value(said, 'hidden_act', str, 'quick_gelu'),
-    'epsilon': text_configs.value(said, 'layer_norm_eps', float, 1e-5),
+    'heads': config_json.value(said, 'num_attention_heads', int, 12),
+    'activation': config_json.value(said, 'hidden_act', str, 'quick_gelu'),
+    'epsilon': config_json.value(said, 'layer_norm_eps', float, 1e-5),
   } if said else {}
 
 

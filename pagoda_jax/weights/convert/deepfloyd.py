@@ -5,23 +5,18 @@ reads and checks.
 """
 
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from etils import epath
-
 from pagoda_jax.networks.unet import DEEPFLOYD, Block, UNet
-from pagoda_jax.runtime.files import open_regular
-from pagoda_jax.weights.convert import mapping, unets
+from pagoda_jax.weights.convert import config_json, mapping, unets
 from pagoda_jax.weights.convert.mapping import ConversionError, Layout, Leaf, StateDict
 
-CONFIG_FILE = 'config.json'
-LARGEST_CONFIG = 2**20  # bytes
+CLASS_NAME = 'UNet2DConditionModel'
 # What its config.json says of the arithmetic, which is ours.
 _FIXED = {
-  '_class_name': 'UNet2DConditionModel', 'act_fn': 'gelu', 'addition_embed_type': 'text', 'center_input_sample': False,
+  'act_fn': 'gelu', 'addition_embed_type': 'text', 'center_input_sample': False,
   'class_embed_type': None, 'class_embeddings_concat': False, 'cross_attention_norm': 'group_norm',
   'encoder_hid_dim_type': 'text_proj', 'flip_sin_to_cos': True, 'freq_shift': 0, 'mid_block_scale_factor': 1,
   'mid_block_type': 'UNetMidBlock2DSimpleCrossAttn', 'norm_eps': 1e-5, 'norm_num_groups': 32,
@@ -40,19 +35,9 @@ def described(path) -> dict[str, Any]:
   Raises:
     ConversionError: it is damaged, or of another architecture.
   """
-  path = epath.Path(path).parent / CONFIG_FILE
-  if not path.exists():
+  if not (said := config_json.beside(path, (CLASS_NAME,))):
     return {}
-  try:
-    with open_regular(path) as file:
-      text = file.read(LARGEST_CONFIG + 1)
-    if len(text) > LARGEST_CONFIG:
-      raise ValueError(f'longer than {LARGEST_CONFIG} bytes')
-    said = json.loads(text)
-    if not isinstance(said, dict):
-      raise ValueError('no object')
-  except (ValueError, RecursionError, OSError) as error:
-    raise ConversionError(f'{path}: not the description of a network: {error}') from None
+  path = said['']
   # Keys that came later are absent from older files, and None is their default here and there.
   wrong = [f'{key} = {said[key]!r}, not {value!r}' for key, value in _FIXED.items()
            if said.get(key) is not None and said[key] != value]

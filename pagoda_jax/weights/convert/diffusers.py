@@ -1,6 +1,7 @@
 """diffusers' AutoencoderKL <-> AutoencoderKL, with the attention names of all its versions."""
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 
@@ -26,18 +27,24 @@ def options(state_dict: StateDict, groups: int = 32, scaling_factor: float = 1.0
     scaling_factor, shift_factor: (latent - shift_factor) * scaling_factor has unit variance; of its config.json too.
 
   Raises:
-    ConversionError: not an AutoencoderKL.
+    ConversionError: not an AutoencoderKL; its widths do not split into such groups; or no such factors.
   """
+  if not 0 < scaling_factor < math.inf or not math.isfinite(shift_factor):
+    raise ConversionError(f'scaling_factor = {scaling_factor:g}, shift_factor = {shift_factor:g}: must be finite, and '
+                          'scaling_factor above 0')
   if 'encoder.conv_in.weight' not in state_dict or 'decoder.conv_out.weight' not in state_dict:
     raise ConversionError('not an AutoencoderKL: no encoder.conv_in.weight or decoder.conv_out.weight')
   block = 'encoder.down_blocks.{}.resnets.{}.conv1.weight'
   levels = next(n for n in itertools.count() if block.format(n, 0) not in state_dict)
+  widths = tuple(state_dict[block.format(level, 0)].shape[0] for level in range(levels))
+  if groups < 1 or any(width % groups for width in widths):
+    raise ConversionError(f'groups = {groups}: must divide the widths {", ".join(map(str, widths))}')
   attention = 'encoder.mid_block.attentions.0.{}.weight'
   naming = next((name for name in ATTENTION_NAMES if attention.format(name) in state_dict), None)
   return {
       'channels': state_dict['encoder.conv_in.weight'].shape[1],
       'latent_channels': state_dict['decoder.conv_in.weight'].shape[1],
-      'widths': tuple(state_dict[block.format(level, 0)].shape[0] for level in range(levels)),
+      'widths': widths,
       'blocks': len([name for name in state_dict if re.fullmatch(block.format(0, r'\d+'), name)]),
       'groups': groups,
       'quant_conv': 'quant_conv.weight' in state_dict,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from pagoda_jax.networks.text import t5
-from pagoda_jax.weights.convert import text_configs
+from pagoda_jax.weights.convert import config_json
 from pagoda_jax.weights.convert.layers import layer_leaves
 from pagoda_jax.weights.convert.mapping import LINEAR, ConversionError, Leaf, StateDict
 
@@ -47,11 +47,11 @@ def options(state_dict: StateDict, max_distance: int = 128, activation: str = 'g
 
 def described(path) -> dict:
   """What config.json beside the weights says of `options`' arguments; {} without one."""
-  said = text_configs.beside(path)
+  said = config_json.beside(path, ('t5', 'mt5'))
   return {
-    'max_distance': text_configs.value(said, 'relative_attention_max_distance', int, 128),
-    'activation': text_configs.value(said, 'feed_forward_proj', str, 'relu'),
-    'epsilon': text_configs.value(said, 'layer_norm_epsilon', float, 1e-6),
+    'max_distance': config_json.value(said, 'relative_attention_max_distance', int, 128),
+    'activation': config_json.value(said, 'feed_forward_proj', str, 'relu'),
+    'epsilon': config_json.value(said, 'layer_norm_epsilon', float, 1e-6),
   } if said else {}
 
 
