@@ -1,5 +1,6 @@
 """The one training loop: teacher, encode, guide, distill and grow differ only in state and train step."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -191,7 +192,7 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None, ima
       loop.finish_save()
       raise
     finally:
-      loop.batches.close()  # ends the worker processes, and gives back the memory shared with them
+      loop.exits.close()
 
 
 class _Loop:
@@ -212,6 +213,8 @@ class _Loop:
     self.parts = make_phase(config, folder, name, mesh.size)
     self.batches = self.parts.stream.batches(
       self.phase.batch_size, sharding.local_rows(self.phase.batch_size, mesh))
+    self.exits = contextlib.ExitStack()  # of the phase, whichever way it ends
+    self.exits.callback(self.batches.close)  # worker processes, and the memory shared with them
     self.rng = jax.jit(lambda: randomness.key_for(config.seed, name), out_shardings=sharding.replicated(mesh))()
     self.frozen = sharding.place(self.parts.frozen, mesh, config.shard_frozen)
     self.finite_leaves = jax.jit(state.finite_leaves, out_shardings=sharding.replicated(mesh))
@@ -277,7 +280,8 @@ class _Loop:
     train_step = jax.jit(
       self.parts.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(self.mesh))
     )
-    log = logs.MetricLog(self.phase_folder, step, json.loads(workdir.as_json(self.config)))
+    log = self.exits.enter_context(contextlib.closing(
+      logs.MetricLog(self.phase_folder, step, json.loads(workdir.as_json(self.config)))))
     batch_log = logs.JsonLines(self.phase_folder / 'batches.jsonl', step)
     progress = Progress(self.name, self.steps, step)
     make_grid = functools.partial(grids.make, self.config, self.folder, self.name)
@@ -328,7 +332,6 @@ class _Loop:
     distributed.rest()
     self.saved.wait()
     self.saved.close()
-    log.close()
     if step < self.steps:
       raise Interrupted(
         f'{self.name}: stopped after step {step} of {self.steps} and saved; start the same command again to go on',
