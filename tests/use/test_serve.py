@@ -61,7 +61,8 @@ def close(found, expected) -> bool:
 def test_the_page_and_what_it_is_told(served, run):
   status, page, headers = served.get('/')
   assert status == 200 and b'<form' in page and headers['content-type'].startswith('text/html')
-  for path in ('/report.css', '/page.css', '/page.js', '/mask.js', '/noise.js', '/backend.js'):
+  for path in ('/report.css', '/page.css', '/page.js', '/tiles.js', '/mask.js', '/noise.js',
+               '/backend.js'):
     assert served.get(path)[0] == 200 and b'://' not in served.get(path)[1].replace(b'http://www.w3.org', b'')
   assert "default-src 'none'" in headers['content-security-policy'] and headers['x-content-type-options'] == 'nosniff'
   told = json.loads(served.get('/model.json')[1])
