@@ -272,6 +272,18 @@ def test_guided_generators_and_teachers(tmp_path):
   assert limits.Limits().images_of(512) == 16 and limits.Limits().images_of(8192) == 1
 
 
+def test_all_that_a_teacher_draws_is_compiled_before_it_begins(tmp_path):
+  mesh = sharding.make_mesh(devices=sharding.make_mesh().devices.flat[:1].tolist())
+  teacher = pagoda_jax.load(made_up_run(tmp_path / 'run', tiny.get_config('guided'), 'teacher'), mesh=mesh)
+  what = calls.Calls(teacher, limits.Limits())
+  what.warm_up()
+  compiled = lambda: [each._draw._cache_size() for each in teacher._programs.values()]
+  before = compiled()
+  for values in ({}, {'omega': 2}, {'count': 5}, {'count': 5, 'omega': 3.5}):
+    what.draw(json.dumps(values).encode())(None)
+  assert len(before) == len(calls.SIZES) and compiled() == before
+
+
 @pytest.fixture(scope='module')
 def of_captions(tmp_path_factory):
   """A work directory with a generator of captions, whose encoder every process has."""
