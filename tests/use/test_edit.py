@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import step_tools
 import tiny
 from PIL import Image
 from runs import pagoda
@@ -14,6 +15,8 @@ from test_to_published import trained_phase
 
 import pagoda_jax
 from pagoda_jax.method import inverse_problems
+from pagoda_jax.stages import models
+from pagoda_jax.training import inverting
 from pagoda_jax.use import edit, picture_files
 
 QUICK = edit.Options(steps=50, tries=2)
@@ -129,6 +132,24 @@ def test_it_stops_when_nothing_is_to_be_won(generator):
   own = generator([6], seed=0)
   found = edit.reconstruct(generator, own, 6, edit.Options(steps=4000, tries=1, error=1.0))
   assert found.settled and found.steps < 4000
+
+
+def test_by_inversion_noise_is_of_the_strength_that_it_is_drawn_with(tmp_path, monkeypatch):
+  config = tiny.get_config('guided')
+  generator = pagoda_jax.load(made_up_run(tmp_path / 'run', config, 'distill'))
+  teacher = step_tools.params_of(models.make_teacher(config, 'invert'))
+  monkeypatch.setattr(edit.starts, 'read_start', lambda *where: (teacher, None))
+  pictures, labels = generator([3, 5], seed=9), np.array([3, 5], np.int32)
+  inverter = jax.jit(inverting.make_inverter(config, 'invert'))
+  noise = {}
+  for omega, expected in ((3.0, 3.0), (1.0, 1.0), (None, 1.0)):
+    found = edit.reconstruct(generator, pictures, labels, by='inversion', omega=omega)
+    batch = {'image': pictures, 'label': labels, 'key': np.arange(2, dtype=np.int32),
+             'omega': np.full(2, expected, np.float32)}
+    np.testing.assert_allclose(found.noise, inverter(teacher, batch), rtol=1e-4, atol=1e-2)
+    np.testing.assert_array_equal(found.images, generator.of_noise(found.noise, labels, [expected] * 2))
+    noise[omega] = found.noise
+  assert np.abs(noise[3.0] - noise[1.0]).max() > 1
 
 
 @pytest.mark.parametrize('edited, said', [
