@@ -38,7 +38,7 @@ class Options:
   """How noise is sought.
 
   Attributes:
-    steps: of Adam at most; fewer where the objective has settled.
+    steps: of Adam at most, rounded up to a multiple of descent.REPORT; fewer where the objective has settled.
     tries: beginnings for each picture and label, of which the best is taken.
     learning_rate: of noise of unit standard deviation.
     error: standard deviation of a measured value, white minus black being 2: how exactly the picture is to be met.
@@ -138,7 +138,10 @@ def restyle(generator, pictures, label=None, labels=None, options=DEFAULTS, repo
   """
   if not generator.num_classes and not generator.takes_text:
     raise EditError(f'{generator.name} knows no classes to restyle to')
-  texts, wanted = _texts(generator, prompt, len(pictures)), _labels(generator, label, len(pictures))
+  texts = _texts(generator, prompt, len(pictures))
+  if generator.num_classes and label is None:
+    raise EditError('restyle needs the label that the pictures are to have')
+  wanted = _labels(generator, label, len(pictures))
   found = reconstruct(generator, pictures, labels, options, report, by, omega, prompts)
   images = generator.of_noise(found.noise, wanted, generator.strengths(omega, len(wanted)), texts=texts)
   return dataclasses.replace(found, images=images, labels=wanted)
