@@ -146,8 +146,8 @@ def _of_autoencoder(path, format: str) -> dict[str, float]:
       return {}
     values = {ours: found.get(theirs) for ours, theirs in names.items()}
     told = {name: (int if name == 'groups' else float)(value) for name, value in values.items() if value is not None}
-    if not told.get('scaling_factor', 1) > 0 or not all(map(math.isfinite, told.values())):
-      raise ValueError(f'scaling_factor and shift_factor are {told}')
+    if not min(told.get('scaling_factor', 1), told.get('groups', 1)) > 0 or not all(map(math.isfinite, told.values())):
+      raise ValueError(f'of scaling_factor, shift_factor and norm_num_groups it tells {told}')
   except (OSError, TypeError, ValueError) as error:
     raise ConversionError(f'{beside}: not the config of an AutoencoderKL ({error}); move it away, and give '
                           '--scaling_factor and --shift_factor') from None
