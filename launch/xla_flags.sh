@@ -4,16 +4,17 @@
 #   bash launch/xla_flags.sh v5e        prints what that would export, and why (as does --dry_run)
 # Generations: v4 v5e v5p v6e h100. What you set yourself comes last, so it wins.
 #
-# All but the two of space_to_batch are documented: in JAX's "XLA compiler flags", in the tables of MaxText's configs and
-# its guide on scoped vmem, and in NVIDIA's JAX-Toolbox guide "GPU performance". They change speed, not
-# results (space_to_batch: but for rounding). Left out on purpose: --xla_tpu_spmd_rng_bit_generator_unsafe, with which random numbers would
-# depend on the sharding.
+# All but the two of space_to_batch are documented: in JAX's "XLA compiler flags", in the tables of MaxText's configs
+# and its guide on scoped vmem, and in NVIDIA's JAX-Toolbox guide "GPU performance". They change speed, not results
+# (space_to_batch: but for rounding). Left out on purpose: --xla_tpu_spmd_rng_bit_generator_unsafe, with which random
+# numbers would depend on the sharding.
 #
 # All are known to jaxlib 0.10.2 and its libtpu, asked without a chip; what they gain was measured on none.
 # For v5e, libtpu made the same program of a small step (2 x 2 chips, convolutions, parameters over fsdp) with
 # all of its flags as without, and another, without asynchronous collectives, with all of them false: it has them
 # on by itself. They stay for other versions of it. The two of space_to_batch, which need each other, are what its
-# compiler makes much of, by its own estimate (pagoda_jax/networks/README.md, "Few images at once"). On a GPU latency hiding is off unless asked for.
+# compiler makes much of, by its own estimate (pagoda_jax/networks/README.md, "Few images at once"). On a GPU latency
+# hiding is off unless asked for.
 
 _pagoda_flag_table() {
   cat <<'TABLE'

@@ -21,7 +21,7 @@ COMMANDS = {
   'publish': 'a folder for a model hub: what `export` writes, a model card and samples',
   'serve': 'a page to draw pictures with, in a browser: wander, interpolate, reconstruct, inpaint',
   'report': 'how a run went, as one HTML file: curves, samples, figures, config; two runs side by side',
-  'prepare': 'pictures from anywhere into ArrayRecord shards of one resolution',
+  'prepare': 'pictures from anywhere into ArrayRecord shards of one resolution or several, or latents of them',
   'bench': 'how fast this machine runs a phase (step, sample, invert), reads pictures (data), converts (convert)',
   'inspect': "a work directory's checkpoints, parameters and digests",
   'convert': 'published PyTorch weights to a folder, and back',

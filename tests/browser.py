@@ -107,14 +107,21 @@ class Page:
     for kind in ('mousePressed', 'mouseReleased'):
       self('Input.dispatchMouseEvent', type=kind, x=x, y=y, button='left', clickCount=1)
 
-  def drag(self, selector, to=None, by=(0, 0)):
-    """With the mouse, from the middle of an element to that of another, or by so many pixels."""
+  def drag(self, selector, to=None, by=(0, 0), meanwhile=''):
+    """With the mouse, from the middle of an element to that of another, or by so many pixels.
+
+    meanwhile: JavaScript that is run on the way, before it is looked where `to` is.
+    """
+    moved = lambda x, y: self('Input.dispatchMouseEvent', type='mouseMoved', x=x, y=y, button='left', buttons=1)
     x, y = self.middle(selector)
-    end = self.middle(to) if to else (x + by[0], y + by[1])
+    end = (x + by[0], y + by[1]) if meanwhile or not to else self.middle(to)
     self('Input.dispatchMouseEvent', type='mousePressed', x=x, y=y, button='left', clickCount=1)
     for part in (0.3, 0.7, 1):
-      self('Input.dispatchMouseEvent', type='mouseMoved', x=x + part * (end[0] - x), y=y + part * (end[1] - y),
-           button='left', buttons=1)
+      moved(x + part * (end[0] - x), y + part * (end[1] - y))
+    if meanwhile:
+      self.run(meanwhile)
+      end = self.middle(to)
+      moved(*end)
     self('Input.dispatchMouseEvent', type='mouseReleased', x=end[0], y=end[1], button='left', clickCount=1)
 
   def choose_file(self, selector, path):

@@ -132,15 +132,24 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize('key, value, expected', BAD, ids=[f'{key}={value!s:.20}' for key, value, _ in BAD])
-def test_refuses(key, value, expected):
-  config = tiny.get_config()
+def refuses(config, key, value, expected):
   validation.validate(config, 8)
   set_key(key, value)(config)
   with pytest.raises(configs.ConfigError) as error:
     validation.validate(config, 8)
   for text in expected:
     assert text in str(error.value)
+
+
+@pytest.mark.parametrize('key, value, expected', BAD, ids=[f'{key}={value!s:.20}' for key, value, _ in BAD])
+def test_refuses(key, value, expected):
+  refuses(tiny.get_config(), key, value, expected)
+
+
+def test_pairs_of_a_teacher_name_a_phase_that_inverts():
+  config = tiny.get_config()
+  config.phases.distill.pairs = 'teacher'
+  refuses(config, 'phases.distill.noise', 'teacher', ["distill.noise = 'teacher'", 'stage invert (invert)'])
 
 
 def test_a_host_inverts_by_itself_whatever_its_batch():
@@ -174,13 +183,7 @@ GUIDED_BAD = [
 
 @pytest.mark.parametrize('key, value, expected', GUIDED_BAD, ids=[f'{k}={v!s:.20}' for k, v, _ in GUIDED_BAD])
 def test_refuses_of_guidance(key, value, expected):
-  config = tiny.get_config('guided')
-  validation.validate(config, 8)
-  set_key(key, value)(config)
-  with pytest.raises(configs.ConfigError) as error:
-    validation.validate(config, 8)
-  for text in expected:
-    assert text in str(error.value)
+  refuses(tiny.get_config('guided'), key, value, expected)
 
 
 def with_text(encoder='clip:weights/clip'):
@@ -215,12 +218,7 @@ TEXT_BAD = [
 def test_refuses_of_text(key, value, expected):
   config = with_text()
   config.text.update({'width': 512, 'sha256': 'a' * 64})
-  validation.validate(config, 8)
-  set_key(key, value)(config)
-  with pytest.raises(configs.ConfigError) as error:
-    validation.validate(config, 8)
-  for text in expected:
-    assert text in str(error.value)
+  refuses(config, key, value, expected)
 
 
 def test_encoders_of_text_and_guidance_by_captions_are_taken():

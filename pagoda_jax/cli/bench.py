@@ -1,7 +1,6 @@
 """`pagoda bench`: how fast this machine runs a phase's programs, reads pictures and converts weights."""
 
 import json
-import math
 
 from absl import flags
 
@@ -12,7 +11,7 @@ BENCHMARKS = ('convert', 'data', *PROGRAMS)
 
 
 def define_flags(fv: flags.FlagValues) -> None:
-  flags.DEFINE_float('seconds', 5.0, 'data: how long each row is measured.', lower_bound=0.01, flag_values=fv)
+  common.define_number(fv, 'seconds', 5.0, 'data: how long each row is measured.', 0.01)
   flags.DEFINE_integer('workers', 0, 'data: worker processes of a further row; 0: no such row.', lower_bound=0,
                        flag_values=fv)
   common.define_experiment(fv)
@@ -23,9 +22,8 @@ def define_flags(fv: flags.FlagValues) -> None:
   flags.DEFINE_integer('repeats', 20, 'step, sample, invert: runs that the median is taken of.', lower_bound=1,
                        flag_values=fv)
   flags.DEFINE_integer('warm_up', 3, 'step, sample, invert: runs before them.', lower_bound=0, flag_values=fv)
-  flags.DEFINE_float('peak', None, "step, sample, invert: FLOP/s of one device that MFU is a share of, such as 197e12; "
-                     'default: the published bfloat16 peak, where the chip is known.', lower_bound=1, flag_values=fv)
-  flags.register_validator('peak', lambda peak: peak is None or math.isfinite(peak), 'must be finite', flag_values=fv)
+  common.define_number(fv, 'peak', None, 'step, sample, invert: FLOP/s of one device that MFU is a share of, such as '
+                       '197e12; default: the published bfloat16 peak, where the chip is known.', 1)
   common.define_folder(fv, 'profile', 'step, sample, invert: folder for an XProf trace of three further runs.',
                        required=False)
   flags.DEFINE_bool('json', False, 'step, sample, invert: prints one JSON object in place of the table.',

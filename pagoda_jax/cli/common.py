@@ -24,6 +24,16 @@ class _Number(flags.FloatParser):
       raise ValueError('must be a number') from None
 
 
+class _Finite(flags.FloatParser):
+  """NaN lies within all bounds, as absl compares."""
+
+  def convert(self, argument) -> float:
+    value = super().convert(argument)
+    if not math.isfinite(value):
+      raise ValueError('must be finite')
+    return value
+
+
 class _Flag(flags.BooleanParser):
   def parse(self, argument) -> bool:
     try:
@@ -57,6 +67,12 @@ def check_experiment(config) -> None:
   except AttributeError:
     raise ValueError('--config: its get_config() must return what config.experiment() makes, not '
                      f'{type(config).__name__}') from None
+
+
+def define_number(fv, name: str, default: float | None, help: str, low: float | None = None,
+                  high: float | None = None) -> None:
+  """A flag that is a finite number, in [low, high] where they are given."""
+  flags.DEFINE(_Finite(low, high), name, default, help, flag_values=fv)
 
 
 def define_folder(fv, name: str, help: str, required: bool = True) -> None:

@@ -5,6 +5,7 @@ import math
 from absl import flags
 from etils import epath
 
+from pagoda_jax.cli import common
 from pagoda_jax.runtime.files import file_digest, read_json
 from pagoda_jax.stages import architectures
 from pagoda_jax.use import to_published
@@ -12,8 +13,8 @@ from pagoda_jax.weights import autoencoders, locate, published
 from pagoda_jax.weights.convert import folders, formats, torch_files
 from pagoda_jax.weights.convert.mapping import ConversionError
 
-_ASKED = ('resolution', 'attention_order', 'num_heads', 'channels_per_head', 'grown_num_blocks')
-_ASKED += ('head_channels', 'groups', 'text_pool_heads', 'scaling_factor', 'shift_factor')
+_ASKED = ('resolution', 'attention_order', 'num_heads', 'channels_per_head', 'grown_num_blocks', 'head_channels',
+          'groups', 'text_pool_heads', 'scaling_factor', 'shift_factor')
 
 
 def define_flags(fv: flags.FlagValues) -> None:
@@ -22,8 +23,8 @@ def define_flags(fv: flags.FlagValues) -> None:
   def text(name, default, help):
     flags.DEFINE_string(name, default, help, flag_values=fv)
 
-  def number(name, help):
-    flags.DEFINE_integer(name, None, help, lower_bound=0, flag_values=fv)
+  def number(name, help, least=0):
+    flags.DEFINE_integer(name, None, help, lower_bound=least, flag_values=fv)
 
   text(
     'input',
@@ -53,10 +54,10 @@ def define_flags(fv: flags.FlagValues) -> None:
   number('text_pool_heads', 'deepfloyd: heads of the attention that pools the text; default: by config.json, or 64.')
   number('grown_num_blocks', 'pagoda: residual blocks of an added level after the up-sampling one; default 2.')
   number('head_channels', 'timm, random_projections: channels of a DeiT head; default 64.')
-  number('groups', 'diffusers: groups of the group norms; default: of the config.json beside the file, or 32.')
-  for name, default in (('scaling', '1'), ('shift', '0')):
-    flags.DEFINE_float(f'{name}_factor', None, 'diffusers: networks see (latent - shift_factor) * scaling_factor; '
-                       f'default: of the config.json beside the file, or {default}.', flag_values=fv)
+  number('groups', 'diffusers: groups of the group norms; default: of the config.json beside the file, or 32.', 1)
+  for name, default, low in (('scaling', '1', 1e-6), ('shift', '0', -1e6)):  # as config.autoencoder has them
+    common.define_number(fv, f'{name}_factor', None, 'diffusers: networks see (latent - shift_factor) * '
+                         f'scaling_factor; default: of the config.json beside the file, or {default}.', low, 1e6)
   number('step', 'With --to=torch and a phase: step of the checkpoint; default: the newest.')
   flags.mark_flags_as_required(['input', 'output'], flag_values=fv)
 
@@ -145,8 +146,8 @@ def _of_autoencoder(path, format: str) -> dict[str, float]:
       return {}
     values = {ours: found.get(theirs) for ours, theirs in names.items()}
     told = {name: (int if name == 'groups' else float)(value) for name, value in values.items() if value is not None}
-    if not told.get('scaling_factor', 1) > 0 or not all(map(math.isfinite, told.values())):
-      raise ValueError(f'scaling_factor and shift_factor are {told}')
+    if not min(told.get('scaling_factor', 1), told.get('groups', 1)) > 0 or not all(map(math.isfinite, told.values())):
+      raise ValueError(f'of scaling_factor, shift_factor and norm_num_groups it tells {told}')
   except (OSError, TypeError, ValueError) as error:
     raise ConversionError(f'{beside}: not the config of an AutoencoderKL ({error}); move it away, and give '
                           '--scaling_factor and --shift_factor') from None

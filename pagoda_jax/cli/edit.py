@@ -8,7 +8,7 @@ from etils import epath
 
 from pagoda_jax.cli import common, generators
 from pagoda_jax.data.images import image_grid, write_png
-from pagoda_jax.use import edit, picture_files, sample
+from pagoda_jax.use import descent, edit, picture_files, sample
 
 # word -> (pictures it takes, the flag that it needs besides)
 WORDS = {'reconstruct': (1, ''), 'super_resolve': (1, ''), 'restyle': (1, 'label'), 'inpaint': (1, 'mask'),
@@ -36,7 +36,8 @@ def define_flags(fv) -> None:
   flags.DEFINE_enum('by', 'adam', ['adam', 'inversion'], 'How noise is found: by Adam, or by the inversion of the '
                     f"work directory's teacher ({', '.join(_BY)}).", flag_values=fv)
   number('guidance', None, 0, 100, 'Strength of guidance.')
-  whole('steps', edit.DEFAULTS.steps, 1, 100_000, 'Of Adam at most; it ends when nothing more is to be won.')
+  whole('steps', edit.DEFAULTS.steps, 1, 100_000, f'Of Adam at most, in whole rounds of {descent.REPORT}; it ends when '
+        'nothing more is to be won.')
   whole('tries', edit.DEFAULTS.tries, 1, 64, 'Beginnings for each label, of which the best is taken.')
   number('learning_rate', edit.DEFAULTS.learning_rate, 1e-6, 10, 'Of noise of unit standard deviation.')
   number('error', edit.DEFAULTS.error, 1e-4, 10, 'How exactly the picture is to be met: standard deviation of a value, '
@@ -62,6 +63,9 @@ def run(fv, args) -> int:
       raise ValueError(f'--{name}={fv[name].value}: is of {", ".join(of)}')
   if fv.prompt is not None and (fv.label is not None or fv.from_label is not None):
     raise ValueError(f'--prompt={fv.prompt} and a label: a network takes one of them')
+  for name, other in (('from_label', 'label'), ('from_prompt', 'prompt')):
+    if fv[name].value is not None and fv[other].value is None:
+      raise ValueError(f'--{name}={fv[name].value}: needs --{other} beside it')
   if needed and fv[needed].value is None and (needed != 'label' or fv.prompt is None):
     raise ValueError(f'pagoda edit {word}: needs --{needed}')
   suffixes = ('.webp', '.png') if word == 'interpolate' else ('.png',)

@@ -35,8 +35,8 @@ def define_flags(fv) -> None:
   flags.DEFINE_string('topology', '', f'{topologies.CHOICES}; default: the devices of this machine.', flag_values=fv)
   flags.DEFINE_bool('aot', False, "Compiles each phase's step for the topology, without its devices: "
                     'minutes a phase. For TPUs with the tpu extra, for GPUs with the CUDA plugin.', flag_values=fv)
-  flags.DEFINE_float('mfu', times.MFU, "Share of the chips' bfloat16 peak that the arithmetic of a step is taken to "
-                     'reach by itself.', lower_bound=1e-6, upper_bound=1, flag_values=fv)
+  common.define_number(fv, 'mfu', times.MFU, "Share of the chips' bfloat16 peak that the arithmetic of a step is taken "
+                       'to reach by itself.', 1e-6, 1)
   flags.DEFINE_integer('num_images', None, "Training images; default: the source's.", lower_bound=1, flag_values=fv)
   flags.DEFINE_integer('target', None, 'Resolution that the last line compares with; default: config.data.resolution.',
                        lower_bound=1, flag_values=fv)

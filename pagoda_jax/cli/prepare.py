@@ -28,8 +28,8 @@ def define_flags(fv) -> None:
   flags.DEFINE_enum('format', 'png', pictures.FORMATS, 'Format of the stored pictures; raw (pixels) is read fastest '
                     'and takes most room: for small ones, up to 64 px.', flag_values=fv)
   flags.DEFINE_integer('quality', 95, 'Quality of JPEGs.', lower_bound=1, upper_bound=100, flag_values=fv)
-  flags.DEFINE_float('max_unreadable', 0.01, 'Share of pictures that may be unreadable; they are listed and left out.',
-                     lower_bound=0, upper_bound=1, flag_values=fv)
+  common.define_number(fv, 'max_unreadable', 0.01, 'Share of pictures that may be unreadable; they are listed and left '
+                       'out.', 0, 1)
   flags.DEFINE_string('data_dir', '', 'Of tfds; default: its own default.', flag_values=fv)
   flags.DEFINE_string('split', 'train', 'Of tfds.', flag_values=fv)
   flags.DEFINE_string('text_encoder', '', 'Also store embeddings of the captions, made by: clip:FOLDER or t5:FOLDER '
@@ -60,6 +60,8 @@ def run(fv, args) -> int:
   elif fv['mirror'].present:
     raise prepare.PrepareError(f'--mirror={fv.mirror}: is of latents (--autoencoder); pictures are mirrored as they '
                                'are read')
+  if not fv.text_encoder and (given := [name for name in ('text_length', 'text_width') if fv[name].present]):
+    raise prepare.PrepareError(f'--{given[0]}={fv[given[0]].value}: is of embeddings (--text_encoder)')
   source = prepare.open_input(fv.source, fv.data_dir, fv.split)
   manifest = prepare.prepare(source, fv.output, recipe, fv.shard_size, fv.workers or os.cpu_count(), fv.max_unreadable,
                              _text_encoder(fv), encoder)

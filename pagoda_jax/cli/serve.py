@@ -1,12 +1,13 @@
 """`pagoda serve`: a page to draw pictures with, by a server of this machine or as a folder that needs none."""
 
-import math
+import re
 import sys
 
 from absl import flags
 
 from pagoda_jax.cli import common, generators
 
+_NAME = re.compile(r'[\w-]+(\.[\w-]+)*', re.ASCII)  # of a host; others stand in no request, and all would be refused
 _OF_SERVER = ('host', 'port', 'names', 'max_images', 'max_queue', 'rate')
 
 
@@ -22,8 +23,7 @@ def define_flags(fv) -> None:
                        flag_values=fv)
   flags.DEFINE_integer('max_queue', 32, 'Requests that wait for the device or are at it; more are told to come again.',
                        lower_bound=1, upper_bound=10_000, flag_values=fv)
-  flags.DEFINE_float('rate', 300, 'Requests a minute of one client, a sixth of them at once.', lower_bound=1,
-                     upper_bound=1e6, flag_values=fv)
+  common.define_number(fv, 'rate', 300, 'Requests a minute of one client, a sixth of them at once.', 1, 1e6)
   common.define_folder(fv, 'static', 'Instead of serving: a folder to make, with the same page and the generator as '
                        'ONNX, which draws in the browser.', required=False)
   common.define_folder(fv, 'onnxruntime', 'With --static: where `npm pack onnxruntime-web` has been unpacked; default: '
@@ -36,8 +36,6 @@ def run(fv, args) -> int:
   """`pagoda serve`."""
   del args
   generators.check(fv)
-  if math.isnan(fv.rate):
-    raise ValueError('--rate=nan: must be a number of at least 1')
   if fv.static is not None:
     if given := [name for name in _OF_SERVER if fv[name].present]:
       raise ValueError(f'--{given[0]}={fv[given[0]].value}: is of a server, and --static makes a folder')
@@ -46,6 +44,8 @@ def run(fv, args) -> int:
     raise ValueError(f'--onnxruntime={fv.onnxruntime}: is of --static')
   if fv['prompts'].present:
     raise ValueError(f'--prompts={fv.prompts}: is of --static; the page of a server takes any')
+  if wrong := [name for name in fv.names if not _NAME.fullmatch(name)]:
+    raise ValueError(f'--names={wrong[0]}: must be a name alone, such as digits.example.org: no http://, no port')
   try:
     from pagoda_jax.use.serve import server
   except ImportError as error:

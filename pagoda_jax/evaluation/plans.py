@@ -159,7 +159,7 @@ class Plan:
 
   def notes(self, sums: Sums, widths: dict[str, int]) -> list[str]:
     """What a reader should know before believing a figure."""
-    found = [f'{sums.count:,} pictures, fewer than the {widths[name]:,} {name}: the covariance is singular, and the '
+    found = [f'{sums.count:,} pictures, no more than the {widths[name]:,} {name}: the covariance is singular, and the '
              'distance larger than that of many' for name in self.moments if sums.count <= widths[name]]
     if 'fdr6' in self.metrics and len(self.six) < len(representations.SIX):
       found.append(f'fdr6 is of six encoders, fdr{len(self.six)} of those that are here: there is no '

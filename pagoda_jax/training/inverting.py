@@ -227,10 +227,11 @@ class Solver:
   def __call__(self, pictures: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """'noise' [N, R, R, C], and with guidance the 'omega' [N] that it was inverted with.
 
-    Of pictures 'image', 'label' and 'key' are read, and with captions what texts.TextStore.text has.
+    Of pictures 'image', 'label' and 'key' are read, and with captions what texts.TextStore.text has; 'omega', where it
+    is given, takes the place of the laws' draws.
     """
     out = []
-    wanted = ('image', 'label', 'key', *guidance.TEXT, 'caption_kind')
+    wanted = ('image', 'label', 'key', 'omega', *guidance.TEXT, 'caption_kind')
     pictures = {part: np.asarray(rows) for part, rows in pictures.items() if part in wanted}
     count = len(pictures['image'])
     for start in range(0, count, self.batch_size):
@@ -241,7 +242,9 @@ class Solver:
       batch = sharding.place_batch(batch, self._mesh)
       found = {}
       if self._omegas:  # what is stored is what the pictures are inverted with, to the last bit
-        found['omega'] = batch['omega'] = self._omegas(batch['key'], batch.get('caption_kind'))
+        if 'omega' not in batch:
+          batch['omega'] = self._omegas(batch['key'], batch.get('caption_kind'))
+        found['omega'] = batch['omega']
       found['noise'] = self._step(self._params, batch, self._null)
       out.append({name: np.asarray(values)[: self.batch_size - missing] for name, values in found.items()})
     return {name: np.concatenate([part[name] for part in out]) for name in out[0]}

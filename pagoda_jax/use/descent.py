@@ -23,9 +23,7 @@ class Descent:
     pad = lambda x: np.concatenate([x, x[:1].repeat(missing, 0)]) if missing else x
     mask = np.broadcast_to(measure.mask, (len(target), *measure.mask.shape[1:]))[which]
     batch = [pad(x) for x in (np.asarray(w, np.float32), labels, target[which], np.asarray(mask, np.float32))]
-    strengths = generator.strengths(omega, len(batch[0]))
-    if strengths is None and generator.networks.law is not None:
-      strengths = np.full(len(batch[0]), generator.networks.law.nearest(1.0), np.float32)
+    strengths = strengths_of(generator, omega, len(batch[0]))
     w, self._labels, self._target, mask = sharding.place_global(batch, mesh)
     self._omegas = None if strengths is None else sharding.place_global(np.asarray(strengths), mesh)
     self._text = texts and sharding.place_global({key: pad(rows[which]) for key, rows in texts['text'].items()}, mesh)
@@ -58,6 +56,12 @@ class Descent:
   @property
   def best_w(self) -> np.ndarray:
     return np.asarray(self._fit.best_w)[: self._count]
+
+
+def strengths_of(generator, omega: float | None, count: int) -> np.ndarray | None:
+  """float32 [count] that images are drawn with; of None the nearest to no guidance. None: the generator takes none."""
+  strengths, law = generator.strengths(omega, count), generator.networks.law
+  return np.full(count, law.nearest(1.0), np.float32) if strengths is None and law is not None else strengths
 
 
 def _make_descend(generator):

@@ -38,7 +38,7 @@ class Options:
   """How noise is sought.
 
   Attributes:
-    steps: of Adam at most; fewer where the objective has settled.
+    steps: of Adam at most, rounded up to a multiple of descent.REPORT; fewer where the objective has settled.
     tries: beginnings for each picture and label, of which the best is taken.
     learning_rate: of noise of unit standard deviation.
     error: standard deviation of a measured value, white minus black being 2: how exactly the picture is to be met.
@@ -110,7 +110,7 @@ def _by(by, generator, measure, pictures, labels, options, report, omega, prompt
   if labels is None and generator.num_classes:
     raise EditError('by inversion a picture needs its label')
   labels = _labels(generator, labels, len(pictures))
-  return _edit(generator, measure, _signed(pictures), invert(generator, pictures, labels), labels, omega)
+  return _edit(generator, measure, _signed(pictures), invert(generator, pictures, labels, omega), labels, omega)
 
 
 def super_resolve(generator, pictures, labels=None, options=DEFAULTS, report=None, by: str = 'adam',
@@ -138,7 +138,10 @@ def restyle(generator, pictures, label=None, labels=None, options=DEFAULTS, repo
   """
   if not generator.num_classes and not generator.takes_text:
     raise EditError(f'{generator.name} knows no classes to restyle to')
-  texts, wanted = _texts(generator, prompt, len(pictures)), _labels(generator, label, len(pictures))
+  texts = _texts(generator, prompt, len(pictures))
+  if generator.num_classes and label is None:
+    raise EditError('restyle needs the label that the pictures are to have')
+  wanted = _labels(generator, label, len(pictures))
   found = reconstruct(generator, pictures, labels, options, report, by, omega, prompts)
   images = generator.of_noise(found.noise, wanted, generator.strengths(omega, len(wanted)), texts=texts)
   return dataclasses.replace(found, images=images, labels=wanted)
@@ -202,8 +205,9 @@ def interpolate(generator, first, second, labels=None, frames: int = 30, options
   return generator.of_noise(slerp(start, end, t), found.labels[half], generator.strengths(omega, frames), texts=texts)
 
 
-def invert(generator, pictures, labels) -> np.ndarray:
-  """Noise [B, R, R, C] of uint8 pictures [B, r, r, C] by the probability-flow ODE of the generator's teacher.
+def invert(generator, pictures, labels, omega: float | None = None) -> np.ndarray:
+  """Noise [B, R, R, C] of uint8 pictures [B, r, r, C] by the probability-flow ODE of the generator's teacher, guided as
+  images of that noise are to be drawn.
 
   Pictures of more than R pixels are made smaller as training pictures are.
 
@@ -226,7 +230,9 @@ def invert(generator, pictures, labels) -> np.ndarray:
   params, _ = starts.read_start(config, epath.Path(generator.folder), name)
   with jax.set_mesh(generator.mesh):
     solver = inverting.Solver(config, name, params, generator.mesh)
-    return solver({'image': small, 'label': np.asarray(labels, np.int32), 'key': np.arange(len(small))})['noise']
+    strengths = descent.strengths_of(generator, omega, len(small))
+    return solver({'image': small, 'label': np.asarray(labels, np.int32), 'key': np.arange(len(small))}
+                  | ({} if strengths is None else {'omega': strengths}))['noise']
 
 
 def _latents_of(config, images) -> np.ndarray:

@@ -33,6 +33,8 @@ def load(folder):
                          f"the encoder {text['encoder']}, which is not in the folder")
       texts = [np.asarray(labels[name], kind) for name, kind in kinds.items()]
       labels = [-1] * len(texts[0])
+    elif wrong := [x for x in labels if config['num_classes'] and not 0 <= int(x) < config['num_classes']]:
+      raise ValueError(f"labels: {wrong[0]} is no class; there are 0 to {config['num_classes'] - 1}")
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b'/prior') % 2**31)
     normal = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), config['noise_shape']))
     noise, default = config['diffusion']['sigma_max'] * normal(np.arange(len(labels))), config['default_omega']

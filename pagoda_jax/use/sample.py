@@ -41,7 +41,8 @@ def parse_prompts(given: str) -> tuple[str, ...]:
   """Prompts of a list such as 'a red flag;a smiling cat', or of a file that ends in .txt, one a line.
 
   Raises:
-    ValueError: one is empty, too long, or no UTF-8; names the line, or its number in the list.
+    ValueError: one is empty, holds a NUL or is no UTF-8 (names the line, or its number in the list); or the file has
+      more than LARGEST_PROMPTS bytes.
     FileNotFoundError: there is no such file.
   """
   where, rows = '--prompts', given.split(';')

@@ -173,12 +173,11 @@ def _validate_phase(config, name, earlier, shards):
           f'must be 0 (config.base_resolution = {base}), or that times 1, 2, 4, 8, ...')
     check(side <= config.data.resolution, f'{path}.resolution', side,
           f'must not exceed config.data.resolution = {config.data.resolution}')
-  if phase.stage == 'encode':
+  if 'noise' in phase:
     _check_reference(config, path, 'noise', phase.noise, earlier, ('invert',))
-  if phase.stage == 'encode' or configs.learns_from_teacher(phase):
-    encoder = config.phases[phase.noise].encoder if phase.noise in earlier else ''
-    check(not encoder, f'{path}.noise', phase.noise,
-          f'takes the noise of encoder {encoder}; must be a phase that inverts by a teacher')
+    encoder = config.phases[phase.noise].encoder
+    check(not encoder or not (phase.stage == 'encode' or configs.learns_from_teacher(phase)), f'{path}.noise',
+          phase.noise, f'takes the noise of encoder {encoder}; must be a phase that inverts by a teacher')
   if configs.learns_from_teacher(phase):
     side = configs.phase_resolution(config, name)
     check(side == config.base_resolution, f'{path}.resolution', side,
@@ -188,7 +187,6 @@ def _validate_phase(config, name, earlier, shards):
     check(phase.pairs_fraction == 1, f'{path}.pairs_fraction', phase.pairs_fraction,
            f"must be 1 with {path}.pairs = 'teacher': each pair is made once, inside its step")
   if phase.stage in configs.GENERATOR_STAGES:
-    _check_reference(config, path, 'noise', phase.noise, earlier, ('invert',))
     check(config.phases[phase.noise].store or not phase.standardize_noise, f'{path}.standardize_noise',
            phase.standardize_noise,
            f'needs the mean and deviation of a store, and config.phases.{phase.noise}.store is False')

@@ -256,6 +256,29 @@ def test_a_place_that_cannot_be_written_to_is_refused_at_once(tmp_path, capsys, 
   assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'there']
 
 
+@pytest.mark.parametrize('command, flag', [
+  ('plan', 'mfu'), ('prepare', 'max_unreadable'), ('convert', 'scaling_factor'), ('convert', 'shift_factor'),
+  ('serve', 'rate'), ('bench', 'seconds'), ('bench', 'peak')])
+def test_a_number_that_is_none_is_refused(command, flag, capsys):
+  for value in ('nan', 'inf'):
+    assert runs.pagoda(command, *REQUIRED.get(command, ['data']), f'--{flag}={value}') == 2
+    assert f'flag --{flag}={value}: must be finite' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('command, flag, said', [
+  ('prepare', '--text_length=5', '--text_length=5: is of embeddings (--text_encoder)'),
+  ('prepare', '--text_width=64', '--text_width=64: is of embeddings (--text_encoder)'),
+  ('convert', '--groups=0', '0 is not a positive integer'),
+  ('convert', '--scaling_factor=0', 'range [1e-06, 1000000.0]'),
+  ('convert', '--scaling_factor=-1', 'range [1e-06, 1000000.0]'),
+  ('serve', '--names=https://digits.example.org', '--names=https://digits.example.org: must be a name alone'),
+  ('serve', '--names=digits.example.org:8000', '--names=digits.example.org:8000: must be a name alone'),
+])
+def test_a_flag_that_would_mean_nothing_is_refused(command, flag, said, capsys):
+  assert runs.pagoda(command, *REQUIRED[command], flag) in (1, 2)
+  assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('seed', [10**20, 2**32, -1])
 def test_a_seed_that_is_not_one_of_jax_is_refused(capsys, seed):
   assert runs.pagoda('sample', '--workdir=no', f'--seed={seed}') == 2

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 
+import browser
 import numpy as np
 import pytest
 import tiny
@@ -289,6 +290,18 @@ def test_in_a_browser_the_script_runs_and_complains_of_nothing(tmp_path):
   assert not [div for div in dom.all('div') if div.get('class') == 'slide' and 'hidden' in div]
   assert 'CONSOLE' not in ran.stderr
   assert len(dom.scripts) == 1
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here')
+def test_without_scripts_there_is_no_slider_that_does_nothing(tmp_path):
+  folder = write_run(tmp_path / 'run', experiment())
+  write.write(folder, count=False)
+  with browser.browser(tmp_path / 'profile') as shown:
+    for off, expected in ((True, {'none'}), (False, {'flex'})):
+      shown('Emulation.setScriptExecutionDisabled', value=off)
+      shown.open(f'file://{folder / "report.html"}')
+      found = shown.run("[...document.querySelectorAll('.slide')].map(each => getComputedStyle(each).display)")
+      assert found and set(found) == expected
 
 
 def test_what_was_counted_is_not_counted_again(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import step_tools
 import tiny
 from PIL import Image
 from runs import pagoda
@@ -14,6 +15,8 @@ from test_to_published import trained_phase
 
 import pagoda_jax
 from pagoda_jax.method import inverse_problems
+from pagoda_jax.stages import models
+from pagoda_jax.training import inverting
 from pagoda_jax.use import edit, picture_files
 
 QUICK = edit.Options(steps=50, tries=2)
@@ -131,6 +134,24 @@ def test_it_stops_when_nothing_is_to_be_won(generator):
   assert found.settled and found.steps < 4000
 
 
+def test_by_inversion_noise_is_of_the_strength_that_it_is_drawn_with(tmp_path, monkeypatch):
+  config = tiny.get_config('guided')
+  generator = pagoda_jax.load(made_up_run(tmp_path / 'run', config, 'distill'))
+  teacher = step_tools.params_of(models.make_teacher(config, 'invert'))
+  monkeypatch.setattr(edit.starts, 'read_start', lambda *where: (teacher, None))
+  pictures, labels = generator([3, 5], seed=9), np.array([3, 5], np.int32)
+  inverter = jax.jit(inverting.make_inverter(config, 'invert'))
+  noise = {}
+  for omega, expected in ((3.0, 3.0), (1.0, 1.0), (None, 1.0)):
+    found = edit.reconstruct(generator, pictures, labels, by='inversion', omega=omega)
+    batch = {'image': pictures, 'label': labels, 'key': np.arange(2, dtype=np.int32),
+             'omega': np.full(2, expected, np.float32)}
+    np.testing.assert_allclose(found.noise, inverter(teacher, batch), rtol=1e-4, atol=1e-2)
+    np.testing.assert_array_equal(found.images, generator.of_noise(found.noise, labels, [expected] * 2))
+    noise[omega] = found.noise
+  assert np.abs(noise[3.0] - noise[1.0]).max() > 1
+
+
 @pytest.mark.parametrize('edited, said', [
   (lambda g, p: edit.reconstruct(g, p[:, :8]), 'must be uint8 [B, 16, 16, 1]'),
   (lambda g, p: edit.reconstruct(g, p.astype(float)), 'pictures are float64'),
@@ -142,6 +163,7 @@ def test_it_stops_when_nothing_is_to_be_won(generator):
   (lambda g, p: edit.reconstruct(g, p, 1, edit.Options(learning_rate=float('nan'))), 'learning_rate = nan'),
   (lambda g, p: edit.reconstruct(g, p, 1, edit.Options(steps=0)), 'steps = 0'),
   (lambda g, p: edit.reconstruct(g, p, 1, omega=2.0), 'was trained without guidance'),
+  (lambda g, p: edit.restyle(g, p, labels=[3, 5]), 'restyle needs the label that the pictures are to have'),
   (lambda g, p: edit.super_resolve(g, p), 'with r below 16'),
   (lambda g, p: edit.super_resolve(g, p[:, :4, :4], 1, by='inversion'), 'the teacher inverts those of 8 px'),
   (lambda g, p: edit.inpaint(g, p, np.zeros((1, 16, 16), bool)), 'marks nothing'),
@@ -279,6 +301,8 @@ def test_wrong_command_lines(run, files, tmp_path, capsys):
       (('interpolate', a, here), 'takes 2 picture files, and 1 is given'),
       (('inpaint', a, here), 'needs --mask'),
       (('restyle', a, here), 'needs --label'),
+      (('interpolate', a, a, here, '--from_label=3'), '--from_label=3: needs --label beside it'),
+      (('interpolate', a, a, here, '--from_prompt=x'), '--from_prompt=x: needs --prompt beside it'),
       (('reconstruct', a, here, '--blur=2'), '--blur=2.0: is of deblur'),
       (('inpaint', a, here, f'--mask={files}/small_mask.png'), 'mask of 16 x 16 pixels, picture of 32 x 32'),
       (('super_resolve', a, here), '32 x 32 pixels: no smaller than what the generator makes, 16 px'),

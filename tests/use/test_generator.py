@@ -17,7 +17,7 @@ import pagoda_jax
 from pagoda_jax.runtime import files, sharding
 from pagoda_jax.stages import models
 from pagoda_jax.training import checkpoints, workdir
-from pagoda_jax.use import exported, publish
+from pagoda_jax.use import exported, exported_loader, publish
 
 
 @pytest.fixture(scope='module')
@@ -162,6 +162,8 @@ def test_the_loader_needs_only_jax_and_draws_any_number(run, hub, tmp_path):
     expected = pagoda_jax.load(run)(num_images=count, seed=5)
     found = only_jax(hub, f'load(".")(list(range({count})), seed=5)', tmp_path)
     assert found.dtype == np.uint8 and np.abs(found.astype(int) - expected).max() <= 1
+  with pytest.raises(ValueError, match='labels: 10 is no class; there are 0 to 9'):
+    exported_loader.load(hub)([3, 10])
   loader = (hub / exported.LOADER).read_text()
   body = loader.split('def load(')[1].split('if __name__')[0]
   assert len([line for line in body.splitlines() if line.strip()]) <= 22

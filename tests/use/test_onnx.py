@@ -83,7 +83,7 @@ def seen(tmp_path, monkeypatch):
 
 def describe(folder, **more):
   values = {'file': 'generator.onnx', 'sha256': onnx_loader.digest(b'model'), 'noise_shape': [4, 4, 1],
-            'sigma_max': 80.0, 'default_omega': 1.0} | more
+            'sigma_max': 80.0, 'default_omega': 1.0, 'num_classes': 10} | more
   (folder / 'onnx.json').write_text(json.dumps(values | {'seal': onnx_loader.seal(values)}))
   return folder / 'onnx.json'
 
@@ -94,6 +94,9 @@ def test_its_loader_draws_what_the_model_draws_and_refuses_damage(tmp_path, seen
   assert images.shape == (2, 8, 8, 1) and set(images.reshape(-1)) == {191}
   assert seen[0]['omega'].tolist() == [1, 1] and seen[0]['label'].dtype == np.int32
   assert seen[0]['noise'].shape == (2, 4, 4, 1) and 40 < seen[0]['noise'].std() < 120
+  for label in (10, '10', -1):  # of which the network would draw an image of no class
+    with pytest.raises(ValueError, match=f'labels: {label} is no class; there are 0 to 9'):
+      onnx_loader.load(tmp_path)([3, label])
   for content in (b'modem', b'mode', b''):
     (tmp_path / 'generator.onnx').write_bytes(content)
     with pytest.raises(ValueError, match='damaged'):

@@ -61,7 +61,8 @@ def close(found, expected) -> bool:
 def test_the_page_and_what_it_is_told(served, run):
   status, page, headers = served.get('/')
   assert status == 200 and b'<form' in page and headers['content-type'].startswith('text/html')
-  for path in ('/report.css', '/page.css', '/page.js', '/mask.js', '/noise.js', '/backend.js'):
+  for path in ('/report.css', '/page.css', '/page.js', '/tiles.js', '/mask.js', '/noise.js',
+               '/backend.js'):
     assert served.get(path)[0] == 200 and b'://' not in served.get(path)[1].replace(b'http://www.w3.org', b'')
   assert "default-src 'none'" in headers['content-security-policy'] and headers['x-content-type-options'] == 'nosniff'
   told = json.loads(served.get('/model.json')[1])
@@ -269,6 +270,18 @@ def test_guided_generators_and_teachers(tmp_path):
   with pytest.raises(limits.Refusal, match='a teacher draws here'):
     calls.Calls(teacher, limits.Limits()).edit(b'{"edit": "inpaint"}')
   assert limits.Limits().images_of(512) == 16 and limits.Limits().images_of(8192) == 1
+
+
+def test_all_that_a_teacher_draws_is_compiled_before_it_begins(tmp_path):
+  mesh = sharding.make_mesh(devices=sharding.make_mesh().devices.flat[:1].tolist())
+  teacher = pagoda_jax.load(made_up_run(tmp_path / 'run', tiny.get_config('guided'), 'teacher'), mesh=mesh)
+  what = calls.Calls(teacher, limits.Limits())
+  what.warm_up()
+  compiled = lambda: [each._draw._cache_size() for each in teacher._programs.values()]
+  before = compiled()
+  for values in ({}, {'omega': 2}, {'count': 5}, {'count': 5, 'omega': 3.5}):
+    what.draw(json.dumps(values).encode())(None)
+  assert len(before) == len(calls.SIZES) and compiled() == before
 
 
 @pytest.fixture(scope='module')

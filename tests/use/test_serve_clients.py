@@ -3,11 +3,13 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import gc
 import json
 import select
 import socket
 import struct
 import threading
+import warnings
 
 import pytest
 from PIL import Image
@@ -222,6 +224,21 @@ def test_the_device_serves_in_order_and_drops_who_has_gone():
         await ended
 
   asyncio.run(scenario())
+
+
+def test_what_is_refused_leaves_nothing_behind():
+  async def scenario():
+    device = Device(0)
+    with pytest.raises(limits.Refusal, match='0 requests wait already'):
+      await device.run(lambda work: None, asyncio.sleep(600))
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+  with warnings.catch_warnings(record=True) as complaints:
+    warnings.simplefilter('always')
+    asyncio.run(scenario())
+    gc.collect()
+  assert [str(each.message) for each in complaints if issubclass(each.category, RuntimeWarning)] == []
 
 
 def test_rates():

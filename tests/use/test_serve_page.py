@@ -120,6 +120,14 @@ def test_the_page_by_mouse_and_by_keys(run, page, tmp_path, tmp_path_factory):
     view(page, 'path', 16)
     assert page.run("document.querySelector('#view-title').textContent") == 'From label 0 to label 3'
     page.click('#back')
+    # Another view comes while one of nine is dragged: it is joined to what it is dropped on.
+    page.click('li:nth-child(4) .tile')
+    view(page, 'around', 9)
+    page.drag('li:nth-child(9) .tile', 'li:nth-child(1) .tile', by=(-20, -20),
+              meanwhile="document.querySelector('#back').click()")
+    view(page, 'path', 16)
+    assert page.run("document.querySelector('#view-title').textContent") == 'From label 3 to label 0'
+    page.click('#back')
     for press in ('#pick', 'li:nth-child(2) .tile', 'li:nth-child(1) .tile'):
       page.click(press)
     view(page, 'path', 16)
@@ -321,8 +329,8 @@ def test_the_folder_of_the_page(run, tmp_path, capsys, monkeypatch):
   assert pagoda('serve', *flags, f'--onnxruntime={package}') == 0
   assert 'python -m http.server' in capsys.readouterr().out
   assert sorted(path.name for path in made.rglob('*') if path.is_file()) == sorted([
-    'index.html', 'report.css', 'page.css', 'page.js', 'noise.js', 'mask.js', 'backend.js', 'model.json',
-    'generator.onnx', 'LICENSE', *static.RUNTIME])
+    'index.html', 'report.css', 'page.css', 'page.js', 'tiles.js', 'noise.js', 'mask.js', 'backend.js',
+    'model.json', 'generator.onnx', 'LICENSE', *static.RUNTIME])
   assert (made / 'generator.onnx').read_bytes() == b'model'
   assert json.loads((made / 'model.json').read_text())['edits'] == []
   assert static.NEEDS in (made / 'index.html').read_text()  # for those who open it as a file

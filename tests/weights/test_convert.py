@@ -474,6 +474,7 @@ def test_factors_and_groups_that_mean_nothing_are_refused(asked, said):
   ('{"_class_name": "AutoencoderKL", "scaling_factor": "x"}', 'not the config of an AutoencoderKL'),
   ('{"_class_name": "AutoencoderKL", "scaling_factor": 0}', 'not the config of an AutoencoderKL'),
   ('{"_class_name": "AutoencoderKL", "scaling_factor": NaN}', 'not the config of an AutoencoderKL'),
+  ('{"_class_name": "AutoencoderKL", "norm_num_groups": 0}', 'not the config of an AutoencoderKL'),
   ('{"_class_name": "AutoencoderKL", "latents_mean": [0, 1]}', 'normalises each channel by itself'),
 ])
 def test_a_config_json_that_tells_nothing_sure_is_refused(content, said, tmp_path):

@@ -135,9 +135,11 @@ class Calls:
   limits: Limits
 
   def warm_up(self) -> None:
-    """Compiles what draws."""
+    """Compiles what draws; of a teacher with guidance too, which is another program."""
+    known = omegas(self.generator)
     for size in SIZES:
-      self._images(self.generator.noise(0, size), self.generator.labels(None, size, 0), None, '')
+      for omega in (None, known['default']) if known and self.generator.kind == 'teacher' else (None,):
+        self._images(self.generator.noise(0, size), self.generator.labels(None, size, 0), omega, '')
 
   def draw(self, body: bytes) -> Callable:
     """New images of a seed, or the images of given noise."""

@@ -91,9 +91,13 @@ class Device:
       Refusal: the queue is full, or the server ends.
       Stopped: nobody waits for it.
     """
-    work = Work()
-    future = self._submit(work, function)
-    result, gone = asyncio.wrap_future(future), asyncio.ensure_future(gone)
+    work, gone = Work(), asyncio.ensure_future(gone)
+    try:
+      future = self._submit(work, function)
+    except Refusal:
+      gone.cancel()  # a coroutine that is left alone is complained of
+      raise
+    result = asyncio.wrap_future(future)
     try:
       await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
       if result.done() and not result.cancelled():

@@ -17,7 +17,6 @@ import errno
 import json
 import logging as python_logging
 import math
-import pathlib
 import socket
 from collections.abc import Callable
 
@@ -28,17 +27,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
-from pagoda_jax.evaluation import report
 from pagoda_jax.use.generator import Generator
-from pagoda_jax.use.serve import calls, connections
+from pagoda_jax.use.serve import calls, connections, page_files
 from pagoda_jax.use.serve.device import ENDING, Device, Stopped
 from pagoda_jax.use.serve.limits import Limits, Memory, Rate, Refusal, check_host, check_site
 
-PAGE = pathlib.Path(__file__).parent / 'page'
-STYLE = pathlib.Path(report.__file__).parent / 'page.css'  # both pages look alike
 # path -> file
-FILES = {'/': PAGE / 'page.html', '/report.css': STYLE, '/page.css': PAGE / 'page.css', '/page.js': PAGE / 'page.js',
-         '/mask.js': PAGE / 'mask.js', '/noise.js': PAGE / 'noise.js', '/backend.js': PAGE / 'server.js'}
+FILES = {'/': page_files.FOLDER / 'page.html', '/backend.js': page_files.FOLDER / 'server.js'} | {
+  f'/{name}': file for name, file in page_files.FILES.items()}
 KINDS = {'.html': 'text/html', '.css': 'text/css', '.js': 'text/javascript'}
 RULES = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
          "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")

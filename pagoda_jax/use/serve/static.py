@@ -14,16 +14,13 @@ import shutil
 import subprocess
 import tempfile
 
-from pagoda_jax.evaluation import report
 from pagoda_jax.method import guidance
 from pagoda_jax.runtime import files
 from pagoda_jax.use import exported
 from pagoda_jax.use.onnx_loader import digest, seal
-from pagoda_jax.use.serve import calls
+from pagoda_jax.use.serve import calls, page_files
 from pagoda_jax.use.serve.limits import Limits
 
-PAGE = pathlib.Path(__file__).parent / 'page'
-STYLE = pathlib.Path(report.__file__).parent / 'page.css'  # both pages look alike
 ROOT = pathlib.Path(__file__).parents[3]
 RUNTIME = ('ort.wasm.min.mjs', 'ort-wasm-simd-threaded.mjs', 'ort-wasm-simd-threaded.wasm')
 NOTICES = ('LICENSE', 'ThirdPartyNotices.txt', 'README.md')
@@ -92,13 +89,11 @@ def write(generator, weights, folder, runtime: pathlib.Path, prompts: tuple[str,
       if texts:
         described |= {'prompts': prompts, 'text_shape': _write_embeddings(made / 'prompts.bin', texts['text'])}
       (made / 'model.json').write_text(json.dumps(described, indent=2) + '\n')
-      page = (PAGE / 'page.html').read_text().replace(WAITING, NEEDS)
+      page = (page_files.FOLDER / 'page.html').read_text().replace(WAITING, NEEDS)
       rules = f'<meta http-equiv="Content-Security-Policy" content="{RULES}">\n<title>'
       (made / 'index.html').write_text(page.replace('<title>', rules))
-      shutil.copyfile(STYLE, made / 'report.css')
-      for name in ('page.css', 'page.js', 'noise.js', 'mask.js'):
-        shutil.copyfile(PAGE / name, made / name)
-      shutil.copyfile(PAGE / 'static.js', made / 'backend.js')
+      for name, file in (page_files.FILES | {'backend.js': page_files.FOLDER / 'static.js'}).items():
+        shutil.copyfile(file, made / name)
       (made / 'ort').mkdir()
       for name in RUNTIME:
         shutil.copyfile(runtime / name, made / 'ort' / name)

@@ -2,13 +2,15 @@
 import * as backend from './backend.js';
 import {noise, slerp} from './noise.js';
 import {maskEditor} from './mask.js';
+import {buttons, listen, roving} from './tiles.js';
 
 const $ = id => document.getElementById(id);
-const FRAMES = 16, NEIGHBOURS = 8, DRAG = 6;
+const FRAMES = 16, NEIGHBOURS = 8;
 const views = [];  // the last is shown
 let model, picked = null, running = null;
 
-const text = milliseconds => milliseconds < 10000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
+const text = milliseconds =>
+  milliseconds < 10000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
 const short = prompt => prompt.length > 60 ? `${prompt.slice(0, 59)}…` : prompt;
 const said = prompt => prompt ? `“${short(prompt)}”` : '';
 const named = (label, prompt) => label >= 0 ? `label ${label}` : said(prompt) || 'picture';
@@ -47,19 +49,21 @@ async function during(what, work) {
   }
 }
 
-// Views: {title, tiles, kind, slider, moved, more}; a tile: {src, noise, label, how, caption, alt}, drawn with how, {omega, prompt}.
+// Views: {title, tiles, kind, slider, moved, more}; a tile: {src, noise, label, how, caption, alt}, drawn with how,
+// {omega, prompt}.
 
 function tileOf(image, how, more = {}) {
-  return {...image, how, caption: image.label >= 0 ? String(image.label) : '', alt: named(image.label, how.prompt), ...more};
+  const caption = image.label >= 0 ? String(image.label) : '';
+  return {...image, how, caption, alt: named(image.label, how.prompt), ...more};
 }
 
-function push(view, keep = false) {
-  if (!keep) views.push(view);
+function push(view) {
+  views.push(view);
   if (views.length > 50) views.shift();
   show(view);
 }
 
-function show(view, place = 0) {
+function show(view) {
   letGo();
   $('view-title').textContent = view.title;
   $('back').hidden = views.length < 2;
@@ -91,24 +95,10 @@ function show(view, place = 0) {
     item.append(shown);
     return item;
   }));
-  roving(Math.min(place, view.tiles.length - 1));
+  roving(0);
 }
 
 const current = () => views[views.length - 1];
-const buttons = () => [...$('tiles').querySelectorAll('button.tile')];
-
-// One of the pictures is reached by Tab, the others from it by arrow keys.
-function roving(index, focus = false) {
-  const all = buttons();
-  const chosen = all.find(button => Number(button.dataset.index) === index) ?? all[0];
-  all.forEach(button => { button.tabIndex = button === chosen ? 0 : -1; });
-  if (focus) chosen?.focus();
-}
-
-function columns() {
-  const all = buttons();
-  return Math.max(all.filter(button => button.offsetTop === all[0].offsetTop).length, 1);
-}
 
 function slid(view) {
   const value = Number($('slider').value);
@@ -166,8 +156,8 @@ async function wander(tile, {distance = 0.3, turn = 0, keep = null} = {}) {
   const found = await during('Wandering', signal => backend.draw(
     {noise: around, labels: tile.label >= 0 ? around.map(() => tile.label) : undefined, ...tile.how}, signal));
   if (!found || (keep && current() !== keep)) return;
-  const tiles = found.images.map(image => tileOf(image, tile.how, {alt: `neighbour, ${named(tile.label, tile.how.prompt)}`}));
   const name = named(tile.label, tile.how.prompt);
+  const tiles = found.images.map(image => tileOf(image, tile.how, {alt: `neighbour, ${name}`}));
   tiles.splice(Math.min(4, tiles.length), 0, {...tile, here: true, caption: 'here', alt: `here, ${name}`});
   const view = {
     title: `Around a picture${name === 'picture' ? '' : ` of ${name}`}`, kind: 'around', tiles,
@@ -191,11 +181,11 @@ async function interpolate(first, second) {
   const found = await during('Interpolating', signal => backend.draw({noise: path, labels, ...first.how}, signal));
   if (!found) return;
   const ends = first.label >= 0 ? `label ${first.label} to label ${second.label}` : 'one picture to another';
+  const far = k => `${Math.round(100 * k / (count - 1))} %`;
   push({
     title: `From ${ends}`, kind: 'path',
-    tiles: found.images.map((image, k) => tileOf(image, first.how, {caption: '', alt: `${Math.round(100 * k / (count - 1))} % of the way`})),
-    slider: {name: 'Along the way', low: 0, high: count - 1, step: 1, value: 0,
-             text: value => `${Math.round(100 * value / (count - 1))} %`},
+    tiles: found.images.map((image, k) => tileOf(image, first.how, {caption: '', alt: `${far(k)} of the way`})),
+    slider: {name: 'Along the way', low: 0, high: count - 1, step: 1, value: 0, text: far},
   });
   $('slider').focus();
   say(`${plural(count, 'picture')} ${found.took}`);
@@ -228,89 +218,6 @@ function pick(index) {
 function chosen(index) {
   if (picked !== null || $('pick').getAttribute('aria-pressed') === 'true') pick(index);
   else wander(current().tiles[index]);
-}
-
-function listenToTiles() {
-  const tiles = $('tiles');
-  const indexOf = event => {
-    const button = event.target.closest?.('button.tile');
-    return button && tiles.contains(button) ? Number(button.dataset.index) : null;
-  };
-  let drag = null, dragged = false;
-  tiles.addEventListener('click', event => {
-    const index = indexOf(event);
-    if (index !== null && !dragged) chosen(index);
-    dragged = false;
-  });
-  tiles.addEventListener('pointerdown', event => {
-    dragged = false;
-    const index = indexOf(event);
-    if (index !== null && event.button === 0 && event.pointerType !== 'touch') {
-      drag = {index, x: event.clientX, y: event.clientY, ghost: null};
-    }
-  });
-  const over = event => {
-    const button = document.elementFromPoint(event.clientX, event.clientY)?.closest('button.tile');
-    return button && Number(button.dataset.index) !== drag.index ? button : null;
-  };
-  addEventListener('pointermove', event => {
-    if (!drag) return;
-    if (!drag.ghost && Math.hypot(event.clientX - drag.x, event.clientY - drag.y) > DRAG) {
-      drag.ghost = document.createElement('img');
-      drag.ghost.className = 'ghost';
-      drag.ghost.alt = '';
-      drag.ghost.src = current().tiles[drag.index].src;
-      document.body.append(drag.ghost);
-      document.body.classList.add('dragging');
-    }
-    if (!drag.ghost) return;
-    Object.assign(drag.ghost.style, {left: `${event.clientX}px`, top: `${event.clientY}px`});
-    const target = over(event);
-    buttons().forEach(button => button.classList.toggle('over', button === target));
-  });
-  const drop = event => {
-    if (!drag) return;
-    const {index, ghost} = drag, target = ghost && event.type === 'pointerup' ? over(event) : null;
-    drag = null;
-    if (!ghost) return;
-    dragged = true;
-    ghost.remove();
-    document.body.classList.remove('dragging');
-    buttons().forEach(button => button.classList.remove('over'));
-    const all = current().tiles;
-    if (target) interpolate(all[index], all[Number(target.dataset.index)]);
-    setTimeout(() => { dragged = false; });
-  };
-  addEventListener('pointerup', drop);
-  addEventListener('pointercancel', drop);
-  tiles.addEventListener('keydown', event => {
-    const index = indexOf(event);
-    if (index === null || event.ctrlKey || event.metaKey || event.altKey) return;
-    const all = buttons(), place = all.findIndex(button => Number(button.dataset.index) === index);
-    const steps = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns(), ArrowUp: -columns(), Home: -place,
-                   End: all.length - 1 - place};
-    if (event.key in steps) {
-      const next = all[place + steps[event.key]];
-      if (next) roving(Number(next.dataset.index), true);
-    } else if (event.key === 'i' || event.key === 'I') {
-      pick(index);
-    } else if (event.key === 'Backspace') {
-      back();
-    } else {
-      return;
-    }
-    event.preventDefault();
-  });
-  tiles.addEventListener('focusin', event => {
-    const index = indexOf(event);
-    if (index !== null) roving(index);
-  });
-  addEventListener('keydown', event => {
-    if (event.key === 'Escape' && $('pick').getAttribute('aria-pressed') === 'true') {
-      letGo();
-      say('Let go.');
-    }
-  });
 }
 
 // A picture of the user's
@@ -352,7 +259,8 @@ function listenToUpload() {
       tileOf(image, {omega, prompt}, {caption: name.toLowerCase() + (as && `, as ${as}`),
                                       alt: `${name}, ${named(image.label, prompt)}`})]});
     roving(1, true);
-    say(`What is known is met to ${found.misfit.toFixed(1)} grey levels (rms): ${plural(found.steps, 'step')} ${found.took}`);
+    const met = `What is known is met to ${found.misfit.toFixed(1)} grey levels (rms)`;
+    say(`${met}: ${plural(found.steps, 'step')} ${found.took}`);
   };
   $('reconstruct').addEventListener('click', () => edited('reconstruct'));
   $('inpaint').addEventListener('click', () => edited('inpaint'));
@@ -369,8 +277,9 @@ function options(select, first, count) {
 function setUp() {
   const size = `${model.resolution} px${model.channels === 1 ? ', grey' : ''}`;
   $('title').textContent = document.title = model.run || model.where;
-  $('about').textContent = [model.run ? model.where : model.name, size, model.num_classes ? `${model.num_classes} classes` : '',
-                            backend.where ?? ''].filter(Boolean).join(' · ');
+  const classes = model.num_classes ? `${model.num_classes} classes` : '';
+  $('about').textContent = [model.run ? model.where : model.name, size, classes, backend.where ?? '']
+    .filter(Boolean).join(' · ');
   document.body.classList.toggle('pixels', model.resolution < 128);
   $('tiles').style.setProperty('--tile', model.resolution < 128 ? '92px' : '150px');
   $('prompt-field').hidden = !model.text || Boolean(model.prompts);
@@ -413,7 +322,13 @@ function setUp() {
     clearTimeout(soon);
     soon = setTimeout(() => { if (current() === view) view.moved(Number($('slider').value)); }, 150);
   });
-  listenToTiles();
+  listen({tileAt: index => current().tiles[index], chosen, joined: interpolate, pick, back});
+  addEventListener('keydown', event => {
+    if (event.key === 'Escape' && $('pick').getAttribute('aria-pressed') === 'true') {
+      letGo();
+      say('Let go.');
+    }
+  });
   $('upload').hidden = !model.edits.length;
   $('no-upload').hidden = !backend.missing;
   $('no-upload').textContent = backend.missing ?? '';

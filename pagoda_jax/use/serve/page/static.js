@@ -90,7 +90,7 @@ function url(values, side, channels) {
 export async function draw({seed = 0, count = 1, labels, omega, noise, prompt}, signal) {
   const size = model.noise_shape.reduce((a, b) => a * b), {resolution: side, channels} = model;
   const drawn = noise ?? Array.from({length: count}, (_, k) => noiseOf(seed, k, size, model.sigma_max));
-  const classes = labelsOf(labels, drawn.length, seed), images = [];
+  const classes = labelsOf(labels, drawn.length, seed), images = [], strength = omega ?? model.omega?.default ?? 1;
   const most = Math.max(Math.floor(PIXELS / side ** 2), 1);
   let device = 0;
   for (let start = 0; start < drawn.length; start += most) {
@@ -102,7 +102,7 @@ export async function draw({seed = 0, count = 1, labels, omega, noise, prompt}, 
     const given = {
       noise: new ort.Tensor('float32', together, [part.length, ...model.noise_shape]),
       label: new ort.Tensor('int32', Int32Array.from(own), [part.length]),
-      omega: new ort.Tensor('float32', new Float32Array(part.length).fill(omega ?? model.omega?.default ?? 1), [part.length]),
+      omega: new ort.Tensor('float32', new Float32Array(part.length).fill(strength), [part.length]),
       ...(texts && textsOf(prompt, part.length)),
     };
     const begun = performance.now();
