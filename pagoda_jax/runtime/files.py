@@ -187,6 +187,18 @@ def seal(value) -> str:
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def read_whole(path, most: int = -1) -> bytes:
+  """The content of a file, local or gs://; of a longer one its first `most` bytes.
+
+  Raises:
+    OSError: it cannot be read, or is a pipe or device, for which a reader would wait.
+  """
+  if '://' in str(path):
+    return epath.Path(path).read_bytes()[: most if most >= 0 else None]
+  with open_regular(path) as file:
+    return file.read(most)
+
+
 def read_json(path) -> dict:
   """The JSON object in a file.
 
@@ -195,7 +207,7 @@ def read_json(path) -> dict:
     OSError: it cannot be read.
   """
   try:
-    value = json.loads(epath.Path(path).read_bytes())
+    value = json.loads(read_whole(path))
   except RecursionError:
     raise ValueError('no JSON object: nested too deeply') from None
   if not isinstance(value, dict):

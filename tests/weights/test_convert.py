@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import golden_tools
 import ml_dtypes
@@ -475,11 +476,15 @@ def test_factors_and_groups_that_mean_nothing_are_refused(asked, said):
   ('{"_class_name": "AutoencoderKL", "scaling_factor": 0}', 'not the config of an AutoencoderKL'),
   ('{"_class_name": "AutoencoderKL", "scaling_factor": NaN}', 'not the config of an AutoencoderKL'),
   ('{"_class_name": "AutoencoderKL", "norm_num_groups": 0}', 'not the config of an AutoencoderKL'),
+  ('', 'a FIFO, no regular file'),
   ('{"_class_name": "AutoencoderKL", "latents_mean": [0, 1]}', 'normalises each channel by itself'),
 ])
 def test_a_config_json_that_tells_nothing_sure_is_refused(content, said, tmp_path):
   torch_files.write_safetensors(tmp_path / 'w.safetensors', state_dict_of('diffusers'))
-  (tmp_path / 'config.json').write_text(content)
+  if content:
+    (tmp_path / 'config.json').write_text(content)
+  else:
+    os.mkfifo(tmp_path / 'config.json')  # for whose writer a reader would wait
   with pytest.raises(ConversionError, match=said):
     convert(f'--input={tmp_path}/w.safetensors', f'--output={tmp_path}/d', '--groups=2')
   assert not (tmp_path / 'd').exists()

@@ -5,7 +5,7 @@ import math
 
 from etils import epath
 
-from pagoda_jax.runtime.files import open_regular
+from pagoda_jax.runtime.files import read_whole
 from pagoda_jax.weights.convert.mapping import ConversionError
 
 FILE = 'config.json'
@@ -31,7 +31,10 @@ def beside(path, kinds: tuple[str, ...], part: str = '') -> dict:
   if not file.exists():
     return {}
   try:
-    said = json.loads(_content(file))
+    content = read_whole(file, LARGEST + 1)
+    if len(content) > LARGEST:
+      raise ValueError(f'longer than {LARGEST} bytes')
+    said = json.loads(content)
     found = said.get(part, said)
     if not isinstance(found, dict):
       raise TypeError(f'"{part}" is no object')
@@ -43,16 +46,6 @@ def beside(path, kinds: tuple[str, ...], part: str = '') -> dict:
     raise ConversionError(f'{file}: of a network of kind {str(kind)[:80]!r}, not {" or ".join(kinds)}: it tells '
                           f'nothing of {epath.Path(path).name}; move it away, or each into a folder of its own')
   return found | {'': str(file)}
-
-
-def _content(file) -> bytes:
-  if '://' in str(file):
-    return file.read_bytes()
-  with open_regular(file) as opened:
-    content = opened.read(LARGEST + 1)
-  if len(content) > LARGEST:
-    raise ValueError(f'longer than {LARGEST} bytes')
-  return content
 
 
 def value(said: dict, key: str, kind: type, default):
