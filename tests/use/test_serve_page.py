@@ -24,7 +24,7 @@ import pagoda_jax
 from pagoda_jax.method import guidance
 from pagoda_jax.stages import sampler
 from pagoda_jax.use import onnx_loader, sample
-from pagoda_jax.use.serve import static
+from pagoda_jax.use.serve import page_files, static
 
 needs_browser = pytest.mark.skipif(browser.CHROMIUM is None, reason='no Chromium here')
 STATUS = "document.querySelector('#status').textContent"
@@ -470,7 +470,7 @@ def test_the_model_itself_in_a_browser(run, page, tmp_path, folder_served):
 
 @pytest.mark.skipif(shutil.which('node') is None, reason='no Node here')
 def test_noise_and_great_circles_are_those_of_python(tmp_path):
-  shutil.copyfile(static.PAGE / 'noise.js', tmp_path / 'noise.mjs')
+  shutil.copyfile(page_files.FOLDER / 'noise.js', tmp_path / 'noise.mjs')
   (tmp_path / 'ask.mjs').write_text("""
     import {noise, slerp} from './noise.mjs';
     const ends = [noise(5, 0, 48, 80), noise(5, 1, 48, 80)];
