@@ -137,6 +137,11 @@ def reduced(config, photos):
         phase.discriminator.channels = WIDTH
         phase.discriminator.scales = min(phase.discriminator.scales, (side // 4).bit_length())
         phase.reconstruction.scale_weights = phase.reconstruction.scale_weights[: side.bit_length()]
+        if phase.discriminator.features == phase.reconstruction.distance == 'projected':
+          # Of two feature networks each loss sees one: they are most of what is compiled. Both together judge where
+          # the distance is LPIPS.
+          phase.discriminator.backbones = phase.discriminator.backbones[:1]
+          phase.reconstruction.backbones = phase.reconstruction.backbones[-1:]
   return config
 
 
@@ -183,7 +188,9 @@ def write_starts(config, folder):
 def published(tmp_path, monkeypatch):
   """Tiny feature networks in place of the published files, for pictures of 128 px."""
   vgg = {'widths': (4,) * 5, 'depths': (2, 2, 3, 3, 3)}
-  monkeypatch.setattr(perception, 'BACKBONES', step_tools.TINY_BACKBONES)
+  # Of one block: R1 and R2 compile each several times, and stages/test_projected.py has one for each tap.
+  dino = step_tools.TINY_BACKBONES[perception.DINO_NAME] | {'depth': 1}
+  monkeypatch.setattr(perception, 'BACKBONES', step_tools.TINY_BACKBONES | {perception.DINO_NAME: dino})
   monkeypatch.setattr(perception, 'RESIZED', 128)
   monkeypatch.setattr(perception, 'PROJECTED_WIDTH', 4)
   monkeypatch.setattr(perception, 'lpips_network', lambda dtype: LPIPS(**vgg, dtype=dtype))
