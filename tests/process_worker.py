@@ -14,8 +14,8 @@ def step(folder):
   import step_tools
 
   sharding.SHARDED_FROM = 16
-  for name in step_tools.ACROSS_PROCESSES:
-    after, metrics = step_tools.run_step(name, jax.device_count(), fsdp=2)
+  for name, axes in step_tools.ACROSS_PROCESSES.items():
+    after, metrics = step_tools.run_step(name, jax.device_count(), **axes)
     if distributed.is_primary():
       np.savez(f'{folder}/{name}.npz', loss=metrics['loss'], **trees.flat_leaves(after.params))
 
