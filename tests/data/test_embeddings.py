@@ -24,9 +24,9 @@ for row in ROWS[1::2]:
 
 
 def command(tmp_path, *flags, encoder='ngrams', output='data'):
+  text = ['--text_length=6', '--text_width=8'] if encoder else []
   return pagoda('prepare', f'--source=folder:{tmp_path / "photos"}', f'--output={tmp_path / output}',
-                    '--resolutions=8,16', '--shard_size=4', '--workers=1', f'--text_encoder={encoder}',
-                    '--text_length=6', '--text_width=8', *flags)
+                '--resolutions=8,16', '--shard_size=4', '--workers=1', f'--text_encoder={encoder}', *text, *flags)
 
 
 @pytest.fixture(autouse=True)
