@@ -31,7 +31,7 @@ Published (Kim et al. 2024), one evaluation an image, without guidance, FID-50k:
 `pagoda plan`, arithmetic at 33 % MFU: memory of a chip (16 GB on v5e, 95 on v5p, 80 on H100), a step, and in all
 
                   v5e-256                       v5p-64 (32 chips)               8xh100
-  teacher    10.2 GB  175 ms   7,580 h   10.2 GB  541 ms  2,930 h   10.4 GB  999 ms  1,360 h
+  teacher    10.2 GB  181 ms   7,830 h   10.2 GB  541 ms  2,930 h   10.4 GB  999 ms  1,360 h
   invert      5.0 GB  16.2 s     180 h    5.0 GB  6.96 s     77 h    3.1 GB  1.62 s     36 h
   distill     9.3 GB   54 ms     347 h    9.3 GB  116 ms     93 h   10.0 GB  255 ms     51 h
   grow_128    3.7 GB   31 ms     201 h    3.7 GB   96 ms     76 h    4.0 GB  181 ms     36 h
@@ -40,8 +40,10 @@ Published (Kim et al. 2024), one evaluation an image, without guidance, FID-50k:
 
 h: hours of one chip. Inversion: 1.28 M pictures and their mirror images, 64 a chip at once (H100: 32). L_adv's
 gradients are summed after every image a chip (`microbatch = 1`), which memory of 16 GB asks of distill, the teacher's
-after four: on chips of more memory a larger microbatch makes both faster (`pagoda plan` recommends one). On v5e set
-launch/xla_flags.sh: without it two to four images at once take a block of the U-Net two to three times as long.
+after four: on chips of more memory a larger microbatch makes both faster (`pagoda plan` recommends one, and a mesh: for
+the teacher on v5e-256 `--config.mesh.zero1=64` and a microbatch of 8, 169 ms and 7,340 h). A device's own sums are
+float32, which came after the columns of v5p and H100: 2 ms more in teacher and distill. On v5e set launch/xla_flags.sh:
+without it two to four images at once take a block of the U-Net two to three times as long.
 `--aot`: v5e's compiler takes 807 s and 22 GB of memory for grow_512 on 256 chips, and counts 8.81 GB a chip, 10.5 TFLOP
 an image (11.7 before it optimises) and 860 MB of sums a step.
 """

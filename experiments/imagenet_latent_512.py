@@ -30,6 +30,8 @@ pictures and their reconstructions is to be measured first.
   distill    7.1 GB    29 ms     188                   8.1 GB    60 ms    12
   grow_64    2.3 GB   8.9 ms      57                   2.8 GB    40 ms     8.0
 
+H100: teacher and distill take 2 ms more since a device's own sums are float32.
+
 decoded: grow_64 on v5e-256: 6.3 GB (3.75 GB of activations at one image a chip, the decoder's blocks at 512 and 256 px
 computed again), 323 ms, 2,070 chip-hours: decoder and feature networks at 512 px take 36 times the latents' step.
 
