@@ -116,9 +116,10 @@ def _validate_network(config):
 def _batch_shards(config, num_devices):
   """How many ways a batch is split: over all axes of the mesh together; None where it is not known."""
   sizes = dict(config.mesh)
-  first, *others = [axis for axis, size in sizes.items() if size == -1] or ['none']
-  check(not others, f'config.mesh.{"".join(others[:1])}', -1,
-         f'must be a number of devices where config.mesh.{first} = -1 takes all that remain')
+  taking = [axis for axis, size in sizes.items() if size == -1]
+  for axis in taking[1:]:
+    check(False, f'config.mesh.{axis}', -1,
+          f'must be a number of devices where config.mesh.{taking[0]} = -1 takes all that remain')
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if num_devices is None:
     return None
