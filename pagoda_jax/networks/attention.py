@@ -99,7 +99,10 @@ def over_devices(function):
 def flash(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None, interpret: bool = False
 ) -> jax.Array:
-  """`attend` by JAX's Pallas kernel for TPUs, for any number of tokens; `interpret`: anywhere, slowly."""
+  """`attend` by JAX's Pallas kernel for TPUs, for any number of tokens; `interpret`: anywhere, slowly.
+
+  Products of float32 factors are of `jax.default_matmul_precision`, 'high' as 'highest'; those of bfloat16 are exact.
+  """
   (_, tokens, heads, width), keys = q.shape, k.shape[1]
   padded, padded_keys = (-(-count // LANES) * LANES for count in (tokens, keys))
   block, block_keys = (
@@ -123,11 +126,34 @@ def flash(
     if padded != tokens or padded_keys != keys:  # tokens see those of their own segment
       segments = kernels.SegmentIds(*(
         (jnp.arange(total) >= count).astype(jnp.int32) for total, count in ((padded, tokens), (padded_keys, keys))))
-    result = jax.vmap(functools.partial(kernel, segment_ids=segments))(*args)
+    attended = jax.vmap(functools.partial(kernel, segment_ids=segments))
   else:
     hidden = jnp.pad(~mask, ((0, 0), (0, padded_keys - keys)), constant_values=True).astype(jnp.int32)
     seen_by = (jnp.arange(padded) >= tokens).astype(jnp.int32)
     # Queries that are padding see what is hidden: no row of the softmax is empty where anything is.
-    result = jax.vmap(lambda q, k, v, hidden: kernel(q, k, v, segment_ids=kernels.SegmentIds(seen_by, hidden)))(
-      *args, hidden)
-  return jnp.swapaxes(result[:, :, :tokens], 1, 2)
+    attended = jax.vmap(lambda q, k, v, hidden: kernel(q, k, v, segment_ids=kernels.SegmentIds(seen_by, hidden)))
+    args = *args, hidden
+  asked = jax.config.jax_default_matmul_precision or 'default'
+  precision = 'highest' if q.dtype == jnp.float32 and asked != 'default' else 'default'
+  return jnp.swapaxes(_at_precision(precision, attended)(*args)[:, :, :tokens], 1, 2)
+
+
+def _at_precision(precision: str, function):
+  """The function, and its gradient whenever that is traced, at a matmul precision."""
+  at_precision = functools.partial(jax.default_matmul_precision, precision)
+
+  @jax.custom_vjp
+  def result(*args):
+    with at_precision():
+      return function(*args)
+
+  def forward(*args):
+    with at_precision():
+      return jax.vjp(function, *args)
+
+  def backward(gradient_of, cotangent):
+    with at_precision():
+      return gradient_of(cotangent)
+
+  result.defvjp(forward, backward)
+  return result
