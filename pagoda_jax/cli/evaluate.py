@@ -1,8 +1,8 @@
 """`pagoda evaluate`: FID and its relatives of a phase's samples, or of anybody's pictures."""
 
-
 from absl import flags
 
+from pagoda_jax import config as configs
 from pagoda_jax.cli import common
 from pagoda_jax.cli.sample import LARGEST_SEED
 from pagoda_jax.evaluation import evaluate, plans
@@ -65,6 +65,8 @@ def run(fv, args) -> int:
   else:
     results = []
     config, name = workdir.image_phase(fv.workdir, fv.phase)
+    if configs.has_text(config) and fv['labels'].present:
+      raise ValueError(f'--labels={fv.labels}: {name} is of captions, not of classes')
     sample.check_guidance(config, name, asked.guidance)
     for result in evaluate.of_phase(config, fv.workdir, name, fv.step, asked, fv.ema):
       results.append(result)

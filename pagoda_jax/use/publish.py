@@ -91,6 +91,15 @@ def _rows(values: dict, prefix='') -> list[str]:
   return rows
 
 
+def _origin(generator, version: str) -> str:
+  if generator.folder:
+    return (f'Trained with pagoda_jax {version}, after PaGoDA (Kim et al., NeurIPS\n2024, arXiv 2405.14822). '
+            f'{generator.where}.')
+  # Of weights of others: what was noted when they were converted, and not where they lay.
+  said = ', '.join(f'{key} {value}' for key, value in generator.source.items() if value)
+  return f'Written with pagoda_jax {version} from weights: {said}.'
+
+
 def _card(generator, config, title, licence, data, evaluation, labels, prompts) -> str:
   kind = 'one-step generator' if config['kind'] == 'generator' else 'diffusion teacher'
   tables = ['\n'.join([f'From `{name}`:', '', '| | |', '|---|---|', *_rows(values)])
@@ -125,8 +134,7 @@ tags: [jax, pagoda, one-step, image-generation]
 
 A {kind} of {generator.resolution} px images ({classes}): noise {shape} in,
 {"one network evaluation" if config["kind"] == "generator" else f"{config['levels']} noise levels"} an image,
-{config['parameters']:,} parameters. Trained with pagoda_jax {config['pagoda_jax']}, after PaGoDA (Kim et al., NeurIPS
-2024, arXiv 2405.14822). {generator.where}.{guided}
+{config['parameters']:,} parameters. {_origin(generator, config['pagoda_jax'])}{guided}
 
 ![samples]({SAMPLES})
 

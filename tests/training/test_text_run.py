@@ -248,7 +248,9 @@ def test_figures_are_of_what_captions_of_held_out_pictures_say(run, data, tmp_pa
       ([f'--images={tmp_path / "x.npz"}', '--metrics=clip'], 'needs --clip=FOLDER'),
       ([f'--images={tmp_path / "x.npz"}', '--metrics=clip', f'--clip={tmp_path / "weights"}'], 'no weights in it'),
       ([f'--images={tmp_path / "y.npz"}', '--metrics=clip'], 'must be a text for each of the 18 pictures'),
-      ([f'--workdir={run}', '--metrics=cmmd', f'--weights_dir={tmp_path}'], 'clip_vit_l14_336 is not there')):
+      ([f'--workdir={run}', '--metrics=cmmd', f'--weights_dir={tmp_path}'], 'clip_vit_l14_336 is not there'),
+      ([f'--workdir={run}', '--metrics=cmmd', f'--clip={tmp_path / "clip"}'], 'is of the metric clip'),
+      ([f'--workdir={run}', '--metrics=cmmd', '--labels=3,5'], 'is of captions, not of classes')):
     assert pagoda('evaluate', *flags) == 1
     assert said in capsys.readouterr().err
   text_files.write_picture_tower(tmp_path / 'small' / 'clip_vit_l14_336.bin', patch=14, grid=2)

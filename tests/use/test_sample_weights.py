@@ -8,6 +8,7 @@ from test_to_published import trained_phase
 
 from pagoda_jax.networks.unet import GUIDED_ADM
 from pagoda_jax.runtime.files import write_sealed
+from pagoda_jax.use import publish
 from pagoda_jax.weights import published
 from pagoda_jax.weights.convert import folders, formats, torch_files
 
@@ -56,6 +57,15 @@ def test_a_converted_network_draws_what_its_phase_draws(form, name, kind, asked,
   assert found['arr_1'].tolist() == [3, 1, 3, 1, 3] and 2 < found['arr_0'].std() < 120
   for key, value in expected.items():
     np.testing.assert_array_equal(found[key], value)
+
+
+def test_a_card_of_weights_names_no_folder_of_this_machine(tmp_path):
+  folder = random_folder(tmp_path, 'a file.pt')
+  assert pagoda('publish', f'--weights={folder}', '--kind=generator', f'--output={tmp_path / "hub"}') == 0
+  for path in (tmp_path / 'hub').glob('*'):
+    assert str(tmp_path).encode() not in path.read_bytes(), path
+  card = (tmp_path / 'hub' / publish.CARD).read_text()
+  assert 'from weights: file a file.pt, sha256 ' in card and 'Trained with' not in card
 
 
 def test_levels_and_grids_of_a_grown_generator(tmp_path, capsys):
