@@ -18,16 +18,17 @@ from pagoda_jax.stages import models
 
 NOTES = """\
 FLOPs: XLA's count of the traced step before it optimises, a loop's body as often as it runs. Activations: an estimate,
-the most that the step's own values take at once as it is written; a compiler fuses some away and pads others. Sends:
-by rule, what each device passes on in a ring: arrays split over fsdp are gathered, gradients summed, and parameters of
-which each device along zero1 has updated a share are gathered. --aot asks the compiler about all of these; the one for
-GPUs counts no FLOPs and, with no GPU to try algorithms on, takes cuBLAS for all products and leaves out what cuDNN
-needs of memory while it works. Time: one after the other, arithmetic at --mfu of the bfloat16 peak (what float32
-products take beyond bfloat16's at the full peak), sends at the published speed of the links, optimisers and moving
-average at that of HBM. Recommended: on each number of chips the largest microbatch in {fits:.0%} of the memory, then
-the smallest fsdp, then the zero1 that takes the least time; of these the most chips that take {dearer:g} times the
-fewest chip-hours at most. Lanes: channels are padded to their multiples; useful is what both paddings of a
-convolution leave."""
+the most that products, convolutions and sums take and make at once, all between fused; a compiler reorders and pads.
+Copies: parameters in the computation's type. Sends: by rule, what each device passes on in a ring: arrays split over
+fsdp are gathered, gradients summed, and parameters of which each device along zero1 has updated a share are gathered.
+--aot asks the compiler about all of these; the one for GPUs counts no FLOPs and, with no GPU to try algorithms on,
+takes cuBLAS for all products and leaves out what cuDNN needs of memory while it works. Time: one after the other,
+arithmetic at --mfu of the bfloat16 peak (what float32 products take beyond bfloat16's at the full peak), at the
+published speed of HBM what each pass through a network takes for its parameters, however few its images, and optimisers
+and moving average, sends at that of the links. Recommended: on each number of chips the largest microbatch in
+{fits:.0%} of the memory, then the smallest fsdp, then the zero1 that takes the least time; of these the most chips that
+take {dearer:g} times the fewest chip-hours at most. Lanes: channels are padded to their multiples; useful is what both
+paddings of a convolution leave."""
 
 
 def define_flags(fv) -> None:
@@ -35,8 +36,10 @@ def define_flags(fv) -> None:
   flags.DEFINE_string('topology', '', f'{topologies.CHOICES}; default: the devices of this machine.', flag_values=fv)
   flags.DEFINE_bool('aot', False, "Compiles each phase's step for the topology, without its devices: "
                     'minutes a phase. For TPUs with the tpu extra, for GPUs with the CUDA plugin.', flag_values=fv)
-  common.define_number(fv, 'mfu', times.MFU, "Share of the chips' bfloat16 peak that the arithmetic of a step is taken "
-                       'to reach by itself.', 1e-6, 1)
+  reached = '; '.join(f'{platform} {alone:g}, with a discriminator {opposed:g}'
+                      for platform, (alone, opposed) in times.MFU.items())
+  common.define_number(fv, 'mfu', None, "Share of the chips' bfloat16 peak that the arithmetic of a step is taken to "
+                       f'reach by itself; default: {reached}.', 1e-6, 1)
   flags.DEFINE_integer('num_images', None, "Training images; default: the source's.", lower_bound=1, flag_values=fv)
   flags.DEFINE_integer('target', None, 'Resolution that the last line compares with; default: config.data.resolution.',
                        lower_bound=1, flag_values=fv)
@@ -112,7 +115,7 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
   limit = topology.chip.memory
   of_limit = f' of {_bytes(limit)}{": TOO MUCH" if found.memory > limit else ""}' if limit else ''
   parts = {'state': found.state, 'frozen networks': found.frozen, 'gradients': found.gradients,
-           'activations': found.activations}
+           'copies': found.copies, 'activations': found.activations}
   return [
     f'{name} (stage {phase.stage}, {spaces.side_in_words(config, side)}): {work}',
     _row('parameters', f'{found.trained:,} trained, {found.fixed:,} only applied'),
@@ -138,7 +141,8 @@ def lane_lines(config, name: str, topology) -> list[str]:
           ] if levels else []
 
 
-def phase_seconds(config, name: str, topology, found: PhaseCosts, images: int | None, mfu: float) -> float | None:
+def phase_seconds(config, name: str, topology, found: PhaseCosts, images: int | None,
+                  mfu: float | None) -> float | None:
   """Seconds of a phase of so many images; None where these are not known."""
   together = plan.phase_topology(config, name, topology)
   sets = topology.count // together.count
@@ -146,7 +150,7 @@ def phase_seconds(config, name: str, topology, found: PhaseCosts, images: int | 
 
 
 def time_lines(config, name: str, topology, counted, found: PhaseCosts, images: int | None, seconds: float | None,
-               mfu: float) -> list[str]:
+               mfu: float | None) -> list[str]:
   """What a step's time goes to, how long the phase takes, and where it is best run."""
   together = plan.phase_topology(config, name, topology)
   step = times.step_time(found, together, mfu)

@@ -51,11 +51,25 @@ def attend(
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation='cudnn')
   if chosen == 'flash':
     return over_devices(flash)(q, k, v, *(() if mask is None else (mask,)))
-  logits = jnp.einsum('bqhc,bkhc->bhqk', q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
-  if mask is not None:
-    logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
-  weights = jax.nn.softmax(logits).astype(v.dtype)
-  return jnp.einsum('bhqk,bkhc->bqhc', weights, v)
+  with jax.named_scope(_scope(q)):
+    logits = jnp.einsum('bqhc,bkhc->bhqk', q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    if mask is not None:
+      logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
+    weights = jax.nn.softmax(logits).astype(v.dtype)
+    return jnp.einsum('bhqk,bkhc->bqhc', weights, v)
+
+
+def _scope(q) -> str:
+  kernels = ''.join(f'_{chip}_kernel' for chip in ('nvidia', 'tpu') if chosen_form('auto', chip, q) != 'xla')
+  return f'attend{kernels}'
+
+
+def in_kernel(scope: str, chip: str) -> bool:
+  """Whether an operation of the XLA form, by the named scopes that it is in, is of those that a chip has a kernel for.
+
+  So that a program traced elsewhere tells what the chip would keep in memory.
+  """
+  return f'_{chip}_kernel' in scope
 
 
 def chosen_form(form: str, chip: str, q) -> str:

@@ -7,7 +7,7 @@ import re
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal, jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun
 
 # Bytes that a device sends for each byte of the result, over a ring of n devices.
 SENT = {
@@ -66,11 +66,11 @@ def _further_turns(jaxpr) -> float:
       turns = eqn.params['length']
       total += (turns - 1) * once + turns * _further_turns(body.jaxpr)
     else:
-      total += sum(map(_further_turns, _inner(eqn)))
+      total += sum(map(_further_turns, inner_programs(eqn)))
   return total
 
 
-def _inner(eqn) -> list:
+def inner_programs(eqn) -> list:
   """The programs inside an equation: of a nested jit, a loop, a branch."""
   params = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr'))
   return [getattr(param, 'jaxpr', param) for param in params if hasattr(param, 'eqns') or hasattr(param, 'jaxpr')]
@@ -89,7 +89,7 @@ def float32_products(jaxpr) -> dict[str, float]:
         precision = (eqn.params['precision'] or (jax.lax.Precision.DEFAULT,))[0]
         found[precision.name.lower()] += 2 * math.prod(eqn.outvars[0].aval.shape) * _summands(eqn)
     turns = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
-    for inner in _inner(eqn):
+    for inner in inner_programs(eqn):
       found.update({precision: turns * count for precision, count in float32_products(inner).items()})
   return dict(found)
 
@@ -103,33 +103,6 @@ def _summands(eqn) -> float:
   _, inputs, *window = eqn.params['dimension_numbers'].rhs_spec
   taps = math.prod(shapes[1][axis] for axis in window)
   return shapes[1][inputs] * taps / math.prod(eqn.params['lhs_dilation'])  # of a spread input most taps meet nothing
-
-
-def peak_bytes(jaxpr) -> int:
-  """Most bytes that a program's own values take at once, where it runs as it is written.
-
-  Arguments are not counted; every value lives from where it is made to its last use. A compiler does with less (it
-  fuses and computes again) or more (it pads to the tiles of the chip).
-  """
-  last = {}
-  for place, eqn in enumerate(jaxpr.eqns):
-    last.update({var: place for var in eqn.invars if not isinstance(var, Literal)})
-  last.update({var: len(jaxpr.eqns) for var in jaxpr.outvars if not isinstance(var, Literal)})
-  ends = collections.defaultdict(list)
-  live = most = 0
-  for place, eqn in enumerate(jaxpr.eqns):
-    within = max((peak_bytes(inner) for inner in _inner(eqn)), default=0)
-    made = sum(map(_bytes, eqn.outvars))
-    most = max(most, live + max(within, made))
-    live += made
-    for var in eqn.outvars:
-      ends[max(last.get(var, place), place)].append(_bytes(var))
-    live -= sum(ends.pop(place, ()))
-  return most
-
-
-def _bytes(var) -> int:
-  return math.prod(var.aval.shape) * getattr(var.aval.dtype, 'itemsize', 8)
 
 
 def memory_bytes(compiled) -> dict[str, int]:

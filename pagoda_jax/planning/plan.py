@@ -13,7 +13,7 @@ from pagoda_jax.data import fitting
 from pagoda_jax.data import stream as streams
 from pagoda_jax.data.pictures import SourceError
 from pagoda_jax.method import microbatch as microbatches
-from pagoda_jax.planning import costs, programs
+from pagoda_jax.planning import costs, memory, programs
 from pagoda_jax.planning.parts import Parted, bytes_of, held_bytes, parted
 from pagoda_jax.runtime import sharding, topologies
 from pagoda_jax.stages import models
@@ -32,6 +32,14 @@ _GATHERS = {'autoencoder': {'params': 2, 'discriminator': 4},
             **dict.fromkeys(('teacher', 'encode', 'guide'), {'params': 2}),
             'distill': {'params': 3, 'discriminator': 6, 'pairs_discriminator': 6}}
 _GATHERS['grow'] = _GATHERS['distill']
+# Of HBM for each parameter in each pass forward, in the one backward for its gradient and in the one for what it was
+# given: what a turn of ADM-64's teacher takes on a v5e however few its images, 15 ms by XLA's count for it (two bytes
+# are the parameter's own; the rest is that few images fill a chip's units badly).
+PASS_BYTES = 14
+# Of what a step's values take in the order that it is written in: XLA works on a generator's two losses and on the
+# discriminator's turn side by side, as none needs another's. Seen, of all but arguments: 1.3 GB of a v5e where distill
+# would take 0.9 in order, 40 GB of an H100 (without kernels for attention) where 22.
+SIDE_BY_SIDE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +52,14 @@ class PhaseCosts:
     state_bytes: of the whole state, as a checkpoint holds it; of `invert`, the teacher.
     arrays, split: arrays of the state; those of them that are split over devices.
     state, frozen, gradients: what devices hold of them.
-    activations: estimate; with attention's logits, which no kernel keeps.
+    activations: an estimate (memory.peak_bytes); attention's logits only where the chip's kernel does not take them.
+    copies: of parameters, in the computation's type where that is not theirs.
+    opposed: whether a discriminator is trained too.
     images: of a step: of all devices together, or for `invert` of those of one host.
     flops: of such a step.
     further_flops: those of them in loops, beyond the first turn.
     products: those of them that are products of float32 factors, by matmul precision (costs.float32_products).
+    passes: bytes of HBM that a step's passes through networks take beyond what their images do (PASS_BYTES).
     sent: bytes that a device sends in a step, by rule.
     updated: bytes of HBM that optimisers and moving average read and write in a step: gradients once, what they
       update twice; of parameters that devices along 'zero1' share, their part is read, and the whole written.
@@ -63,17 +74,20 @@ class PhaseCosts:
   frozen: float
   gradients: float
   activations: float
+  copies: float
+  opposed: bool
   images: int
   flops: float
   further_flops: float
   products: dict[str, float]
+  passes: float
   sent: float
   updated: float
 
   @property
   def memory(self) -> float:
     """Bytes of a device in all."""
-    return self.state + self.frozen + self.gradients + self.activations
+    return self.state + self.frozen + self.gradients + self.activations + self.copies
 
 
 def phase_topology(config, name: str, topology):
@@ -106,6 +120,7 @@ class Counted:
     itemsize: of the computation's type.
     sums, gathers: how often which gradients are summed over the devices; how often which split arrays are gathered.
     renewals: how often parameters of which each device has updated a share are gathered, where more than once.
+    passed: parameters of the generator or teacher and of frozen networks, as often as a turn passes through them.
     flops, further_flops, products: as in PhaseCosts.
     image_bytes: most bytes of the step's own values, for each image that is worked on at once.
     own_losses: of the sums of 'params' those of losses that belong to one image each (gradients.mean_and_grad).
@@ -118,11 +133,16 @@ class Counted:
   sums: dict[str, int]
   gathers: dict[str, int]
   renewals: dict[str, int]
+  passed: int
   flops: float
   further_flops: float
   products: dict[str, float]
   image_bytes: float
   own_losses: int
+
+  @property
+  def opposed(self) -> bool:
+    return bool(self.trained.get('discriminator'))
 
   def on(self, mesh: dict[str, int]) -> 'Placed':
     """Its trees on a mesh {axis: size}."""
@@ -174,12 +194,17 @@ class Placed(NamedTuple):
       split=self.arrays,
       state=self.state,
       frozen=self.frozen,
-      gradients=sum(counted.sums[part] * size for part, size in held.items() if part in counted.sums),
+      # A part of a batch makes its gradients beside those of the parts before it.
+      gradients=sum(counted.sums[part] * size for part, size in held.items() if part in counted.sums)
+      + (held['params'] if parts > 1 else 0),
       activations=counted.image_bytes * images / (devices * parts),
+      copies=0 if counted.itemsize == 4 else sum(tree.held for tree in self.sent.values()),
+      opposed=counted.opposed,
       images=images,
       flops=counted.flops,
       further_flops=counted.further_flops,
       products=counted.products,
+      passes=parts * PASS_BYTES * counted.passed,
       sent=self._sent(parts),
       updated=updated + 2 * (self.state - self.fixed - sum(held.values())) if counted.program.trains else 0,
     )
@@ -220,7 +245,9 @@ def count(config, name: str, topology) -> Counted:
     sums['params'] += 1
     gathers['params'] += 1
   first_flops, further_flops = costs.first_and_further(traced)
-  jaxpr = traced.jaxpr.jaxpr
+  jaxpr, chip = traced.jaxpr.jaxpr, topology.platform if config.attention != 'xla' else ''
+  most = memory.peak_bytes(jaxpr, [leaf.shape for leaf in jax.tree.leaves((state, program.frozen))], chip)
+  most *= SIDE_BY_SIDE if trained.get('discriminator') else 1
   return Counted(
     program=program,
     trained=trained,
@@ -229,10 +256,13 @@ def count(config, name: str, topology) -> Counted:
     sums=sums,
     gathers=gathers,
     renewals={'params': 1 + again},
+    # Trained ones twice backward; those that are only applied forward and, for what is before them, backward.
+    passed=(gathers['params'] + sums['params']) * models.count(trained['params']) + 2 * models.count(held)
+    if program.trains else 0,
     flops=first_flops + further_flops,
     further_flops=further_flops,
     products=costs.float32_products(jaxpr),
-    image_bytes=costs.peak_bytes(jaxpr) * parts / program.images,
+    image_bytes=most * parts / program.images,
     own_losses=int(phase.stage != 'autoencoder'),
   )
 

@@ -7,8 +7,11 @@ from pagoda_jax.planning.plan import Counted, PhaseCosts
 from pagoda_jax.runtime import sharding
 from pagoda_jax.runtime.topologies import Topology
 
-# Of the bfloat16 peak, by a step's arithmetic alone: what the U-Net reaches as XLA compiles it for TPU v5e, whole step.
-MFU = 0.33
+# Of the bfloat16 peak, what a step's arithmetic reaches with ever more images at once, what passes take for parameters
+# (plan.PASS_BYTES) apart: (of a U-Net alone, with a discriminator and its feature networks). Of ADM-64: on a TPU as XLA
+# for v5e counts its cycles, of the teacher at four and at eight images; on a GPU as an H200 took 125 ms for 64 images
+# of the teacher and 221 ms for 32 pairs of distill.
+MFU = {'tpu': (0.59, 0.42), 'nvidia': (0.35, 0.28)}
 FITS = 0.9  # share of a chip's memory: the program, and padding to the chip's tiles, want some
 DEARER = 1.5  # times the fewest chip-hours, for which the run may take less time
 _PRECISIONS = ('default', 'high', 'highest')
@@ -18,6 +21,7 @@ class StepTime(NamedTuple):
   """Seconds of a step, one after the other."""
 
   compute: float
+  passes: float
   collectives: float
   update: float
 
@@ -28,7 +32,7 @@ class StepTime(NamedTuple):
   @property
   def hidden(self) -> float:
     """Where collectives run beside the arithmetic."""
-    return max(self.compute, self.collectives) + self.update
+    return max(self.compute + self.passes, self.collectives) + self.update
 
   @property
   def bound(self) -> str:
@@ -36,22 +40,23 @@ class StepTime(NamedTuple):
     return max(self._fields, key=lambda part: getattr(self, part))
 
 
-def step_time(found: PhaseCosts, topology: Topology, mfu: float = MFU) -> StepTime:
+def step_time(found: PhaseCosts, topology: Topology, mfu: float | None = None) -> StepTime:
   """The time of a step on chips whose speeds are known.
 
   Arithmetic runs at the share `mfu` of the bfloat16 peak; what float32 products take beyond bfloat16's
-  (`Chip.float32`) is added at the full peak. Collectives send at the links' speed, optimisers and moving average
-  read and write at that of HBM.
+  (`Chip.float32`) is added at the full peak. Passes read parameters, and optimisers and moving average read and write,
+  at the speed of HBM; collectives send at the links'.
 
   Args:
     found: of the phase on the topology.
     topology: the devices that the step runs on together.
-    mfu: in (0, 1].
+    mfu: in (0, 1]; None: MFU's.
   """
-  chip = topology.chip
+  chip, mfu = topology.chip, mfu or MFU[topology.platform][found.opposed]
   further = sum(found.products.get(precision, 0) * (times - 1) for precision, times in zip(_PRECISIONS, chip.float32))
   return StepTime(
     compute=(found.flops / mfu + further) / topology.count / chip.peak,
+    passes=found.passes / chip.bandwidth,
     collectives=found.sent / topology.link,
     update=found.updated / chip.bandwidth,
   )
@@ -72,7 +77,7 @@ class Choice(NamedTuple):
     return self.time.total * self.topology.count
 
 
-def recommended(counted: Counted, topology: Topology, mfu: float = MFU) -> Choice | None:
+def recommended(counted: Counted, topology: Topology, mfu: float | None = None) -> Choice | None:
   """The most chips of the topology's kind whose chip-hours are at most DEARER times the fewest of any number.
 
   On each number of chips (`best_on`) the phase must fit. None where it fits on none.
@@ -83,7 +88,7 @@ def recommended(counted: Counted, topology: Topology, mfu: float = MFU) -> Choic
              key=lambda choice: choice.topology.count, default=None)
 
 
-def best_on(counted: Counted, topology: Topology, mfu: float = MFU) -> Choice | None:
+def best_on(counted: Counted, topology: Topology, mfu: float | None = None) -> Choice | None:
   """The mesh and microbatch on such devices with which a phase that trains takes at most FITS of their memory.
 
   Of those that do the largest microbatch, as parts of a batch sum gradients and compute again; then the fewest

@@ -90,6 +90,13 @@ class Topology:
     return self.chip_name in gpu_targets.GPUS
 
   @property
+  def platform(self) -> str:
+    """As `networks.chips.chip` has it of its devices; '' of those that nothing is known of."""
+    if self.chip.kinds[0].startswith('TPU'):
+      return 'tpu'
+    return 'nvidia' if self.chip_name.startswith(('a100', 'h100', 'h200')) else ''
+
+  @property
   def hosts(self) -> int:
     # A single host has up to 8 chips of v5e or v6e, hosts of a larger slice 4 each.
     return 1 if self.count <= (8 if self.is_tpu else self.chip.per_host) else -(-self.count // self.chip.per_host)

@@ -124,15 +124,6 @@ def test_every_phase_with_guidance_is_planned_and_measured_on_batches_as_the_loo
   assert plan.image_flops(config, 'guide') > 2 * 3 * 0.8 * once
 
 
-def test_most_values_at_once():
-  def f(x):  # x*2 and its square live together, then the square and its sum; the inner program holds two as well
-    y = x * 2
-    return jax.jit(lambda z: jnp.sum(z * z))(y)
-
-  jaxpr = jax.make_jaxpr(f)(jax.ShapeDtypeStruct((1000,), jnp.float32)).jaxpr
-  assert 8000 <= costs.peak_bytes(jaxpr) <= 8008
-
-
 def conv_only(base, target):
   config = configs.experiment(base_resolution=base)
   config.data.update({'resolution': target, 'channels': 3, 'num_classes': 0})
@@ -228,7 +219,7 @@ def test_operations_and_collectives_of_compiled_steps_where_parameters_are_whole
   assert found.sent == 2 * 7 / 8 * 4 * trained
   assert collectives(step) <= (3 if released else 2)
   held = found.gradients + found.activations
-  assert held / 2 < step.memory_analysis().temp_size_in_bytes < 2 * held
+  assert 0.8 * held < step.memory_analysis().temp_size_in_bytes < 1.6 * held
 
 
 @pytest.mark.parametrize('name, fakes', [('teacher', ''), ('distill', 'fresh'), ('grow_16', 'shared')])

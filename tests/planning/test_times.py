@@ -1,6 +1,7 @@
 """How long steps take on published chips, and what is recommended, against sums by hand."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -28,8 +29,8 @@ def counted_of(images, parameters, flops, image_bytes, **more):
   tree = {'kernel': FLOAT32(*parameters)}
   state, batch = State(tree, tree, {'mu': tree, 'nu': tree}), {'label': jax.ShapeDtypeStruct((images,), jnp.int32)}
   program = programs.Program(None, state, batch, {}, None, True)
-  found = plan.Counted(program, {'params': tree}, {}, 4, {'params': 2}, {'params': 3}, {'params': 2}, images * flops,
-                       0.0, {}, image_bytes, 1)
+  found = plan.Counted(program, {'params': tree}, {}, 4, {'params': 2}, {'params': 3}, {'params': 2},
+                       5 * math.prod(parameters), images * flops, 0.0, {}, image_bytes, 1)
   return dataclasses.replace(found, **more)
 
 
@@ -38,18 +39,25 @@ def on(data, fsdp=1, zero1=1):
 
 
 # ADM-64 in distill: 296 M parameters, 1.84 TFLOP an image.
-ADM = counted_of(256, (296, 1000, 1000), 1.84e12, 1.6e9)
+ADM = counted_of(256, (296, 1000, 1000), 1.84e12, 1.4e9)
 
 
 def test_a_step_of_one_image_a_chip_on_256_v5e_by_hand():
   topology = topologies.Topology('v5e', 256)
   step = times.step_time(ADM.on(on(256)).costs(0), topology)
-  assert step.compute == pytest.approx(1.84e12 / 0.33 / 197e12) == pytest.approx(28e-3, rel=0.02)
+  assert step.compute == pytest.approx(1.84e12 / 0.59 / 197e12) == pytest.approx(15.8e-3, rel=0.01)
+  # A pass forward, two backward, each for parameters and for what they were given.
+  assert step.passes == pytest.approx(5 * 14 * 296e6 / 819e9) == pytest.approx(25.3e-3, rel=0.01)
   # Two trees of gradients in a ring; parameters, moments and EMA read and written, gradients read.
   assert step.collectives == pytest.approx(2 * 2 * 255 / 256 * 4 * 296e6 / 200e9) == pytest.approx(24e-3, rel=0.02)
   assert step.update == pytest.approx((4 * 2 + 1) * 4 * 296e6 / 819e9) == pytest.approx(13e-3, rel=0.01)
-  assert step.bound == 'compute' and step.total == pytest.approx(64.9e-3, rel=0.01)
-  assert step.hidden == pytest.approx(step.compute + step.update)
+  assert step.bound == 'passes' and step.total == pytest.approx(78e-3, rel=0.01)
+  assert step.hidden == pytest.approx(step.compute + step.passes + step.update)
+  # Parts of a batch pass through the network each; the chips' peak of another maker's is reached to another share.
+  parts = times.step_time(ADM.on(on(32)).costs(2), topologies.Topology('h100', 32))
+  assert parts.passes == pytest.approx(4 * 5 * 14 * 296e6 / 3350e9)
+  assert parts.compute == pytest.approx(8 * 1.84e12 / 0.35 / 989e12)
+  assert times.step_time(ADM.on(on(256)).costs(0), topology, 0.5).compute == pytest.approx(1.84e12 / 0.5 / 197e12)
 
 
 def test_mfu_falls_with_the_images_of_a_chip():
@@ -58,7 +66,7 @@ def test_mfu_falls_with_the_images_of_a_chip():
     topology = topologies.Topology('v5e', chips)
     step = times.step_time(ADM.on(on(chips)).costs(0), topology)
     reached.append(topologies.utilisation(256 / step.total, 1.84e12, topology))
-  assert reached == sorted(reached) and reached[0] < 0.15 and 0.25 < reached[-1] < times.MFU
+  assert reached == sorted(reached) and reached[0] < 0.15 and 0.35 < reached[-1] < times.MFU['tpu'][0]
 
 
 def test_split_parameters_are_gathered_and_updated_in_parts():
@@ -71,7 +79,7 @@ def test_split_parameters_are_gathered_and_updated_in_parts():
   # Every part of a batch sums its gradients, but those of losses of single images where parameters are whole.
   assert ADM.on(on(8)).costs(8).sent == (1 + 4) / 2 * whole.sent
   assert ADM.on(on(1, fsdp=8)).costs(8).sent == (3 + 4 * 2) * 7 / 8 * parameters
-  assert ADM.on(on(8)).costs(8).activations == whole.activations / 4 == 8 * 1.6e9
+  assert ADM.on(on(8)).costs(8).activations == whole.activations / 4 == 8 * 1.4e9
 
 
 def test_devices_that_share_an_update_gather_what_they_made():
@@ -105,7 +113,7 @@ def test_recommended_is_the_most_chips_that_are_worth_their_hours():
   fewest = min(choice.chip_seconds for choice in fitting)
   worth = [choice for choice in fitting if choice.chip_seconds <= 1.5 * fewest]
   assert best == worth[-1] and best.topology.count < 256
-  # One chip holds 4.7 GB of state and 2.4 GB of gradients; four images are 6.4 GB more than those leave.
+  # One chip holds 4.7 GB of state and 3.6 GB of gradients, those of a part among them; eight images leave no room.
   one = times.best_on(ADM, topologies.parse('v5e-1'))
   assert (one.mesh, one.microbatch) == (on(1), 4)
   # On more, moments and averages take a share each: nothing else is as quick.

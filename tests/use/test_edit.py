@@ -15,6 +15,7 @@ from test_to_published import trained_phase
 
 import pagoda_jax
 from pagoda_jax.method import inverse_problems
+from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import models
 from pagoda_jax.training import inverting
 from pagoda_jax.use import edit, picture_files
@@ -30,7 +31,8 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def generator(run):
-  return pagoda_jax.load(run)
+  """On one device: on eight, few candidates are filled up to eight, and as much is computed of each."""
+  return pagoda_jax.load(run, mesh=sharding.make_mesh(devices=jax.devices()[:1]))
 
 
 @pytest.fixture(scope='module')
