@@ -49,9 +49,8 @@ def get_config(variant: str = ''):
   config.network = c.network(form='guided', channels=256, channel_mult=(1, 2, 4), num_blocks=3,
                              attention_resolutions=(16, 8))
   config.precision = 'bfloat16'
-  # As many images at once as fit 16 GB (the teacher has its own); with all of a chip's share in one part (0) memory of
-  # 80 GB does not suffice for eight chips at 512 px.
-  config.microbatch = 1
+  # As many images at once as fit 16 GB; the teacher and 512 px have their own.
+  config.microbatch = 4
   teacher = {'teacher': '', 'init_from': TEACHER}
   if 'published' not in chosen:
     # The paper's batch; the rest as EDM trains at 64 px (Karras et al. 2022, appendix F), see imagenet_64_to_512.py.
@@ -81,7 +80,7 @@ def get_config(variant: str = ''):
     128: {'adversarial': c.adversarial(weight=1.0)},
     256: separate,
     # decoder multipliers (0.5, 1, 1, 1, 1, 2, 4), which the release's code has
-    512: separate | {'channels': 128, 'reconstruction_adversarial': c.adversarial(weight=0.5)},
+    512: separate | {'channels': 128, 'reconstruction_adversarial': c.adversarial(weight=0.5), 'microbatch': 2},
   }
   start, thawed = 'distill', (32,)
   for side, rung in rungs.items():

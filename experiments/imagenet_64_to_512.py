@@ -65,7 +65,7 @@ def get_config(variant: str = ''):
   config.network = c.network(form='guided', channels=192, channel_mult=(1, 2, 3, 4), num_blocks=3,
                              attention_resolutions=(32, 16, 8))
   config.precision = 'bfloat16'
-  config.microbatch = 1
+  config.microbatch = 4
   if 'next' in chosen:
     return modern(config, 'published' in chosen, stop)
   teacher = {'teacher': '', 'init_from': TEACHER}
@@ -74,7 +74,7 @@ def get_config(variant: str = ''):
     # half-life of the EMA 50 M images, dropout 0.1, no augmentation.
     config.network.dropout = 0.1
     c.add_phase(config, 'teacher', c.teacher(
-      steps=610_000, batch_size=4096, microbatch=4,
+      steps=610_000, batch_size=4096, microbatch=16,
       optimizer=c.optimizer(name='adam', learning_rate=1e-4, warmup_steps=10_000_000 // 4096),
       ema_halflife=(50e6,),
     ))
@@ -102,7 +102,7 @@ def get_config(variant: str = ''):
     128: {'adversarial': c.adversarial(weight=1.0)},
     256: separate,
     # halved: decoder multipliers (0.5, 1, 1, 1, 2, 3, 4); the scripts' (0.5, 1, 1, 1, 1, 2, 4) fit a 32 px base alone
-    512: separate | {'channels': 96, 'reconstruction_adversarial': c.adversarial(weight=0.5)},
+    512: separate | {'channels': 96, 'reconstruction_adversarial': c.adversarial(weight=0.5), 'microbatch': 2},
   }
   start, blocks = 'distill', 16  # of the 64 px decoder: four levels of four
   for side, rung in rungs.items():
@@ -120,6 +120,7 @@ def get_config(variant: str = ''):
 
 def modern(config, published: bool, stop: int):
   """What `next` makes of an experiment without phases."""
+  config.microbatch = 1  # of images whose penalties are differentiated once more
   config.network = c.network(form='edm2', channels=192, channel_mult=(1, 2, 3, 4), num_blocks=3,
                              attention_resolutions=(16, 8))
   teacher = {'teacher': '', 'init_from': NEXT_TEACHER}
