@@ -72,3 +72,11 @@ def same_any_size(monkeypatch):
 def copied(finished, tmp_path):
   """A copy of `finished`, to be damaged."""
   return pathlib.Path(shutil.copytree(finished, tmp_path / 'run'))
+
+
+@pytest.fixture
+def keeps_cache():
+  """Compiling for devices that are not here turns the compilation cache off; afterwards it is as it was."""
+  enabled = jax.config.jax_enable_compilation_cache
+  yield
+  jax.config.update('jax_enable_compilation_cache', enabled)

@@ -344,13 +344,6 @@ def test_without_the_tpu_compiler_it_says_what_to_install(capsys):
   assert 'pip install "pagoda_jax[tpu]"; no TPU is needed' in capsys.readouterr().err
 
 
-@pytest.fixture
-def keeps_cache():
-  enabled = jax.config.jax_enable_compilation_cache
-  yield
-  jax.config.update('jax_enable_compilation_cache', enabled)
-
-
 def test_without_the_gpu_compiler_it_says_what_to_install(keeps_cache, capsys, monkeypatch):
   def absent(*args, **kwargs):
     raise NotImplementedError('topology not implemented for cuda')
