@@ -238,7 +238,8 @@ def count(config, name: str, topology) -> Counted:
   phase = config.phases[name]
   sums, gathers = dict(_SUMS.get(phase.stage, {})), dict(_GATHERS.get(phase.stage, {}))
   # Fresh fakes are of the generator just updated; L_adv too has a forward pass of its own where updates are separate.
-  again = (phase.get('fakes') == 'fresh') + (phase.get('update') == 'separate')
+  fresh = phase.get('fakes') == 'fresh'
+  again = fresh + (phase.get('update') == 'separate')
   if again:
     gathers['params'] += again
   if trained.get('pairs_discriminator'):  # a further loss of the generator's
@@ -256,8 +257,9 @@ def count(config, name: str, topology) -> Counted:
     sums=sums,
     gathers=gathers,
     renewals={'params': 1 + again},
-    # Trained ones twice backward; those that are only applied forward and, for what is before them, backward.
-    passed=(gathers['params'] + sums['params']) * models.count(trained['params']) + 2 * models.count(held)
+    # Trained ones forward and twice backward for each loss, forward for fresh fakes; those that are only applied
+    # forward and, for what is before them, backward.
+    passed=(3 * sums['params'] + fresh) * models.count(trained['params']) + 2 * models.count(held)
     if program.trains else 0,
     flops=first_flops + further_flops,
     further_flops=further_flops,
