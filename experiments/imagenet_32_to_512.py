@@ -56,7 +56,7 @@ def get_config(variant: str = ''):
     # The paper's batch; the rest as EDM trains at 64 px (Karras et al. 2022, appendix F), see imagenet_64_to_512.py.
     config.network.dropout = 0.1
     c.add_phase(config, 'teacher', c.teacher(
-      steps=610_000, batch_size=4096, microbatch=16,
+      steps=610_000, batch_size=4096, microbatch=32,
       optimizer=c.optimizer(name='adam', learning_rate=1e-4, warmup_steps=10_000_000 // 4096),
       ema_halflife=(50e6,),
     ))

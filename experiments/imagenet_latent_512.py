@@ -57,10 +57,10 @@ def get_config(variant: str = '', top: int = 64, path: str = 'data/imagenet_late
   config.network = c.network(form='guided', channels=192, channel_mult=(1, 2, 3, 4), num_blocks=3,
                              attention_resolutions=(16, 8), dropout=0.1)
   config.precision = 'bfloat16'
-  config.microbatch = 1 if 'decoded' in chosen else 4
+  config.microbatch = 1 if 'decoded' in chosen else 16
   # As EDM trains on ImageNet (Karras et al. 2022, appendix F): 2.5 G images.
   c.add_phase(config, 'teacher', c.teacher(
-    steps=610_000, batch_size=4096, microbatch=16,
+    steps=610_000, batch_size=4096, microbatch=64,
     optimizer=c.optimizer(name='adam', learning_rate=1e-4, warmup_steps=10_000_000 // 4096),
     ema_halflife=(50e6,),
   ))
