@@ -21,15 +21,13 @@ no figure and no script is published: what the rungs take is what the release's 
 `pagoda plan`, as in imagenet_64_to_512.py:
 
                   v5e-256                       v5p-64 (32 chips)               8xh100
-  teacher    12.0 GB   94 ms   4,090 h   12.1 GB  249 ms  1,350 h   12.3 GB  457 ms    619 h
-  invert      2.1 GB  7.34 s      82 h    2.1 GB  3.15 s     35 h    1.8 GB  733 ms     16 h
-  distill    10.3 GB   48 ms     308 h   10.4 GB   78 ms     63 h   12.0 GB  195 ms     39 h
-  grow_64     3.2 GB   18 ms     112 h    3.3 GB   49 ms     39 h    4.1 GB   94 ms     19 h
-  grow_128    3.8 GB   30 ms     194 h    3.8 GB   92 ms     74 h    4.2 GB  175 ms     35 h
-  grow_256    5.7 GB   82 ms     526 h    5.7 GB  270 ms    216 h    6.0 GB  506 ms    101 h
-  grow_512   11.4 GB  262 ms   1,680 h   11.6 GB  880 ms    704 h   12.4 GB  1.65 s    329 h
-
-v5p and H100: teacher and distill take 2 to 3 ms more since a device's own sums are float32.
+  teacher     9.6 GB   82 ms   3,560 h   12.5 GB  168 ms    909 h   11.8 GB  508 ms    689 h
+  invert      2.7 GB  4.11 s      46 h    2.7 GB 1.76 s      20 h    2.4 GB  691 ms     15 h
+  distill    11.2 GB   93 ms     594 h   13.7 GB   85 ms     68 h   13.3 GB  243 ms     49 h
+  grow_64     4.1 GB   33 ms     209 h    5.0 GB   50 ms     40 h    4.7 GB  145 ms     29 h
+  grow_128    4.5 GB   44 ms     279 h    6.0 GB   85 ms     68 h    5.8 GB  244 ms     49 h
+  grow_256    5.5 GB   86 ms     550 h   10.1 GB  228 ms    182 h    9.6 GB  648 ms    130 h
+  grow_512    8.9 GB  233 ms   1,490 h   13.1 GB  733 ms    586 h   13.1 GB 2.08 s     416 h
 """
 
 from pagoda_jax import config as c

@@ -28,22 +28,21 @@ Before the first run:
 Published (Kim et al. 2024), one evaluation an image, without guidance, FID-50k: 1.21 at 64 px (recall 0.63), 1.48 at
 128, 1.56 at 256 (IS 259.6), 1.80 at 512. Theirs took one node of 8 H100 up to 256 px and 64 A100 at 512 px.
 
-`pagoda plan`, arithmetic at 33 % MFU: memory of a chip (16 GB on v5e, 95 on v5p, 80 on H100), a step, and in all
+`pagoda plan`: memory of a chip (16 GB on v5e, 95 on v5p, 80 on H100), a step, and in all
 
                   v5e-256                       v5p-64 (32 chips)               8xh100
-  teacher    10.2 GB  181 ms   7,830 h   10.2 GB  541 ms  2,930 h   10.4 GB  999 ms  1,360 h
-  invert      5.0 GB  16.2 s     180 h    5.0 GB  6.96 s     77 h    3.1 GB  1.62 s     36 h
-  distill     9.3 GB   54 ms     347 h    9.3 GB  116 ms     93 h   10.0 GB  255 ms     51 h
-  grow_128    3.7 GB   31 ms     201 h    3.7 GB   96 ms     76 h    4.0 GB  181 ms     36 h
-  grow_256    5.1 GB   61 ms     392 h    5.1 GB  198 ms    158 h    5.4 GB  372 ms     74 h
-  grow_512    9.9 GB  188 ms   1,203 h   10.1 GB  625 ms    500 h   10.9 GB  1.17 s    235 h
+  teacher     9.9 GB  121 ms   5,260 h   11.1 GB  343 ms  1,860 h   10.7 GB 1.06 s   1,440 h
+  invert      3.0 GB  9.08 s     101 h    3.0 GB  3.9 s      43 h    2.3 GB 1.52 s      34 h
+  distill     9.5 GB   88 ms     561 h   12.4 GB  111 ms     89 h   12.0 GB  316 ms     63 h
+  grow_128    4.0 GB   42 ms     268 h    5.7 GB   86 ms     69 h    5.4 GB  245 ms     49 h
+  grow_256    4.9 GB   66 ms     425 h    8.8 GB  168 ms    135 h    8.3 GB  478 ms     96 h
+  grow_512    7.6 GB  171 ms   1,090 h   11.0 GB  524 ms    419 h   11.0 GB 1.49 s     298 h
 
-h: hours of one chip. Inversion: 1.28 M pictures and their mirror images, 64 a chip at once (H100: 32). L_adv's
-gradients are summed after every image a chip (`microbatch = 1`), which memory of 16 GB asks of distill, the teacher's
-after four: on chips of more memory a larger microbatch makes both faster (`pagoda plan` recommends one, and a mesh: for
-the teacher on v5e-256 `--config.mesh.zero1=64` and a microbatch of 8, 169 ms and 7,340 h). A device's own sums are
-float32, which came after the columns of v5p and H100: 2 ms more in teacher and distill. On v5e set launch/xla_flags.sh:
-without it two to four images at once take a block of the U-Net two to three times as long.
+h: hours of one chip. Inversion: 1.28 M pictures and their mirror images, 64 a chip at once (H100: 32). Of more images a
+chip than a v5e's 16 GB hold at once (`microbatch`: the teacher 16, 512 px two, others four) L_adv's gradients are
+summed after each part; chips of more memory are faster with larger parts. At one image a chip most of distill is its
+parameters: 32 v5e (`--config.mesh.zero1=32`) take 193 h. On v5e set launch/xla_flags.sh: without it two to four images
+at once take a block of the U-Net two to three times as long.
 `--aot`: v5e's compiler takes 807 s and 22 GB of memory for grow_512 on 256 chips, and counts 8.81 GB a chip, 10.5 TFLOP
 an image (11.7 before it optimises) and 860 MB of sums a step.
 """

@@ -9,12 +9,12 @@ most ImageNet pictures are smaller than 1024 px, and `pagoda prepare` says how m
 is the better one, with config.data.num_classes of its own. The latents of a picture take 16 + 66 + 262 KB, and as much
 for its mirror image: 880 GB for ImageNet.
 
-`pagoda plan --num_images=1281167`, '' (arithmetic at 33 % MFU): memory of a device, a step, and in all
+`pagoda plan --num_images=1281167`, '': memory of a device, a step, and in all
 
              --topology=v5e-256                        --topology=8xh100
-  grow_128   4.8 GB    24 ms     152 chip-hours        6.2 GB    92 ms    18.5
+  grow_128   5.5 GB    32 ms     202 chip-hours        8.9 GB   101 ms    20 chip-hours
 
-The five phases: 400 EFLOP, 2,740 chip-hours, 10.7 hours on 256 v5e, or 358 chip-hours, 45 hours on 8 H100.
+The five phases: 400 EFLOP, 2,990 chip-hours, 11.7 hours on 256 v5e, or 386 chip-hours, 48 hours on 8 H100.
 """
 
 import importlib.util

@@ -22,20 +22,18 @@ unit variance, with p_mean and p_std as EDM has them for pixels (EDM2: -0.4 and 
 teacher's network, which is the pixel experiments' 64 px one. What the decoder loses bounds every figure: FID between
 pictures and their reconstructions is to be measured first.
 
-`pagoda plan --num_images=1281167`, '' (arithmetic at 33 % MFU): memory of a device, a step, and in all
+`pagoda plan --num_images=1281167`, '': memory of a device, a step, and in all
 
              --topology=v5e-256                        --topology=8xh100
-  teacher    9.0 GB    53 ms   2,300 chip-hours        9.2 GB   230 ms   312 chip-hours
-  invert     1.6 GB   3.7 s       41                   1.4 GB   367 ms     8.2
-  distill    7.1 GB    29 ms     188                   8.1 GB    60 ms    12
-  grow_64    2.3 GB   8.9 ms      57                   2.8 GB    40 ms     8.0
+  teacher    7.2 GB    52 ms   2,250 chip-hours       10.3 GB   247 ms   335 chip-hours
+  invert     2.0 GB  2.06 s       23                   1.8 GB   346 ms     7.7
+  distill    7.6 GB    62 ms     395                  10.1 GB    69 ms    14
+  grow_64    2.9 GB    19 ms     119                   4.1 GB    46 ms     9.1
 
-H100: teacher and distill take 2 ms more since a device's own sums are float32.
+decoded: grow_64 on v5e-256: 5.5 GB (2 GB of activations at one image a chip, the decoder's blocks at 512 and 256 px
+computed again), 277 ms, 1,770 chip-hours: decoder and feature networks at 512 px take 64 times the latents' arithmetic.
 
-decoded: grow_64 on v5e-256: 6.3 GB (3.75 GB of activations at one image a chip, the decoder's blocks at 512 and 256 px
-computed again), 323 ms, 2,070 chip-hours: decoder and feature networks at 512 px take 36 times the latents' step.
-
-With 16 chips distill takes 42 chip-hours: at one image a chip its optimiser and sums of gradients are most of a step.
+With 8 chips distill takes 38 chip-hours: at one image a chip reading, summing and updating parameters is most of a step.
 The teacher takes 21.1 times fewer FLOPs an image than the same network on latents of 128.
 """
 

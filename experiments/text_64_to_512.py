@@ -33,19 +33,19 @@ paper's run:
   of optax. Split over `fsdp` as the parameters are, they take 0.9 GB a device.
 - IF computes in float16; D = x - sigma n in bfloat16 is off by 0.4 % of sigma before `clip_denoised` cuts it.
 
-`pagoda plan --num_images=12000000` (arithmetic at 33 % MFU): memory of a device, a step, and chip-hours in all
+`pagoda plan --num_images=12000000`: memory of a device, a step, and chip-hours in all
 
               --topology=v5e-256              --topology=8xh100
-  teacher     5.1 GB   581 ms   25,200 h      6.1 GB  3.85 s   5,210 h
-  invert      9.1 GB    23 s     4,780 h      6.4 GB  2.34 s     977 h
-  guide       1.8 GB   457 ms      325 h      7.2 GB  2.87 s      64 h
-  distill     4.5 GB   150 ms      961 h      8.1 GB  718 ms     144 h
-  grow_128    2.2 GB    76 ms      485 h      5.8 GB  490 ms      98 h
-  grow_256    3.4 GB    91 ms      579 h      8.3 GB  617 ms     123 h
-  grow_512    9.0 GB   210 ms    1,340 h     30.7 GB  1.49 s     298 h
+  teacher     6.0 GB   372 ms   16,100 h      5.6 GB  3.69 s   5,000 h
+  invert      6.5 GB    13 s     2,700 h      6.1 GB  2.22 s     923 h
+  guide       1.9 GB   322 ms      229 h      2.3 GB  2.82 s      63 h
+  distill     5.0 GB   272 ms    1,740 h      8.9 GB  1.02 s     205 h
+  grow_128    2.6 GB   125 ms      798 h      6.2 GB  601 ms     120 h
+  grow_256    3.2 GB   135 ms      861 h      8.7 GB  720 ms     144 h
+  grow_512    5.9 GB   231 ms    1,480 h     19.5 GB  1.65 s     330 h
 
-h: hours of one chip. published: without the first row, 8,500 h and 1,700 h. State split 8 ways (`fsdp`), four images
-a device at once, the U-Net's blocks at 64 and 32 px computed again in the backward pass. Inversion has 16 pictures a
+h: hours of one chip. published: without the first row, 7,810 h and 1,790 h. State split 8 ways (`fsdp`), four images
+a device at once (the teacher 16), the U-Net's blocks at 64 and 32 px computed again in the backward pass. Inversion has 16 pictures a
 chip at once (H100: 8), each with and without its caption, on whole copies of the teacher.
 """
 
@@ -88,7 +88,7 @@ def get_config(variant: str = ''):
     # The same sizes, as EDM's denoiser: to predict noise is IF's form, and no better.
     config.network.update({'form': 'guided', 'dropout': 0.1})
     c.add_phase(config, 'teacher', c.teacher(
-      steps=610_000, batch_size=4096, label_dropout=0.1,  # 0.1 of captions dropped: usual
+      steps=610_000, batch_size=4096, microbatch=16, label_dropout=0.1,  # 0.1 of captions dropped: usual
       optimizer=c.optimizer(name='adam', learning_rate=1e-4, warmup_steps=10_000_000 // 4096),
       ema_halflife=(50e6,)))
     teacher = {'teacher': 'teacher'}
