@@ -33,7 +33,7 @@ pictures and their reconstructions is to be measured first.
 decoded: grow_64 on v5e-256: 5.5 GB (2 GB of activations at one image a chip, the decoder's blocks at 512 and 256 px
 computed again), 277 ms, 1,770 chip-hours: decoder and feature networks at 512 px take 64 times the latents' arithmetic.
 
-With 8 chips distill takes 38 chip-hours: at one image a chip reading, summing and updating parameters is most of a step.
+With 8 chips distill takes 38 chip-hours: at one image a chip its parameters are most of a step.
 The teacher takes 21.1 times fewer FLOPs an image than the same network on latents of 128.
 """
 

@@ -44,9 +44,9 @@ paper's run:
   grow_256    3.2 GB   135 ms      861 h      8.7 GB  720 ms     144 h
   grow_512    5.9 GB   231 ms    1,480 h     19.5 GB  1.65 s     330 h
 
-h: hours of one chip. published: without the first row, 7,810 h and 1,790 h. State split 8 ways (`fsdp`), four images
-a device at once (the teacher 16), the U-Net's blocks at 64 and 32 px computed again in the backward pass. Inversion has 16 pictures a
-chip at once (H100: 8), each with and without its caption, on whole copies of the teacher.
+h: hours of one chip. published: without the first row, 7,810 h and 1,790 h. State split 8 ways (`fsdp`), four images a
+device at once (the teacher 16), the U-Net's blocks at 64 and 32 px computed again in the backward pass. Inversion has
+16 pictures a chip at once (H100: 8), each with and without its caption, on whole copies of the teacher.
 """
 
 from pagoda_jax import config as c
