@@ -115,7 +115,7 @@ def flash(
 ) -> jax.Array:
   """`attend` by JAX's Pallas kernel for TPUs, for any number of tokens; `interpret`: anywhere, slowly.
 
-  Products of float32 factors are of `jax.default_matmul_precision`, 'high' as 'highest'; those of bfloat16 are exact.
+  Products of float32 factors are at `jax.default_matmul_precision`, in one pass or 'highest'; of bfloat16, exact.
   """
   (_, tokens, heads, width), keys = q.shape, k.shape[1]
   padded, padded_keys = (-(-count // LANES) * LANES for count in (tokens, keys))
@@ -147,8 +147,8 @@ def flash(
     # Queries that are padding see what is hidden: no row of the softmax is empty where anything is.
     attended = jax.vmap(lambda q, k, v, hidden: kernel(q, k, v, segment_ids=kernels.SegmentIds(seen_by, hidden)))
     args = *args, hidden
-  asked = jax.config.jax_default_matmul_precision or 'default'
-  precision = 'highest' if q.dtype == jnp.float32 and asked != 'default' else 'default'
+  rough = jax.config.jax_default_matmul_precision in (None, 'default', 'fastest', 'bfloat16')
+  precision = 'default' if rough or q.dtype != jnp.float32 else 'highest'
   return jnp.swapaxes(_at_precision(precision, attended)(*args)[:, :, :tokens], 1, 2)
 
 

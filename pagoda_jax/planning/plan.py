@@ -122,7 +122,7 @@ class Counted:
     renewals: how often parameters of which each device has updated a share are gathered, where more than once.
     passed: parameters of the generator or teacher and of frozen networks, as often as a turn passes through them.
     flops, further_flops, products: as in PhaseCosts.
-    image_bytes: most bytes of the step's own values, for each image that is worked on at once.
+    image_bytes: most bytes of the step's own values in their order, for each image that is worked on at once.
     own_losses: of the sums of 'params' those of losses that belong to one image each (gradients.mean_and_grad).
   """
 
@@ -197,7 +197,7 @@ class Placed(NamedTuple):
       # A part of a batch makes its gradients beside those of the parts before it.
       gradients=sum(counted.sums[part] * size for part, size in held.items() if part in counted.sums)
       + (held['params'] if parts > 1 else 0),
-      activations=counted.image_bytes * images / (devices * parts),
+      activations=(SIDE_BY_SIDE if counted.opposed else 1) * counted.image_bytes * images / (devices * parts),
       copies=0 if counted.itemsize == 4 else sum(tree.held for tree in self.sent.values()),
       opposed=counted.opposed,
       images=images,
@@ -248,7 +248,6 @@ def count(config, name: str, topology) -> Counted:
   first_flops, further_flops = costs.first_and_further(traced)
   jaxpr, chip = traced.jaxpr.jaxpr, topology.platform if config.attention != 'xla' else ''
   most = memory.peak_bytes(jaxpr, [leaf.shape for leaf in jax.tree.leaves((state, program.frozen))], chip)
-  most *= SIDE_BY_SIDE if trained.get('discriminator') else 1
   return Counted(
     program=program,
     trained=trained,

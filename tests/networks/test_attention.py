@@ -91,7 +91,8 @@ def test_on_a_tpu_no_logits_are_in_memory(count):
 @pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize('dtype, asked, taken', [
   # Mosaic knows no products of three passes, and refuses bfloat16 factors at 'highest': they need one pass.
-  ('float32', 'default', 'DEFAULT'), ('float32', 'high', 'HIGHEST'), ('float32', 'highest', 'HIGHEST'),
+  ('float32', 'default', 'DEFAULT'), ('float32', 'bfloat16', 'DEFAULT'), ('float32', 'float32', 'HIGHEST'),
+  ('float32', 'high', 'HIGHEST'), ('float32', 'highest', 'HIGHEST'),
   ('bfloat16', 'default', 'DEFAULT'), ('bfloat16', 'high', 'DEFAULT'), ('bfloat16', 'highest', 'DEFAULT'),
 ])
 def test_on_a_tpu_products_are_of_a_precision_that_kernels_have(dtype, asked, taken, masked):
