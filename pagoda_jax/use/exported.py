@@ -28,7 +28,7 @@ from pagoda_jax.runtime import files
 from pagoda_jax.stages import decoding, models, sampler
 from pagoda_jax.training import checkpoints, starts
 from pagoda_jax.use import to_published
-from pagoda_jax.weights import autoencoders
+from pagoda_jax.weights import autoencoders, text_encoders
 from pagoda_jax.weights.convert import torch_files
 from pagoda_jax.weights.convert.unpickle import WeightsFileError
 
@@ -110,7 +110,7 @@ def _description(generator, params) -> dict:
     'default_omega': law.nearest(1.0) if law is not None and not teacher else None,
     'levels': phase.sample_levels if teacher else None,
     'label_dropout': float(phase.label_dropout) if teacher else None,
-    'text': {key: config.text[key] for key in _OF_TEXT} if generator.takes_text else None,
+    'text': _described_text(config.text) if generator.takes_text else None,
     'diffusion': {key: float(value) for key, value in config.diffusion.items()},
     'precision': config.precision,
     'matmul_precision': config.evaluation.matmul_precision,
@@ -121,6 +121,10 @@ def _description(generator, params) -> dict:
     'pagoda_jax': pagoda_jax.__version__,
   } | ({'autoencoder': autoencoders.options(config, *decoding.normalization(config))
         | {'sha256': config.autoencoder.sha256}} if spaces.is_latent(config) else {})
+
+
+def _described_text(text) -> dict:
+  return {key: text[key] for key in _OF_TEXT} | {'encoder': text_encoders.name_elsewhere(text.encoder)}
 
 
 def _described_law(law) -> dict:

@@ -21,6 +21,10 @@ def encode(config, prompts: Sequence[str]) -> dict[str, np.ndarray]:
     TextEncoderError: the encoder is not the one that the networks were trained on, or as text_encoders.open_encoder.
   """
   text = config.text
-  encoder = text_encoders.open_encoder(text.encoder, text.length, text.width, text.pooled_width)
+  try:
+    encoder = text_encoders.open_encoder(text.encoder, text.length, text.width, text.pooled_width)
+  except text_encoders.TextEncoderError as error:
+    raise text_encoders.TextEncoderError(f'{error} (encoder {text.encoder!r}: where it lies elsewhere, give '
+                                         'text_encoder, --text_encoder of the commands)') from None
   text_encoders.check_same(text, encoder.sha256)
   return {name: array for name, array in encoder(prompts).items() if name != 'truncated'}

@@ -107,6 +107,12 @@ def open_encoder(name: str, length: int, width: int = 0, pooled_width: int = 0) 
   return encoder
 
 
+def name_elsewhere(name: str) -> str:
+  """A name for files that are handed on: of a folder of this machine alone its last part."""
+  kind, _, place = name.partition(':')
+  return f'{kind}:{os.path.basename(place.rstrip("/"))}' if kind in FORMATS and place[:1] in ('/', '~') else name
+
+
 def check(config) -> None:
   """Refuses an experiment whose stored embeddings another encoder made than its own, where that is on this machine.
 

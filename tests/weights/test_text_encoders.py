@@ -289,6 +289,22 @@ def test_prompts_are_encoded_by_the_encoder_that_the_networks_were_trained_on():
     text_encoders.check(config)
 
 
+@pytest.mark.parametrize('name, known', [
+  ('clip:/home/somebody/weights/clip/', 'clip:clip'), ('t5:~/t5-xxl', 't5:t5-xxl'), ('clip:weights/clip', ''),
+  ('clip:gs://bucket/clip', ''), ('ngrams', ''), ('captioned:embed', ''),
+])
+def test_what_is_handed_on_names_no_folder_of_this_machine(name, known):
+  assert text_encoders.name_elsewhere(name) == (known or name)
+
+
+def test_an_encoder_that_lies_elsewhere_can_be_told(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config = configs.experiment()
+  config.text.encoder = 'clip:clip'
+  with pytest.raises(TextEncoderError, match='clip: no such folder.* give text_encoder, --text_encoder of'):
+    use_text.encode(config, ['a'])
+
+
 @pytest.mark.parametrize('network, count', [
   (clip.CLIPText(**clip.VIT_L_14), 123_060_480 + 768**2), (clip.CLIPText(**clip.VIT_B_32), 63_165_952 + 512**2),
   (t5.T5Encoder(**t5.XXL), 4_762_310_656),
