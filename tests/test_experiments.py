@@ -1,9 +1,8 @@
 """Every file of experiments/, in every variant that it names: valid, can be planned, and two steps of each phase run.
 
-New files are found by themselves. A file's constant VARIANTS names what may stand after its colon ('' aside). Of a
-file's variants the first that is short is run, and of its phases that grow the first; all variants, whole, by
-`pytest -m slow`. Long are those with more than five phases, that grow on ImageNet or that have captions (whose phases
-training/test_text_run.py runs).
+New files are found by themselves. A file's constant VARIANTS names what may stand after its colon ('' aside). Of phases
+that grow, the first is run; all of them, and ELSEWHERE, and files with more than five phases, that grow on ImageNet or
+that have captions (whose phases training/test_text_run.py runs), by `pytest -m slow`.
 """
 
 import dataclasses
@@ -52,6 +51,10 @@ def load(path):
   return module
 
 
+# What other tests run all parts of: digits those of cli and training/test_guided_run.py; EDM2 with R3GAN's loss on
+# DINO's tokens networks/test_edm2.py and stages/test_projected.py; the others differ in sizes alone.
+ELSEWHERE = {'mnist:', 'mnist:guided', 'imagenet_64_to_512:next,stop=64', 'imagenet_32_to_512:published,stop=32',
+             'folder:base=4,target=8'}
 CASES = [(path, variant) for path in EXPERIMENTS for variant in ('', *getattr(load(path), 'VARIANTS', ()))]
 
 
@@ -68,12 +71,10 @@ def first_grown(config):
 
 def cases():
   """(file, variant, phases to run)."""
-  run = set()
   for path, variant in CASES:
     config, name = load(path).get_config(variant), f'{path.stem}:{variant}'
     whole, first = list(config.order), first_grown(config)
-    if quick := path not in run and not takes_long(path, config):
-      run.add(path)
+    if quick := name not in ELSEWHERE and not takes_long(path, config):
       yield pytest.param(path, variant, first, id=name)
       name += ' to its end'
     if not quick or first != whole:
