@@ -75,7 +75,7 @@ def run(fv, args) -> int:
     found = plan.phase_costs(config, name, topology, counted)
     images = plan.images_of(config, name, pairs)
     total += (images or 0) * found.flops / found.images
-    if config.phases[name].stage == 'teacher':
+    if config.phases[name].stage == 'teacher' and not config.remat:  # else some are counted twice
       teacher = teacher or found.flops / found.images
     print('\n' + '\n'.join(phase_lines(config, name, topology, found, pairs)), flush=True)
     if chip.peak:
