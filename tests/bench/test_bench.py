@@ -2,6 +2,8 @@
 
 import io
 import json
+import pathlib
+import re
 from types import SimpleNamespace
 from unittest import mock
 
@@ -11,7 +13,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from pagoda_jax import main, pipeline
+from pagoda_jax import main, pipeline, stages
 from pagoda_jax.bench import convert, data, shares, step, synthetic
 from pagoda_jax.cli import bench as command
 from pagoda_jax.data import pictures
@@ -95,6 +97,7 @@ def test_parts_of_an_operation_by_its_name():
     'jit(step)/while/body/closed_call/features/sub': 'features forward',
     'jit(step)/transpose(jvp(distance))/discriminator/mul': 'distance backward',  # the outermost counts
     'jit(step)/update/mul': 'update',
+    'jit(step)/jvp(encoder)/UNet/add': 'encoder forward',
     'jit(step)/generators/add': 'other',
     '': 'other',
   }
@@ -106,6 +109,9 @@ ENTRY %main {
 }
 """
   assert shares.parts_of_instructions(hlo) == {'fusion.1': 'update', 'copy.2': 'other'}
+  named = set().union(*(re.findall(r"named_scope\('(\w+)'\)", path.read_text())
+                        for path in pathlib.Path(stages.__file__).parent.glob('*.py')))
+  assert named == set(shares.PARTS)
 
 
 def test_seconds_of_parts_are_those_of_their_own_operations():
