@@ -99,7 +99,10 @@ class Topology:
   @property
   def hosts(self) -> int:
     # A single host has up to 8 chips of v5e or v6e, hosts of a larger slice 4 each.
-    return 1 if self.count <= (8 if self.is_tpu else self.chip.per_host) else -(-self.count // self.chip.per_host)
+    if self.count <= (8 if self.is_tpu else self.chip.per_host):
+      return 1
+    fewest = -(-self.count // self.chip.per_host)
+    return next(hosts for hosts in range(fewest, self.count + 1) if self.count % hosts == 0)  # each has as many
 
   @property
   def one_host(self) -> 'Topology':

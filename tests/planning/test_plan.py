@@ -406,5 +406,6 @@ def test_what_a_gpu_compiler_leaves_unsaid():
 
 
 def test_hosts_of_topologies():
-  hosts = {text: topologies.parse(text).hosts for text in ('v5e-8', 'v5e-256', '8xh100', '16xh100', 'cpu:64')}
-  assert hosts == {'v5e-8': 1, 'v5e-256': 64, '8xh100': 1, '16xh100': 2, 'cpu:64': 1}
+  hosts = {'v5e-8': 1, 'v5e-256': 64, '8xh100': 1, '16xh100': 2, 'cpu:64': 1, '12xh100': 2, '9xh100': 3, 'v5p-24': 3}
+  assert {text: topologies.parse(text).hosts for text in hosts} == hosts
+  assert all(topology.one_host.count * topology.hosts == topology.count for topology in map(topologies.parse, hosts))
