@@ -117,8 +117,9 @@ class Topology:
 
   @property
   def sizes(self) -> list['Topology']:
-    """Sets of such chips, smallest first: the slices of a TPU, else 1, 2, 4 ... up to 1024."""
-    counts = SLICES if self.is_tpu else [2**i for i in range(11)]
+    """Sets of such chips, smallest first: SLICES, else 1, 2, 4 ... up to 1024; of v4 and v5p from a host's 4 on."""
+    least = self.chip.per_host if self.platform == 'tpu' else 1
+    counts = SLICES if self.is_tpu else [2**i for i in range(11) if 2**i >= least]
     return [Topology(self.chip_name, count) for count in counts]
 
   def __str__(self) -> str:

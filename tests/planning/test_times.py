@@ -120,6 +120,9 @@ def test_recommended_is_the_most_chips_that_are_worth_their_hours():
   # On more, moments and averages take a share each: nothing else is as quick.
   assert best.mesh['zero1'] > 1 == best.mesh['fsdp']
   assert times.recommended(dataclasses.replace(ADM, image_bytes=20e9), topologies.parse('v5e-8')) is None
+  # There are no fewer than 4 chips of v5p (v5p-8); a batch of 2 splits over no such.
+  assert times.recommended(counted_of(4, (8, 8), 1e9, 1e6), topologies.parse('v5p-64')).topology.count == 4
+  assert times.recommended(counted_of(2, (8, 8), 1e9, 1e6), topologies.parse('v5p-64')) is None
   assert times.best_on(counted_of(96, (8, 8), 1e9, 1e6), topologies.parse('v5e-64')) is None  # 96 images on 64
 
 
