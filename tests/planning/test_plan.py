@@ -324,7 +324,7 @@ def test_compiling_for_real_devices_and_pictures_that_are_not_here(capsys):
 REFUSED = [
   (['--topology=v4-8'], 'v5e-N or v6e-N (N chips), v5p-N (N cores, two a chip), Nxh100, Nxh200 or Nxa100, cpu:N'),
   (['--topology=v5p-12'], 'there are none of 12; v5p comes with 8, 16, 24'),
-  (['--topology=v5p-64', '--aot'], '--aot for 32 x v5p on 8 hosts: is compiled for v5e'),
+  (['--topology=v5p-64', '--aot'], '--aot for 32 x v5p on 8 hosts: is compiled for v5e and v6e'),
   (['--topology=v5e-12'], 'v5e comes with 1, 4, 8, 16'),
   (['--topology=v5e-256'], 'config.phases.teacher.batch_size = 8: must be a multiple of 256'),
   (['--topology=cpu:64', '--aot'], 'JAX runs with 8 CPU devices'),
@@ -409,3 +409,10 @@ def test_hosts_of_topologies():
   hosts = {'v5e-8': 1, 'v5e-256': 64, '8xh100': 1, '16xh100': 2, 'cpu:64': 1, '12xh100': 2, '9xh100': 3, 'v5p-24': 3}
   assert {text: topologies.parse(text).hosts for text in hosts} == hosts
   assert all(topology.one_host.count * topology.hosts == topology.count for topology in map(topologies.parse, hosts))
+
+
+@pytest.mark.parametrize('chip, count', [('v4', 4), ('v5e', 2), ('a100-40gb', 8), ('GeForce RTX 4090', 1)])
+def test_nothing_is_compiled_for_this_machines_devices_where_none_can(chip, count, monkeypatch, capsys):
+  monkeypatch.setattr(topologies, 'here', lambda: topologies.Topology(chip, count))
+  assert pagoda_plan('--aot') == 1
+  assert f'--aot for {count} x {chip}: is compiled for v5e and v6e (1, 4, 8, ' in capsys.readouterr().err
