@@ -170,4 +170,6 @@ def test_widths_that_leave_lanes_empty_are_named_with_what_would_be_right():
     assert not lanes.wasteful(models.make_unet(config, 'grow_16'), 128, grown_above=64)
   assert lanes.wasteful(models.make_unet(unet(channels=128), 'teacher'), topologies.CHIPS['v6e'].lanes)
   assert not lanes.wasteful(models.make_unet(config, 'teacher'), topologies.CHIPS['h100'].lanes)
+  guided = tiny.get_config('guided')
+  assert [level.name for level in lanes.wasteful(models.make_unet(guided, 'guide'), 128)] == ['enc_8']  # no decoder
   assert np.all([chip.lanes > 0 for chip in topologies.CHIPS.values()])
