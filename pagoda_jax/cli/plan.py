@@ -106,7 +106,7 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
   else:
     work = f'{phase.steps:,} steps of {found.images} images'
     keep = config.checkpoint
-    kept = keep.keep + (phase.steps // keep.keep_every if keep.keep_every else 0)
+    kept = keep.keep + (phase.steps // keep.keep_every if keep.keep_every else 0) + bool(keep.best)
     left = _row('checkpoint', f'{_bytes(found.state_bytes)}, {kept} of them at most')
   placed = 'all arrays whole on every device'
   if found.split:

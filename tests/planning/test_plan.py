@@ -416,3 +416,10 @@ def test_nothing_is_compiled_for_this_machines_devices_where_none_can(chip, coun
   monkeypatch.setattr(topologies, 'here', lambda: topologies.Topology(chip, count))
   assert pagoda_plan('--aot') == 1
   assert f'--aot for {count} x {chip}: is compiled for v5e and v6e (1, 4, 8, ' in capsys.readouterr().err
+
+
+def test_the_best_checkpoint_is_kept_besides():
+  config = tiny.get_config()
+  config.checkpoint.update({'keep': 2, 'keep_every': 2, 'best': 'loss'})
+  lines = command.phase_lines(config, 'teacher', EIGHT, plan.phase_costs(config, 'teacher', EIGHT), None)
+  assert re.search(r'checkpoint .*B, 5 of them at most', '\n'.join(lines))  # 2 latest, those of steps 2 and 4, the best
