@@ -41,8 +41,8 @@ def define_flags(fv) -> None:
   common.define_number(fv, 'mfu', None, "Share of the chips' bfloat16 peak that the arithmetic of a step is taken to "
                        f'reach by itself; default: {reached}.', 1e-6, 1)
   flags.DEFINE_integer('num_images', None, "Training images; default: the source's.", lower_bound=1, flag_values=fv)
-  flags.DEFINE_integer('target', None, 'Resolution that the last line compares with; default: config.data.resolution.',
-                       lower_bound=1, flag_values=fv)
+  flags.DEFINE_integer('target', None, 'Resolution that the last line compares with, of latents where networks see '
+                       'these; default: config.data.resolution.', lower_bound=1, flag_values=fv)
   flags.DEFINE_list('phases', [], 'Phases to plan, such as distill,grow_16; default: all.', flag_values=fv)
   flags.mark_flag_as_required('config', flag_values=fv)
 
@@ -204,12 +204,13 @@ def headline(config, target: int, known: float | None = None) -> list[str]:
   `known`: `teacher_flops` at the base resolution, where it has been counted already.
   """
   base = config.base_resolution
+  here, there, larger = (spaces.side_in_words(config, side) for side in (base, target, 8 * base))
   if target == base:
-    return [f'teacher at {base} px: the target is {base} px too; --target={8 * base} compares with {8 * base} px']
+    return [f'teacher at {here}: the target is the same; --target={8 * base} compares with {larger}']
   plain = plan.teacher_flops(config, target, attention=False) / plan.teacher_flops(config, base, attention=False)
   whole = plan.teacher_flops(config, target) / (known or plan.teacher_flops(config, base))
   return [f'the same network without attention, whose cost grows with the fourth power of the side: {plain:.1f}x',
-          f'teacher at {base} px: {whole:.1f}x fewer FLOPs per image than at {target} px']
+          f'teacher at {here}: {whole:.1f}x fewer FLOPs per image than at {there}']
 
 
 def work_text(flops: float, seconds: float, topology) -> str:

@@ -423,3 +423,10 @@ def test_the_best_checkpoint_is_kept_besides():
   config.checkpoint.update({'keep': 2, 'keep_every': 2, 'best': 'loss'})
   lines = command.phase_lines(config, 'teacher', EIGHT, plan.phase_costs(config, 'teacher', EIGHT), None)
   assert re.search(r'checkpoint .*B, 5 of them at most', '\n'.join(lines))  # 2 latest, those of steps 2 and 4, the best
+
+
+def test_sides_of_latents_are_told_as_such():
+  config = tiny.get_config()
+  config.space = 'latent'
+  assert command.headline(config, 8) == [
+    'teacher at latents of 8, 64 px: the target is the same; --target=64 compares with latents of 64, 512 px']
