@@ -17,15 +17,16 @@ from pagoda_jax.runtime import topologies
 from pagoda_jax.stages import models
 
 NOTES = """\
-FLOPs: XLA's count of the traced step before it optimises, a loop's body as often as it runs. Activations: an estimate,
-the most that products, convolutions and sums take and make at once, all between fused; a compiler reorders and pads.
-Copies: parameters in the computation's type. Sends: by rule, what each device passes on in a ring: arrays split over
-fsdp are gathered, gradients summed, and parameters of which each device along zero1 has updated a share are gathered.
---aot asks the compiler about all of these; the one for GPUs counts no FLOPs and, with no GPU to try algorithms on,
-takes cuBLAS for all products and leaves out what cuDNN needs of memory while it works. Time: one after the other,
-arithmetic at --mfu of the bfloat16 peak (what float32 products take beyond bfloat16's at the full peak), at the
-published speed of HBM what each pass through a network takes for its parameters, however few its images, and optimisers
-and moving average, sends at that of the links. Recommended: on each number of chips the largest microbatch in
+FLOPs: XLA's count of the traced step before it optimises, a loop's body as often as it runs, with what microbatch and
+remat do again (a run's MFU is without). Activations: an estimate, the most that products, convolutions and sums take
+and make at once, all between fused; a compiler reorders and pads. Copies: parameters in the computation's type. Sends:
+by rule, what each device passes on in a ring: arrays split over fsdp are gathered, gradients summed, and parameters of
+which each device along zero1 has updated a share are gathered. --aot asks the compiler about all of these; the one for
+GPUs counts no FLOPs and, with no GPU to try algorithms on, takes cuBLAS for all products and leaves out what cuDNN
+needs of memory while it works. Time: one after the other, arithmetic at --mfu of the bfloat16 peak (what float32
+products take beyond bfloat16's at the full peak), at the published speed of HBM what each pass through a network takes
+for its parameters, however few its images, and optimisers and moving average, sends at that of the links. Recommended,
+with FLOPs and activations of config.microbatch: on each number of chips the largest microbatch in
 {fits:.0%} of the memory, then the smallest fsdp, then the zero1 that takes the least time; of these the most chips that
 take {dearer:g} times the fewest chip-hours at most. Lanes: channels are padded to their multiples; useful is what both
 paddings of a convolution leave."""
