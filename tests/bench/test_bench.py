@@ -37,7 +37,9 @@ def test_unknown_measurement():
     command.run(None, ['speed'])
 
 
-def test_bench_data_prints_a_row_for_each_path(capsys):
+def test_bench_data_prints_a_row_for_each_path(capsys, monkeypatch):
+  monkeypatch.setattr(data, 'LARGE_COUNT', 2)
+  monkeypatch.setattr(data, 'SMALL_COUNT', 2 * data.BATCH)
   assert main.main(['bench', 'data', '--seconds=0.01']) == 0
   rows = capsys.readouterr().out.splitlines()
   assert '512 px JPEG -> 512 + 64 px' in rows[1] and '64 px ArrayRecord (png) -> batch of 128' in rows[2]
