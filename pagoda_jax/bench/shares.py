@@ -6,13 +6,14 @@ import re
 import jax
 from etils import epath
 
-# Names of scopes (jax.named_scope in stages/) that an operation is counted under: the first that its name begins with.
-PARTS = ('denoiser', 'estimator', 'generator', 'features', 'distance', 'discriminator', 'update')
+# Names of scopes (jax.named_scope in stages/) that an operation is counted under: the outermost of its name.
+PARTS = ('denoiser', 'encoder', 'estimator', 'generator', 'autoencoder', 'decoder', 'features', 'distance',
+         'discriminator', 'clip', 'update')
 OTHER = 'other'
 
 
 def traced(run, folder) -> epath.Path:
-  """Writes an XProf trace of run() to a folder; returns the newest file of it that `profile_of` reads."""
+  """Writes an XProf trace of run() to a folder; returns the newest file of it."""
   options = jax.profiler.ProfileOptions()
   options.python_tracer_level = 0  # every Python call would stand between the operations
   with jax.profiler.trace(str(folder), profiler_options=options):

@@ -201,4 +201,4 @@ def bench_sample(config, name: str, batch_size: int, **options) -> dict[str, Any
   """`measure` of the drawing of images by a phase of stage teacher, distill or grow, as `pagoda sample` does it."""
   mesh = sharding.make_mesh()
   program = programs.sampling(config, name, -(-batch_size // mesh.size) * mesh.size)
-  return measure(config, name, program, mesh, costs.flops(program.trace()) / program.images, **options)
+  return measure(config, name, program, mesh, plan.drawn_flops(config, name, program.images), **options)

@@ -3,11 +3,14 @@
 import json
 
 from absl import flags
+from etils import epath
 
 from pagoda_jax.cli import common
 
 PROGRAMS = ('step', 'sample', 'invert')
 BENCHMARKS = ('convert', 'data', *PROGRAMS)
+_OF = dict.fromkeys(('config', 'phase', 'repeats', 'warm_up', 'peak', 'profile', 'json'), PROGRAMS) | {
+  'seconds': ('data',), 'workers': ('data',), 'batch_size': ('sample',)}
 
 
 def define_flags(fv: flags.FlagValues) -> None:
@@ -34,6 +37,10 @@ def run(fv: flags.FlagValues, args: list[str]) -> int:
   """`pagoda bench convert`, `data`, `step`, `sample` or `invert`; raises ValueError for another word."""
   if len(args) != 1 or args[0] not in BENCHMARKS:
     raise ValueError(f'pagoda bench {" ".join(args)}: use {", ".join(BENCHMARKS)}')
+  for name, of in _OF.items():
+    if fv[name].present and args[0] not in of:
+      own = '; --config.phases.NAME.batch_size=N is that of others' if name == 'batch_size' else ''
+      raise ValueError(f'pagoda bench {args[0]}: --{name} is of {", ".join(of)}{own}')
   if args[0] in PROGRAMS:
     found = _measured(fv, args[0])
     print(json.dumps(found) if fv.json else '\n'.join(table(found)))
@@ -74,6 +81,8 @@ def _measured(fv, what: str) -> dict:
   if name not in choices:
     raise configs.ConfigError(f'--phase={name}: must be one of {", ".join(choices)}')
   _, notes = plan.settled_pairs(config, num_images=1)  # how many there are does not matter here
+  if fv.profile and '://' not in fv.profile:
+    epath.Path(fv.profile).mkdir(parents=True, exist_ok=True)  # refused before minutes of compiling, not after
   options = {'repeats': fv.repeats, 'warm_up': fv.warm_up, 'peak': fv.peak, 'profile': fv.profile}
   if what == 'sample':
     found = step.bench_sample(config, name, fv.batch_size, **options)

@@ -17,15 +17,16 @@ from pagoda_jax.runtime import topologies
 from pagoda_jax.stages import models
 
 NOTES = """\
-FLOPs: XLA's count of the traced step before it optimises, a loop's body as often as it runs. Activations: an estimate,
-the most that products, convolutions and sums take and make at once, all between fused; a compiler reorders and pads.
-Copies: parameters in the computation's type. Sends: by rule, what each device passes on in a ring: arrays split over
-fsdp are gathered, gradients summed, and parameters of which each device along zero1 has updated a share are gathered.
---aot asks the compiler about all of these; the one for GPUs counts no FLOPs and, with no GPU to try algorithms on,
-takes cuBLAS for all products and leaves out what cuDNN needs of memory while it works. Time: one after the other,
-arithmetic at --mfu of the bfloat16 peak (what float32 products take beyond bfloat16's at the full peak), at the
-published speed of HBM what each pass through a network takes for its parameters, however few its images, and optimisers
-and moving average, sends at that of the links. Recommended: on each number of chips the largest microbatch in
+FLOPs: XLA's count of the traced step before it optimises, a loop's body as often as it runs, with what microbatch and
+remat do again (a run's MFU is without). Activations: an estimate, the most that products, convolutions and sums take
+and make at once, all between fused; a compiler reorders and pads. Copies: parameters in the computation's type. Sends:
+by rule, what each device passes on in a ring: arrays split over fsdp are gathered, gradients summed, and parameters of
+which each device along zero1 has updated a share are gathered. --aot asks the compiler about all of these; the one for
+GPUs counts no FLOPs and, with no GPU to try algorithms on, takes cuBLAS for all products and leaves out what cuDNN
+needs of memory while it works. Time: one after the other, arithmetic at --mfu of the bfloat16 peak (what float32
+products take beyond bfloat16's at the full peak), at the published speed of HBM what each pass through a network takes
+for its parameters, however few its images, and optimisers and moving average, sends at that of the links. Recommended,
+with FLOPs and activations of config.microbatch: on each number of chips the largest microbatch in
 {fits:.0%} of the memory, then the smallest fsdp, then the zero1 that takes the least time; of these the most chips that
 take {dearer:g} times the fewest chip-hours at most. Lanes: channels are padded to their multiples; useful is what both
 paddings of a convolution leave."""
@@ -41,8 +42,8 @@ def define_flags(fv) -> None:
   common.define_number(fv, 'mfu', None, "Share of the chips' bfloat16 peak that the arithmetic of a step is taken to "
                        f'reach by itself; default: {reached}.', 1e-6, 1)
   flags.DEFINE_integer('num_images', None, "Training images; default: the source's.", lower_bound=1, flag_values=fv)
-  flags.DEFINE_integer('target', None, 'Resolution that the last line compares with; default: config.data.resolution.',
-                       lower_bound=1, flag_values=fv)
+  flags.DEFINE_integer('target', None, 'Resolution that the last line compares with, of latents where networks see '
+                       'these; default: config.data.resolution.', lower_bound=1, flag_values=fv)
   flags.DEFINE_list('phases', [], 'Phases to plan, such as distill,grow_16; default: all.', flag_values=fv)
   flags.mark_flag_as_required('config', flag_values=fv)
 
@@ -75,7 +76,7 @@ def run(fv, args) -> int:
     found = plan.phase_costs(config, name, topology, counted)
     images = plan.images_of(config, name, pairs)
     total += (images or 0) * found.flops / found.images
-    if config.phases[name].stage == 'teacher':
+    if config.phases[name].stage == 'teacher' and not config.remat:  # else some are counted twice
       teacher = teacher or found.flops / found.images
     print('\n' + '\n'.join(phase_lines(config, name, topology, found, pairs)), flush=True)
     if chip.peak:
@@ -106,7 +107,7 @@ def phase_lines(config, name: str, topology, found: PhaseCosts, pairs: int | Non
   else:
     work = f'{phase.steps:,} steps of {found.images} images'
     keep = config.checkpoint
-    kept = keep.keep + (phase.steps // keep.keep_every if keep.keep_every else 0)
+    kept = keep.keep + (phase.steps // keep.keep_every if keep.keep_every else 0) + bool(keep.best)
     left = _row('checkpoint', f'{_bytes(found.state_bytes)}, {kept} of them at most')
   placed = 'all arrays whole on every device'
   if found.split:
@@ -204,12 +205,13 @@ def headline(config, target: int, known: float | None = None) -> list[str]:
   `known`: `teacher_flops` at the base resolution, where it has been counted already.
   """
   base = config.base_resolution
+  here, there, larger = (spaces.side_in_words(config, side) for side in (base, target, 8 * base))
   if target == base:
-    return [f'teacher at {base} px: the target is {base} px too; --target={8 * base} compares with {8 * base} px']
+    return [f'teacher at {here}: the target is the same; --target={8 * base} compares with {larger}']
   plain = plan.teacher_flops(config, target, attention=False) / plan.teacher_flops(config, base, attention=False)
   whole = plan.teacher_flops(config, target) / (known or plan.teacher_flops(config, base))
   return [f'the same network without attention, whose cost grows with the fourth power of the side: {plain:.1f}x',
-          f'teacher at {base} px: {whole:.1f}x fewer FLOPs per image than at {target} px']
+          f'teacher at {here}: {whole:.1f}x fewer FLOPs per image than at {there}']
 
 
 def work_text(flops: float, seconds: float, topology) -> str:

@@ -46,7 +46,7 @@ def wasteful(unet: UNet, lanes: int, grown_above: int = 0) -> list[Level]:
   """
   encoder, middle, decoder = unet.blocks()
   levels = {}
-  for part, blocks in (('enc', encoder + middle), ('dec', decoder)):
+  for part, blocks in (('enc', encoder + middle), ('dec', [] if unet.estimator else decoder)):
     for block in blocks:
       if block.resolution > grown_above:
         levels.setdefault(f'{part}_{block.resolution}', []).append(block)

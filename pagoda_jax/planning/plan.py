@@ -303,6 +303,11 @@ def image_flops(config, name: str) -> float:
   return costs.flops(program.trace()) / program.images
 
 
+def drawn_flops(config, name: str, count: int) -> float:
+  """FLOPs per image of drawing so many of a phase."""
+  return costs.flops(programs.sampling(_with_keys(config, attention='xla'), name, count).trace()) / count
+
+
 def _with_keys(config, **values):
   changed = config.copy_and_resolve_references()
   with changed.unlocked(), changed.ignore_type():

@@ -99,7 +99,10 @@ class Topology:
   @property
   def hosts(self) -> int:
     # A single host has up to 8 chips of v5e or v6e, hosts of a larger slice 4 each.
-    return 1 if self.count <= (8 if self.is_tpu else self.chip.per_host) else -(-self.count // self.chip.per_host)
+    if self.count <= (8 if self.is_tpu else self.chip.per_host):
+      return 1
+    fewest = -(-self.count // self.chip.per_host)
+    return next(hosts for hosts in range(fewest, self.count + 1) if self.count % hosts == 0)  # each has as many
 
   @property
   def one_host(self) -> 'Topology':
@@ -114,8 +117,9 @@ class Topology:
 
   @property
   def sizes(self) -> list['Topology']:
-    """Sets of such chips, smallest first: the slices of a TPU, else 1, 2, 4 ... up to 1024."""
-    counts = SLICES if self.is_tpu else [2**i for i in range(11)]
+    """Sets of such chips, smallest first: SLICES, else 1, 2, 4 ... up to 1024; of v4 and v5p from a host's 4 on."""
+    least = self.chip.per_host if self.platform == 'tpu' else 1
+    counts = SLICES if self.is_tpu else [2**i for i in range(11) if 2**i >= least]
     return [Topology(self.chip_name, count) for count in counts]
 
   def __str__(self) -> str:
@@ -174,8 +178,9 @@ def compile_devices(topology: Topology) -> list:
   """
   if topology.chip_name == 'cpu':
     return _cpus(topology.count)
-  if topology.chip_name == 'v5p':
-    raise TopologyError(f'--aot for {topology}: is compiled for v5e, v6e, GPUs and cpu')
+  if not (topology.is_gpu or (topology.is_tpu and topology.count in SLICES)):
+    raise TopologyError(f'--aot for {topology}: is compiled for v5e and v6e ({", ".join(map(str, SLICES))} chips), '
+                        f'{", ".join(gpu_targets.GPUS)} and cpu')
   jax.config.update('jax_enable_compilation_cache', False)  # it could not be read back without the devices
   return _tpus(topology) if topology.is_tpu else _gpus(topology)
 

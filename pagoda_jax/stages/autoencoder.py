@@ -49,6 +49,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     def passed(params):
       """For each size of the pictures (mean, log variance, decoded sample)."""
 
+      @jax.named_scope('autoencoder')
       def of_part(sizes, keys):
         found = []
         for size, small in enumerate(sizes):

@@ -2,6 +2,8 @@
 
 import io
 import json
+import pathlib
+import re
 from types import SimpleNamespace
 from unittest import mock
 
@@ -11,10 +13,11 @@ import pytest
 import tiny
 from PIL import Image
 
-from pagoda_jax import main, pipeline
+from pagoda_jax import main, pipeline, stages
 from pagoda_jax.bench import convert, data, shares, step, synthetic
 from pagoda_jax.cli import bench as command
 from pagoda_jax.data import pictures
+from pagoda_jax.networks import attention, chips
 from pagoda_jax.planning import costs, plan, programs
 from pagoda_jax.runtime import progress, topologies
 
@@ -34,7 +37,9 @@ def test_unknown_measurement():
     command.run(None, ['speed'])
 
 
-def test_bench_data_prints_a_row_for_each_path(capsys):
+def test_bench_data_prints_a_row_for_each_path(capsys, monkeypatch):
+  monkeypatch.setattr(data, 'LARGE_COUNT', 2)
+  monkeypatch.setattr(data, 'SMALL_COUNT', 2 * data.BATCH)
   assert main.main(['bench', 'data', '--seconds=0.01']) == 0
   rows = capsys.readouterr().out.splitlines()
   assert '512 px JPEG -> 512 + 64 px' in rows[1] and '64 px ArrayRecord (png) -> batch of 128' in rows[2]
@@ -94,6 +99,7 @@ def test_parts_of_an_operation_by_its_name():
     'jit(step)/while/body/closed_call/features/sub': 'features forward',
     'jit(step)/transpose(jvp(distance))/discriminator/mul': 'distance backward',  # the outermost counts
     'jit(step)/update/mul': 'update',
+    'jit(step)/jvp(encoder)/UNet/add': 'encoder forward',
     'jit(step)/generators/add': 'other',
     '': 'other',
   }
@@ -105,6 +111,9 @@ ENTRY %main {
 }
 """
   assert shares.parts_of_instructions(hlo) == {'fusion.1': 'update', 'copy.2': 'other'}
+  named = set().union(*(re.findall(r"named_scope\('(\w+)'\)", path.read_text())
+                        for path in pathlib.Path(stages.__file__).parent.glob('*.py')))
+  assert named == set(shares.PARTS)
 
 
 def test_seconds_of_parts_are_those_of_their_own_operations():
@@ -174,6 +183,8 @@ def test_what_is_measured_of_sampling_and_inversion(monkeypatch):
   monkeypatch.setattr(step, 'measure', lambda *args, **options: calls.append(args) or {})
   config, devices = tiny.get_config(), jax.device_count()
   config.phases.teacher.sample_levels, config.phases.invert.num_levels = 6, 6
+  monkeypatch.setattr(chips, 'chip', lambda: 'tpu')
+  monkeypatch.setattr(attention, 'FLASH_FROM', 64)  # a kernel, which the CPU backend that counts does not know
   step.bench_sample(config, 'teacher', 2 * devices - 1, repeats=1)
   step.bench_invert(config, 'invert', repeats=1)
   (*_, sampling, _, sampled), (*_, inversion, _, inverted) = calls
@@ -211,6 +222,10 @@ REFUSED = [
   (['sample', CONFIG, f'--profile={tiny.__file__}'], 'is there and is not a folder'),
   (['sample', CONFIG, '--peak=nan'], 'must be finite'),
   (['step', CONFIG, '--config.phases.teacher.batch_size=0'], 'config.phases.teacher.batch_size = 0'),
+  (['step', CONFIG, '--batch_size=64'], '--batch_size is of sample; --config.phases.NAME.batch_size=N is'),
+  (['data', '--json'], 'pagoda bench data: --json is of step, sample, invert'),
+  (['convert', '--seconds=9'], '--seconds is of data'),
+  (['sample', CONFIG, '--profile=/proc/none/trace'], '/proc/none'),  # where no folder can be made
 ]
 
 

@@ -120,6 +120,9 @@ def test_recommended_is_the_most_chips_that_are_worth_their_hours():
   # On more, moments and averages take a share each: nothing else is as quick.
   assert best.mesh['zero1'] > 1 == best.mesh['fsdp']
   assert times.recommended(dataclasses.replace(ADM, image_bytes=20e9), topologies.parse('v5e-8')) is None
+  # There are no fewer than 4 chips of v5p (v5p-8); a batch of 2 splits over no such.
+  assert times.recommended(counted_of(4, (8, 8), 1e9, 1e6), topologies.parse('v5p-64')).topology.count == 4
+  assert times.recommended(counted_of(2, (8, 8), 1e9, 1e6), topologies.parse('v5p-64')) is None
   assert times.best_on(counted_of(96, (8, 8), 1e9, 1e6), topologies.parse('v5e-64')) is None  # 96 images on 64
 
 
@@ -167,4 +170,6 @@ def test_widths_that_leave_lanes_empty_are_named_with_what_would_be_right():
     assert not lanes.wasteful(models.make_unet(config, 'grow_16'), 128, grown_above=64)
   assert lanes.wasteful(models.make_unet(unet(channels=128), 'teacher'), topologies.CHIPS['v6e'].lanes)
   assert not lanes.wasteful(models.make_unet(config, 'teacher'), topologies.CHIPS['h100'].lanes)
+  guided = tiny.get_config('guided')
+  assert [level.name for level in lanes.wasteful(models.make_unet(guided, 'guide'), 128)] == ['enc_8']  # no decoder
   assert np.all([chip.lanes > 0 for chip in topologies.CHIPS.values()])

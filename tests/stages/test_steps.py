@@ -55,7 +55,7 @@ def test_growth_trains_only_new_blocks_the_last_old_level_and_the_head():
   assert {name.split('_block')[0] for name in start.params} == {'dec_8', 'dec_16_up', 'dec_16', 'out_norm', 'out_conv'}
   assert largest_change(start.fixed, after.fixed) == 0
   assert {name for name in start.fixed} >= {'in_conv', 'time_embed_0', 'label_embed', 'mid_block0'}
-  for tree in (start.ema, start.opt_state[0].mu if hasattr(start.opt_state[0], 'mu') else start.ema):
+  for tree in (start.ema, start.opt_state[0].mu):
     assert set(tree) == set(start.params)
 
 
