@@ -112,6 +112,19 @@ def test_a_step_on_dinos_tokens_with_r3gans_loss_is_the_same_on_one_and_on_eight
   assert len(one.discriminator['params']) == 5 * 4  # a head for the embedding and each quarter of the blocks
 
 
+def test_penalties_of_either_discriminator_keep_kernels_out_of_the_features_attention(monkeypatch):
+  forms = []
+  monkeypatch.setattr(perception, 'dino_network', lambda resolution, dtype, form: forms.append(form))
+  config = experiment('pixels')
+  phase = config.phases.distill
+  phase.discriminator.features = 'dino'
+  pairs = phase.reconstruction_adversarial
+  for adversarial, pairs.r1, pairs.weight in (({}, 0.0, 0.0), ({}, 1.0, 0.0), ({}, 1.0, 0.5), ({'r2': 1.0}, 0.0, 0.0)):
+    phase.adversarial.update(adversarial)
+    models.build(config, 'distill')
+  assert forms == ['auto', 'auto', 'xla', 'xla']
+
+
 def test_the_distance_is_of_resized_then_augmented_images_with_one_draw_for_both(folder):
   config = experiment()
   networks, frozen = models.build(config, 'distill'), frozen_weights.load(config, 'distill')
