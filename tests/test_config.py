@@ -12,7 +12,9 @@ from runs import CONFIG, pagoda
 from pagoda_jax import config as configs
 from pagoda_jax import validation
 from pagoda_jax.config import ladder
+from pagoda_jax.method import perception
 from pagoda_jax.stages import models, state
+from pagoda_jax.validation import losses
 from pagoda_jax.weights.convert import pagoda as pagoda_names
 
 
@@ -398,6 +400,30 @@ def test_figures_need_held_out_pictures_of_several_classes():
     changed.data[key] = value
     with pytest.raises(configs.ConfigError, match=f'evaluation.samples = 100: .* config.data.{key} >= 2, not {value}'):
       validation.validate(changed, 8)
+
+
+def test_projected_features_of_large_pictures_need_sides_that_halve_evenly():
+  config = configs.experiment(base_resolution=272)
+  config.network.update({'channel_mult': (1,), 'attention_resolutions': ()})
+  config.data.resolution = 272
+  configs.add_phase(config, 'teacher', configs.teacher())
+  configs.add_phase(config, 'invert', configs.invert())
+  configs.add_phase(config, 'distill', configs.distill(discriminator=configs.discriminator(conditional=False)))
+  validation.validate(config)
+  for group, key in (('reconstruction', 'distance'), ('discriminator', 'features')):
+    changed = config.copy_and_resolve_references()
+    changed.phases.distill[group][key] = 'projected'
+    with pytest.raises(configs.ConfigError, match=f"{group}.{key} = 'projected': sees pictures of 272 px: .* of 32"):
+      validation.validate(changed)
+    changed.base_resolution = changed.data.resolution = 288
+    validation.validate(changed)
+  config = an_autoencoder()  # which compares its pictures at each of its sizes
+  config.base_resolution = config.data.resolution = 272
+  config.phases.autoencoder.sizes = 2
+  config.phases.autoencoder.reconstruction.distance = 'projected'
+  with pytest.raises(configs.ConfigError, match='sees pictures of 272 px'):
+    validation.validate(config)
+  assert losses.NATIVE_FROM == perception.NATIVE_FROM
 
 
 def test_a_chain_of_growth_agrees_about_its_noise():

@@ -47,6 +47,11 @@ def draw(rng, batch: int, size: int | tuple[int, int], policy: tuple[str, ...] =
   return {name: samplers[name](keys[name]) for name in POLICY if name in policy}
 
 
+def rescaled(params: dict[str, jax.Array], side: int, other: int) -> dict[str, jax.Array]:
+  """A draw for images of `side` pixels as one for images of `other`: the same shares of their sides."""
+  return {name: value * other // side if name in ('translation', 'cutout') else value for name, value in params.items()}
+
+
 def apply(images: jax.Array, params: dict[str, jax.Array]) -> jax.Array:
   """The augmented images [B, H, W, C], differentiable in `images`; does what `params` has an entry for.
 

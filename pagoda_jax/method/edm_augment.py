@@ -12,7 +12,7 @@ is data: with zeros, as in sampling, its images are not augmented.
   scale                a ~ N(0, 1); by 2^(0.2 a)            a
   rotation             a ~ U(-pi, pi)                       cos a - 1, sin a
   anisotropy           a ~ N(0, 1), r ~ U(-pi, pi) or 0;    a cos r, a sin r
-                       by 2^(0.2 a) along r, 2^(-0.2 a) across
+                       by 2^(0.2 a) along r (from the right upwards), 2^(-0.2 a) across
   translation          a ~ N(0, 1)^2; by a / 8 of a side    a
   brightness           a ~ N(0, 1); adds 0.2 a              a
   contrast             a ~ N(0, 1); by 2^(0.5 a)            a
@@ -164,7 +164,8 @@ def inverse_geometry(drawn: dict[str, jax.Array], side: int) -> jax.Array:
   if 'anisotropy' in drawn:
     amount, angle = drawn['anisotropy']
     factor = 2 ** (-ANISOTROPY * amount)
-    matrix = _product(matrix, _rotation(angle), _scaling(factor, 1 / factor), _rotation(-angle))
+    # The sign of the angle is that of the code that the published weights were trained by.
+    matrix = _product(matrix, _rotation(-angle), _scaling(factor, 1 / factor), _rotation(angle))
   if 'translation' in drawn:
     x, y = side * TRANSLATION * drawn['translation']
     matrix = _product(matrix, jnp.eye(3).at[:2, 2].set(-jnp.stack([x, y])))

@@ -164,16 +164,17 @@ def projected_distance(networks: Mapping[str, ProjectedFeatures], resolution: in
   Unlike for the discriminator, images are first resized and then augmented, as in PaGoDA's release;
   both get the same draw, and each feature network its own.
   """
+  size = RESIZED if resolution < NATIVE_FROM else resolution
 
   def distance(frozen, images, others, draws):
     images, others = enlarged(images), enlarged(others)
     total = 0.0
     for name, network in networks.items():
-      maps = [network.apply(frozen['features'][name], augment.apply(x, draws[name])) for x in (images, others)]
+      draw = augment.rescaled(draws[name], size, images.shape[1])  # an autoencoder compares smaller images too
+      maps = [network.apply(frozen['features'][name], augment.apply(x, draw)) for x in (images, others)]
       total += losses.projected_distance(*maps)
     return total
 
-  size = RESIZED if resolution < NATIVE_FROM else resolution
   return functools.partial(draw_for_each, networks, size, policy), distance
 
 

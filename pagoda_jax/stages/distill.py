@@ -40,8 +40,8 @@ def make_train_step(networks: Networks, config, parts: int = 1):
   Args:
     networks: networks.unet is the generator; networks.discriminator its opponent.
     config: a phase made by config.distill() or config.grow().
-    parts: how many parts a batch is worked through in (microbatch.py): less memory, the same result. The
-      generator and the feature networks are; the discriminator sees whole batches, for their statistics.
+    parts: how many parts a batch is worked through in (microbatch.py): less memory, the same result. All
+      networks are but the discriminators, which see whole batches, for their statistics.
 
   Returns:
     step(state: GeneratorState, batch, frozen, rng) -> (state, metrics). batch: 'image' [B, H, W, C] with
@@ -68,8 +68,9 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     reals = normalize(batch['real_image'])
     cond, real_cond = guidance.condition_of(batch), guidance.condition_of(batch, 'real_')
     kinds, real_kinds = batch.get('caption_kind'), batch.get('real_caption_kind')
-    images, noise = pairs_of(networks, batch, frozen, keys[8])
-    pair_cond, real_cond = cond | omega_of_pairs(networks, batch), real_cond | omega_of_reals(networks, batch, frozen)
+    images, noise = pairs_of(networks, batch, frozen, keys[8], parts)
+    pair_cond = cond | omega_of_pairs(networks, batch)
+    real_cond = real_cond | omega_of_reals(networks, batch, frozen, parts)
     prior_cond = real_cond if relativistic else cond | omega_of_fakes(networks, keys[5], 0, len(images), kinds)
 
     def generate(trained, noise, cond):
@@ -238,21 +239,23 @@ def added(grads, others, factor):
   return jax.tree.map(lambda g, o: g + factor * o, grads, others)
 
 
-def pairs_of(networks: Networks, batch, frozen, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def pairs_of(networks: Networks, batch, frozen, key: jax.Array, parts: int) -> tuple[jax.Array, jax.Array]:
   """L_rec's pairs, constants: images [B, H, W, C] in [-1, 1] and the noise [B, h, w, C] that shall make them.
 
   The noise is what the batch brings, or inverted by the teacher here and now; where networks.draw is given, it is of
-  the prior, and the images are what the teacher makes of it.
+  the prior, and the images are what the teacher makes of it. The teacher works through the batch in so many parts.
   """
-  images = normalize(batch['image'])
+  images, cond, null = normalize(batch['image']), guidance.condition_of(batch), frozen.get('null_text')
   if networks.draw is not None:
     noise = networks.sigma_max * jax.random.normal(key, images.shape)
-    drawn = networks.draw(frozen['teacher'], noise, guidance.condition_of(batch), frozen.get('null_text'))
-    return jax.lax.stop_gradient(drawn), noise
+    draw = lambda noise, cond: networks.draw(frozen['teacher'], noise, cond, null)
+    return jax.lax.stop_gradient(microbatch.mapped(draw, parts)(noise, cond)), noise
   if networks.invert is None:
     return images, batch['noise']
-  seen = batch | {'image': batch['base_image']}
-  return images, jax.lax.stop_gradient(networks.invert(frozen['teacher'], seen, frozen.get('null_text')))
+  invert = lambda seen: networks.invert(frozen['teacher'], seen, null)
+  told = {name: batch[name] for name in ('key', 'caption_kind') if name in batch}
+  seen = cond | told | {'image': batch['base_image']}
+  return images, jax.lax.stop_gradient(microbatch.mapped(invert, parts)(seen))
 
 
 def omega_of_pairs(networks: Networks, batch) -> dict[str, jax.Array]:
@@ -271,12 +274,13 @@ def omega_of_fakes(networks: Networks, rng, place: int, count: int, kinds=None) 
   return {'omega': networks.law.draw(jax.random.fold_in(rng, place), (count,), kinds)}
 
 
-def omega_of_reals(networks: Networks, batch, frozen) -> dict[str, jax.Array]:
+def omega_of_reals(networks: Networks, batch, frozen, parts: int) -> dict[str, jax.Array]:
   """{'omega': [B]} that the batch's other real images look like; {} without guidance."""
   if networks.law is None:
     return {}
   images = normalize(batch.get('real_base_image', batch['real_image']))
-  return {'omega': guide.estimated(networks, frozen, images, guidance.condition_of(batch, 'real_'))}
+  estimated = microbatch.mapped(functools.partial(guide.estimated, networks, frozen), parts)
+  return {'omega': estimated(images, guidance.condition_of(batch, 'real_'))}
 
 
 def factor_of_loss(config) -> float:

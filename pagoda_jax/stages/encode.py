@@ -37,7 +37,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     return jnp.mean(apart**2 + jnp.abs(apart), axis=(1, 2, 3))
 
   def step(state: TeacherState, batch, frozen, rng):
-    images, noise = distill.pairs_of(networks, batch, frozen, step_keys(rng, state.step, 1)[0])
+    images, noise = distill.pairs_of(networks, batch, frozen, step_keys(rng, state.step, 1)[0], parts)
     cond = guidance.condition_of(batch) | distill.omega_of_pairs(networks, batch)
     loss, grads = gradients.mean_and_grad(losses_of, parts)(state.params, images, noise, cond)
     norm = optax.global_norm(grads)

@@ -10,12 +10,14 @@ several times, and would be one more store to write, to check and to go on with 
 small part of a run as it is, and the estimator cannot learn its pool by heart.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from pagoda_jax.data.images import normalize
-from pagoda_jax.method import guidance
+from pagoda_jax.method import guidance, microbatch
 from pagoda_jax.stages import gradients
 from pagoda_jax.stages.models import Networks
 from pagoda_jax.stages.state import TeacherState, guarded, make_optimizer, mix, step_keys, updated
@@ -56,7 +58,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = updated(networks.unet, state.params, updates)
     new = state.replace(params=params, opt_state=opt_state, ema=mix(state.ema, params, config.ema))
-    found = networks.estimate(state.ema, reals, cond)
+    found = microbatch.mapped(functools.partial(networks.estimate, state.ema), parts)(reals, cond)
     state = guarded((loss, norm), new, state)
     return state, {'loss': loss, 'grad_norm': norm, 'omega_real': jnp.mean(found), 'omega_real_std': jnp.std(found),
                    'skipped_in_a_row': state.skipped, 'skipped': state.skipped_total}

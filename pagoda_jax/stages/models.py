@@ -118,7 +118,9 @@ def build(config, phase_name: str) -> Networks:
     return Networks(**shared)
   estimate = _estimator(make_unet(config, phase.guide), config.diffusion, law) if phase.get('guide') else None
   judged, compared = (spaces.loss_side(config, phase_name, key) for key in ('adversarial', 'reconstruction'))
-  penalised = phase.adversarial.r1 or phase.adversarial.r2  # kernels of attention cannot be differentiated twice
+  pairs = phase.reconstruction_adversarial
+  judging = [phase.adversarial] + [pairs] * (pairs.weight > 0)  # on the same features
+  penalised = any(adv.r1 or adv.r2 for adv in judging)  # kernels of attention cannot be differentiated twice
   discriminator, view = _discriminator(
     phase.discriminator, config.data.num_classes, law is not None, configs.has_text(config), judged, unet.dtype,
     'xla' if penalised else unet.attention_form)

@@ -143,7 +143,8 @@ def _validate_phase(config, name, earlier, shards):
     if shards:
       _validate_microbatch(config, name, phase.batch_size // shards)
   if phase.stage == 'autoencoder':
-    losses.validate_views(phase, path, config.base_resolution >> (phase.sizes - 1), config.base_resolution)
+    side = config.base_resolution
+    losses.validate_views(phase, path, [side >> times for times in range(phase.sizes)], side)
   if phase.stage == 'teacher':
     _validate_teacher(config, phase, path)
   if phase.stage == 'invert' and phase.encoder:

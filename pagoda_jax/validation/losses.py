@@ -5,17 +5,23 @@ from pagoda_jax.config import spaces
 from pagoda_jax.validation.checks import check
 
 CLIP_WIDTH = 768  # of the space that CLIP ViT-L/14 has pictures and captions in
+NATIVE_FROM = 256  # pixels, from which projected features are of a picture's own size (method/perception.py)
+HALVED_TO = 32  # pixels for one place of the coarsest of their maps, each of which must be half the one before
 
 
 def validate_views(phase, path, compared, judged):
-  """Of losses that compare pictures of a side, and judge them at a side."""
+  """Of losses that compare pictures of some sides, the smallest last, and judge them at a side."""
   rec, disc = phase.reconstruction, phase.discriminator
   if rec.distance == 'pixels':
     weights = rec.scale_weights
     check(any(weights), f'{path}.reconstruction.scale_weights', weights, 'must have one that is not 0')
-    most = _halvings(compared, 1) + 1
+    most = _halvings(compared[-1], 1) + 1
     check(len(weights) <= most, f'{path}.reconstruction.scale_weights', weights,
-           f'must be at most {most}: a picture of {compared} px is halved {most - 1} times')
+           f'must be at most {most}: a picture of {compared[-1]} px is halved {most - 1} times')
+  seen = [('reconstruction.distance', rec.distance, side) for side in compared]
+  for key, kind, side in (*seen, ('discriminator.features', disc.features, judged)):
+    check(kind != 'projected' or side < NATIVE_FROM or side % HALVED_TO == 0, f'{path}.{key}', kind,
+           f'sees pictures of {side} px: from {NATIVE_FROM} px on that must be a multiple of {HALVED_TO}')
   if disc.features == 'pixels':
     check(judged >= 4, f'{path}.discriminator.features', disc.features, f'needs 4 px, and works on {judged}')
     most = _halvings(judged, 4) + 1
@@ -27,7 +33,8 @@ def validate_losses(config, name):
   phase, path = config.phases[name], f'config.phases.{name}'
   rec, disc = phase.reconstruction, phase.discriminator
   adv, of_pairs = phase.adversarial, phase.reconstruction_adversarial
-  validate_views(phase, path, *(spaces.loss_side(config, name, key) for key in ('reconstruction', 'adversarial')))
+  compared, judged = (spaces.loss_side(config, name, key) for key in ('reconstruction', 'adversarial'))
+  validate_views(phase, path, (compared,), judged)
   check(not disc.conditional or config.data.num_classes != 0 or configs.has_text(config),
          f'{path}.discriminator.conditional', disc.conditional,
          'must be False without labels or captions: config.data.num_classes is 0')

@@ -13,6 +13,7 @@ import pytest
 import step_tools
 import tiny
 from flax import linen as nn
+from jax.extend import core
 from step_tools import PLAIN, RNG
 
 from pagoda_jax import config as configs
@@ -243,6 +244,31 @@ def test_a_phases_own_microbatch_comes_before_the_experiments():
   assert turns() == ['4']
   config.phases.teacher.microbatch = 1
   assert turns() == ['16']
+
+
+def at_once(jaxpr, scope) -> set[int]:
+  """How many images the convolutions within a named scope are of."""
+  found = set()
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'conv_general_dilated' and scope in str(eqn.source_info.name_stack):
+      found.add(eqn.invars[0].aval.shape[0])
+    for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: isinstance(x, core.ClosedJaxpr)):
+      if hasattr(value, 'jaxpr') or hasattr(value, 'eqns'):
+        found |= at_once(getattr(value, 'jaxpr', value), scope)
+  return found
+
+
+@pytest.mark.parametrize('variant, name, pairs, images', [
+  ('', 'distill', 'data', {'denoiser': 2}), ('', 'distill', 'teacher', {'denoiser': 2}),
+  ('roads', 'encode', 'data', {'denoiser': 2}), ('guided', 'guide', '', {'denoiser': 4, 'estimator': 2}),
+  ('guided', 'distill', 'data', {'denoiser': 4, 'estimator': 2})])  # 4: each with its label and without
+def test_teacher_and_estimator_work_through_the_parts_too(variant, name, pairs, images):
+  config = tiny.get_config(variant)
+  config.microbatch, config.phases.invert.store = 2, False
+  if pairs:
+    config.phases[name].pairs = pairs
+  jaxpr = programs.make(config, name).trace().jaxpr.jaxpr
+  assert {scope: at_once(jaxpr, scope) for scope in images} == {scope: {count} for scope, count in images.items()}
 
 
 def test_the_configs_form_of_attention_reaches_every_network():

@@ -1,6 +1,7 @@
 """Training against projected features and LPIPS, on tiny feature networks in the published places."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +117,19 @@ def test_a_step_on_dinos_tokens_with_r3gans_loss(folder, devices):
   assert len(one.discriminator['params']) == 5 * 4  # a head for the embedding and each quarter of the blocks
 
 
+def test_penalties_of_either_discriminator_keep_kernels_out_of_the_features_attention(monkeypatch):
+  forms = []
+  monkeypatch.setattr(perception, 'dino_network', lambda resolution, dtype, form: forms.append(form))
+  config = experiment('pixels')
+  phase = config.phases.distill
+  phase.discriminator.features = 'dino'
+  pairs = phase.reconstruction_adversarial
+  for adversarial, pairs.r1, pairs.weight in (({}, 0.0, 0.0), ({}, 1.0, 0.0), ({}, 1.0, 0.5), ({'r2': 1.0}, 0.0, 0.0)):
+    phase.adversarial.update(adversarial)
+    models.build(config, 'distill')
+  assert forms == ['auto', 'auto', 'xla', 'xla']
+
+
 def test_the_distance_is_of_resized_then_augmented_images_with_one_draw_for_both(folder):
   config = experiment()
   networks, frozen = models.build(config, 'distill'), frozen_weights.load(config, 'distill')
@@ -131,6 +145,18 @@ def test_the_distance_is_of_resized_then_augmented_images_with_one_draw_for_both
     expected += losses.projected_distance(*(modules[name].apply(frozen['features'][name], x) for x in seen))
   np.testing.assert_allclose(distance, expected, rtol=1e-5)
   assert np.all(networks.distance(frozen, images, images, draws) == 0)
+
+
+def test_smaller_images_are_augmented_by_the_same_shares_of_their_sides():
+  seen = []
+  network = types.SimpleNamespace(apply=lambda variables, x: seen.append(x) or [x])
+  draw, distance = perception.projected_distance({'a': network}, 512, ('translation', 'cutout'))
+  draws = draw(RNG, 8) | {'a': {'translation': jnp.full((8, 2), 64), 'cutout': jnp.full((8, 2), 512)}}
+  for side in (512, 256):
+    distance({'features': {'a': {}}}, *jnp.ones((2, 8, side, side, 1)), draws)
+  zero = [1 - np.asarray(x).mean() for x in seen]
+  assert zero[0] == zero[1] == pytest.approx(zero[2], abs=0.01) and zero[0] > 0.2
+  assert not np.any(seen[2][:, 256 - 32 :]) and np.all(seen[2][:, : 256 - 32, : 256 - 32] == 1)
 
 
 def test_images_below_256_px_are_resized_and_others_enter_as_they_are(folder):
