@@ -13,7 +13,7 @@ from pagoda_jax.data import fitting
 from pagoda_jax.data import stream as streams
 from pagoda_jax.data.pictures import SourceError
 from pagoda_jax.method import microbatch as microbatches
-from pagoda_jax.planning import costs, memory, programs
+from pagoda_jax.planning import costs, memory, passes, programs
 from pagoda_jax.planning.parts import Parted, bytes_of, held_bytes, parted
 from pagoda_jax.runtime import sharding, topologies
 from pagoda_jax.stages import models
@@ -32,10 +32,6 @@ _GATHERS = {'autoencoder': {'params': 2, 'discriminator': 4},
             **dict.fromkeys(('teacher', 'encode', 'guide'), {'params': 2}),
             'distill': {'params': 3, 'discriminator': 6, 'pairs_discriminator': 6}}
 _GATHERS['grow'] = _GATHERS['distill']
-# Of HBM for each parameter in each pass forward, in the one backward for its gradient and in the one for what it was
-# given: what a turn of ADM-64's teacher takes on a v5e however few its images, 15 ms by XLA's count for it (two bytes
-# are the parameter's own; the rest is that few images fill a chip's units badly).
-PASS_BYTES = 14
 # Of what a step's values take in the order that it is written in: XLA works on a generator's two losses and on the
 # discriminator's turn side by side, as none needs another's. Seen, of all but arguments: 1.3 GB of a v5e where distill
 # would take 0.9 in order, 40 GB of an H100 (without kernels for attention) where 22.
@@ -59,7 +55,7 @@ class PhaseCosts:
     flops: of such a step.
     further_flops: those of them in loops, beyond the first turn.
     products: those of them that are products of float32 factors, by matmul precision (costs.float32_products).
-    passes: bytes of HBM that a step's passes through networks take beyond what their images do (PASS_BYTES).
+    passes: bytes of HBM that a step's passes through networks take beyond what their images do (passes.BYTES).
     sent: bytes that a device sends in a step, by rule.
     updated: bytes of HBM that optimisers and moving average read and write in a step: gradients once, what they
       update twice; of parameters that devices along 'zero1' share, their part is read, and the whole written.
@@ -120,7 +116,7 @@ class Counted:
     itemsize: of the computation's type.
     sums, gathers: how often which gradients are summed over the devices; how often which split arrays are gathered.
     renewals: how often parameters of which each device has updated a share are gathered, where more than once.
-    passed: parameters of the generator or teacher and of frozen networks, as often as a turn passes through them.
+    passed: parameters, as often as a turn passes through them.
     flops, further_flops, products: as in PhaseCosts.
     image_bytes: most bytes of the step's own values in their order, for each image that is worked on at once.
     own_losses: of the sums of 'params' those of losses that belong to one image each (gradients.mean_and_grad).
@@ -204,7 +200,7 @@ class Placed(NamedTuple):
       flops=counted.flops,
       further_flops=counted.further_flops,
       products=counted.products,
-      passes=parts * PASS_BYTES * counted.passed,
+      passes=parts * passes.BYTES * counted.passed,
       sent=self._sent(parts),
       updated=updated + 2 * (self.state - self.fixed - sum(held.values())) if counted.program.trains else 0,
     )
@@ -256,10 +252,7 @@ def count(config, name: str, topology) -> Counted:
     sums=sums,
     gathers=gathers,
     renewals={'params': 1 + again},
-    # Trained ones forward and twice backward for each loss, forward for fresh fakes; those that are only applied
-    # forward and, for what is before them, backward.
-    passed=(3 * sums['params'] + fresh) * models.count(trained['params']) + 2 * models.count(held)
-    if program.trains else 0,
+    passed=passes.parameters(trained, held, sums['params'], fresh) if program.trains else 0,
     flops=first_flops + further_flops,
     further_flops=further_flops,
     products=costs.float32_products(jaxpr),

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from pagoda_jax import config as c
-from pagoda_jax.planning import costs, lanes, plan, programs, times
+from pagoda_jax.planning import costs, lanes, passes, plan, programs, times
 from pagoda_jax.runtime import topologies
 from pagoda_jax.stages import models
 
@@ -59,6 +59,19 @@ def test_a_step_of_one_image_a_chip_on_256_v5e_by_hand():
   assert parts.compute == pytest.approx(8 * 1.84e12 / 0.35 / 989e12)
   assert all(topologies.Topology(name, 1).platform in times.MFU for name, chip in topologies.CHIPS.items() if chip.peak)
   assert times.step_time(ADM.on(on(256)).costs(0), topology, 0.5).compute == pytest.approx(1.84e12 / 0.5 / 197e12)
+
+
+def test_parameters_are_passed_as_often_as_the_step_is_written():
+  """Growth of a frozen trunk, by hand: three generators, two losses, seven pictures through the feature networks."""
+  tree = lambda count: {'kernel': FLOAT32(count)}
+  trained = {'params': tree(27), 'discriminator': tree(5), 'pairs_discriminator': {}}
+  held = {'fixed': tree(270), 'frozen': {'features': tree(90)}}
+  assert passes.parameters(trained, held, 2, True) == 7 * 27 + 8 * 5 + 3 * 270 + 7 * 90
+  assert passes.parameters(trained, held, 2, False) == 6 * 27 + 8 * 5 + 2 * 270 + 6 * 90
+  paired = trained | {'pairs_discriminator': tree(5)}  # a loss, fresh fakes and a turn more
+  assert passes.parameters(paired, held, 3, True) == 11 * 27 + 16 * 5 + 5 * 270 + 11 * 90
+  teacher = {'params': tree(27), 'discriminator': {}, 'pairs_discriminator': {}}
+  assert passes.parameters(teacher, {'fixed': {}, 'frozen': {}}, 1, False) == 3 * 27
 
 
 def test_mfu_falls_with_the_images_of_a_chip():
