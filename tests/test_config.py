@@ -85,6 +85,7 @@ BAD = [
   ('diffusion.sigma_min', 90.0, ['config.diffusion.sigma_min = 90.0', 'sigma_max = 80.0']),
   # Single keys out of their range.
   ('phases.teacher.optimizer.clip_norm', -1.0, ['clip_norm = -1.0', '[0, 1e9]']),
+  ('phases.teacher.optimizer.weight_decay', 0.1, ["weight_decay = 0.1: must be 0 for 'radam'; adadelta,"]),
   ('phases.teacher.optimizer.b1', 2.0, ['b1 = 2.0', '[0, 1)']),
   ('phases.teacher.optimizer.warmup_steps', -1, ['warmup_steps = -1', '[0, ']),
   ('phases.teacher.optimizer.learning_rate', math.nan, ['learning_rate = nan', '(0, 100]']),
@@ -292,7 +293,7 @@ HOSTILE = [
   (-1, 'num_classes workers mesh.data p_mean autoencoder.shift teacher.microbatch encode.microbatch guide.microbatch '
        'distill.microbatch grow_16.microbatch grow_32.microbatch autoencoder.microbatch'),
   (0, 'seed holdout workers max_unreadable stem_channels embed_channels num_heads augment_dim dropout warmup_steps b1 '
-      'b2 clip_norm ema ema_rampup rate p_mean p_std reconstruction.weight distill.adversarial.weight '
+      'b2 clip_norm weight_decay ema ema_rampup rate p_mean p_std reconstruction.weight distill.adversarial.weight '
       'reconstruction_adversarial.weight mean low r1 r2 grow_16.num_blocks microbatch keep_every '
       'evaluation.samples clip_weight text_channels text_pool_heads recaptions.high scaling autoencoder.shift '
       'autoencoder.adversarial.weight kl_weight l1_weight adversarial_from distill.resolution distill.num_blocks '
@@ -443,6 +444,19 @@ def test_every_optimizer_on_the_list_updates_parameters_and_keeps_the_shapes_of_
     before = jax.eval_shape(optimizer.init, params)
     updates, after = jax.eval_shape(optimizer.update, params, before, params)
     assert updates == params and after == before, name
+
+
+def test_weights_decay_by_what_is_asked_for_alone():
+  """Without gradients an update depends on the parameters where they decay, and only there."""
+  for decay in (0.0, 0.5):
+    decaying = set()
+    for name in configs.OPTIMIZERS:
+      optimizer = state.make_optimizer(configs.optimizer(name=name, weight_decay=decay), 10)
+      updates = [optimizer.update(jnp.zeros(3), optimizer.init(params), params)[0]
+                 for params in (jnp.ones(3), 2 * jnp.ones(3))]
+      if jnp.any(updates[0] != updates[1]):
+        decaying.add(name)
+    assert decaying == (set(configs.DECAYING) if decay else set()), decay
 
 
 def test_a_schedule_is_one_of_steps_whatever_number_of_updates_each_makes():

@@ -31,6 +31,7 @@ from pagoda_jax.config.facts import (
 from pagoda_jax.config.phases import (
   AUGMENTATIONS,
   BACKBONES,
+  DECAYING,
   EDM_AUGMENTATIONS,
   OPTIMIZERS,
   PHASES,

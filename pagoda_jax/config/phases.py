@@ -34,6 +34,7 @@ BACKBONES = ('tf_efficientnet_lite0', 'deit_base_distilled_patch16_224')
 OPTIMIZERS = ('adabelief', 'adadelta', 'adafactor', 'adagrad', 'adam', 'adamax', 'adamaxw', 'adamw', 'adan', 'amsgrad',
               'fromage', 'lamb', 'lars', 'lion', 'nadam', 'nadamw', 'novograd', 'radam', 'rmsprop', 'sgd', 'sign_sgd',
               'yogi')
+DECAYING = ('adadelta', 'adamaxw', 'adamw', 'adan', 'lamb', 'lars', 'lion', 'nadamw', 'novograd')  # take a weight decay
 
 
 @keys
@@ -50,6 +51,7 @@ def optimizer():
     'b1': (0.9, number('[0, 1)')),
     'b2': (0.999, number('[0, 1)')),
     'clip_norm': (0.0, number('[0, 1e9]')),  # largest global gradient norm; 0 = no clipping
+    'weight_decay': (0.0, number('[0, 1]')),  # of those that take one (adamw, lion ...); PaGoDA has none
   }
 
 

@@ -82,8 +82,8 @@ def make_optimizer(config, steps: int, updates: int = 1) -> optax.GradientTransf
   schedule = learning_rate(config, steps)
   make = getattr(optax, config.name)
   accepted = inspect.signature(make).parameters
-  moments = {key: config[key] for key in ('b1', 'b2') if key in accepted}
-  transform = make(lambda count: schedule(count // updates), **moments)
+  given = {key: config[key] for key in ('b1', 'b2', 'weight_decay') if key in accepted}
+  transform = make(lambda count: schedule(count // updates), **given)
   if config.clip_norm:
     transform = optax.chain(optax.clip_by_global_norm(config.clip_norm), transform)
 

@@ -26,7 +26,8 @@ EARLIER = {
   # Teachers had one average of constant decay, and no augmentation.
   'ema_halflife': [], 'ema_rampup': 0.05, 'ema_std': [], 'start_ema': '',
   # Networks were EDM's, and learning rates constant or a cosine.
-  'uncertainty': False, 'decay_from': 35_000,
+  # Weights decayed by adamw, nadamw, adamaxw (1e-4) and lion (1e-3) as optax has it, which nobody had asked for.
+  'uncertainty': False, 'decay_from': 35_000, 'weight_decay': 0.0,
   'rate': 0.0, 'transforms': list(configs.EDM_AUGMENTATIONS),
   # Generators had no guidance, the hinge loss, one update a step, one discriminator, and thawed as the paper does.
   'guide': '', 'loss': 'hinge', 'r1': 0.0, 'r2': 0.0, 'update': 'joint', 'thaw': [],

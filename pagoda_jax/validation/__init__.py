@@ -287,5 +287,8 @@ def _validate_training(phase, path):
       begin = phase[key].decay_from
       check(phase[key].schedule != 'inverse_sqrt' or warmup <= begin, f'{path}.{key}.decay_from', begin,
              f'lies within the warm-up: must be at least {path}.{key}.warmup_steps = {warmup}')
+      decay, name = phase[key].weight_decay, phase[key].name
+      check(not decay or name in configs.DECAYING, f'{path}.{key}.weight_decay', decay,
+             f'must be 0 for {name!r}; {", ".join(configs.DECAYING)} take one')
       check(phase[key].schedule != 'cosine' or warmup < phase.steps, f'{path}.{key}.warmup_steps', warmup,
              f'leaves no step for the cosine: must be less than {path}.steps = {phase.steps}')
