@@ -39,8 +39,8 @@ def write_captions(folder, rows: list[dict]) -> None:
   (folder / 'captions.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
 
-def write_tfds(data_dir, name: str, count: int) -> None:
-  """A data set as tensorflow-datasets lays it out (ArrayRecord; without TensorFlow): PNGs of pixels(i), label i % 3."""
+def write_tfds(data_dir, name: str, count: int, label=lambda i: i % 3) -> None:
+  """A data set as tensorflow-datasets lays it out (ArrayRecord; without TensorFlow): PNGs of pixels(i)."""
   import tensorflow_datasets as tfds
 
   folder = data_dir / name / '1.0.0'
@@ -52,7 +52,7 @@ def write_tfds(data_dir, name: str, count: int) -> None:
   writer = array_record_module.ArrayRecordWriter(
     str(folder / f'{name}-train.array_record-00000-of-00001'), 'group_size:1')
   for i in range(count):
-    example = features.encode_example({'image': png(pixels(i)), 'label': i % 3})
+    example = features.encode_example({'image': png(pixels(i)), 'label': label(i)})
     writer.write(features.serialize_example(example))
   writer.close()
   template = tfds.core.ShardedFileTemplate(

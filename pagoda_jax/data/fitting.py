@@ -115,6 +115,9 @@ def check_labels(source: Source, num_classes: int) -> None:
   if not num_classes:
     return
   labels, found = source.all_labels, len(source.class_names)
+  if labels is None and found and source[0]['label'] < 0:  # tfds' test splits, whose labels are hidden
+    raise SourceError(f'config.data.num_classes = {num_classes}: {source[0]["name"]} has no label, as no picture of a '
+                      'split whose labels are hidden; 0 trains without, or take another config.data.split')
   wrong = [] if labels is None else np.flatnonzero((labels < 0) | (labels >= num_classes))
   if len(wrong):
     first = source[int(wrong[0])]

@@ -254,6 +254,14 @@ def test_more_tfds_classes_than_the_config_has_are_refused(tmp_path):
     fitting.settle(experiment('tfds', tmp_path, name='small_pictures', num_classes=2))
 
 
+def test_hidden_labels_of_tfds_are_no_class(tmp_path):
+  make_data.write_tfds(tmp_path, 'small_pictures', 3, label=lambda i: -1)
+  for count in (3, -1):
+    with pytest.raises(pictures.SourceError, match='small_pictures/train/0 has no label, .* 0 trains without'):
+      fitting.settle(experiment('tfds', tmp_path, name='small_pictures', num_classes=count))
+  fitting.settle(experiment('tfds', tmp_path, name='small_pictures', num_classes=0))
+
+
 def test_classes_are_found_by_themselves(tmp_path):
   make_data.write_class_folders(tmp_path / 'classes')
   config = experiment('folder', tmp_path / 'classes', num_classes=-1)
