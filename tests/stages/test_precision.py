@@ -45,6 +45,21 @@ def test_training_takes_the_precision_that_its_phase_asks_for(name):
   assert set(of_phase(config, name)) == {'HIGHEST'}
 
 
+@pytest.mark.parametrize('form', ['edm', 'edm2'])
+def test_the_head_after_layers_in_bfloat16_is_exact_where_that_is_asked_for(form):
+  config = tiny.get_config()
+  config.network.form, config.precision = form, 'bfloat16'
+  unet = models.make_unet(config, 'teacher')
+  variables = jax.eval_shape(lambda: {'params': models.fresh_params(unet, jax.random.key(0))})
+  for asked in ('default', 'highest'):
+    with jax.default_matmul_precision(asked):
+      run = jax.jit(unet.apply).trace(variables, jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), {'label': jnp.zeros(1, int)})
+    head = [eqn for eqn in run.jaxpr.eqns if 'out_conv' in str(eqn.source_info.name_stack)
+            and eqn.primitive.name == 'conv_general_dilated']
+    assert [str(eqn.params['precision'][0]) for eqn in head] == [asked.upper()]
+    assert {variable.aval.dtype for eqn in head for variable in (*eqn.invars, *eqn.outvars)} == {jnp.dtype('float32')}
+
+
 def test_images_are_drawn_in_float32_and_the_head_always_computes_in_it():
   config = tiny.get_config()
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
