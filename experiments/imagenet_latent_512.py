@@ -27,13 +27,13 @@ pictures and their reconstructions is to be measured first.
              --topology=v5e-256                        --topology=8xh100
   teacher    7.2 GB    52 ms   2,250 chip-hours       10.3 GB   247 ms   335 chip-hours
   invert     2.0 GB  2.06 s       23                   1.8 GB   346 ms     7.7
-  distill    7.6 GB    62 ms     395                  10.1 GB    69 ms    14
-  grow_64    2.9 GB    19 ms     119                   4.1 GB    46 ms     9.1
+  distill    7.6 GB    63 ms     405                  10.1 GB    68 ms    14
+  grow_64    2.9 GB    29 ms     184                   4.1 GB    49 ms     9.8
 
 decoded: grow_64 on v5e-256: 5.5 GB (2 GB of activations at one image a chip, the decoder's blocks at 512 and 256 px
-computed again), 277 ms, 1,770 chip-hours: decoder and feature networks at 512 px take 64 times the latents' arithmetic.
+computed again), 305 ms, 1,950 chip-hours: decoder and feature networks at 512 px take 64 times the latents' arithmetic.
 
-With 8 chips distill takes 38 chip-hours: at one image a chip its parameters are most of a step.
+With 8 chips distill takes 39 chip-hours: at one image a chip its parameters are most of a step.
 The teacher takes 21.1 times fewer FLOPs an image than the same network on latents of 128.
 """
 

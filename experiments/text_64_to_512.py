@@ -39,12 +39,12 @@ paper's run:
   teacher     6.0 GB   372 ms   16,100 h      5.6 GB  3.69 s   5,000 h
   invert      6.5 GB    13 s     2,700 h      6.1 GB  2.22 s     923 h
   guide       1.9 GB   322 ms      229 h      2.3 GB  2.82 s      63 h
-  distill     5.0 GB   272 ms    1,740 h      8.9 GB  1.02 s     205 h
-  grow_128    2.6 GB   125 ms      798 h      6.2 GB  601 ms     120 h
-  grow_256    3.2 GB   135 ms      861 h      8.7 GB  720 ms     144 h
-  grow_512    5.9 GB   231 ms    1,480 h     19.5 GB  1.65 s     330 h
+  distill     5.0 GB   339 ms    2,170 h      8.9 GB  1.13 s     226 h
+  grow_128    2.6 GB   207 ms    1,320 h      6.2 GB  743 ms     149 h
+  grow_256    3.2 GB   217 ms    1,390 h      8.7 GB  859 ms     172 h
+  grow_512    5.9 GB   316 ms    2,020 h     19.5 GB  1.76 s     352 h
 
-h: hours of one chip. published: without the first row, 7,810 h and 1,790 h. State split 8 ways (`fsdp`), four images a
+h: hours of one chip. published: without the first row, 9,830 h and 1,890 h. State split 8 ways (`fsdp`), four images a
 device at once (the teacher 16), the U-Net's blocks at 64 and 32 px computed again in the backward pass. Inversion has
 16 pictures a chip at once (H100: 8), each with and without its caption, on whole copies of the teacher.
 """
