@@ -154,7 +154,13 @@ class Counted:
       trained={part: parted(tree, mesh) for part, tree in self.trained.items()},
       sent={part: parted(tree, mesh, of_frozen.get(part, True), self.itemsize)
             for part, tree in (self.trained | self.held).items()},
+      copied=sum(parted(self._of_other_type(tree), mesh, of_frozen.get(part, True), self.itemsize).held
+                 for part, tree in (self.trained | self.held).items()),
     )
+
+  def _of_other_type(self, tree) -> list:
+    """The arrays that are made to the computation's type."""
+    return [leaf for leaf in jax.tree.leaves(tree) if leaf.dtype.itemsize != self.itemsize]
 
 
 class Placed(NamedTuple):
@@ -164,6 +170,7 @@ class Placed(NamedTuple):
     arrays: how many of the state are split.
     state, frozen, fixed: bytes that a device holds.
     trained, sent: in float32; in the computation's type, with what is only applied.
+    copied: bytes, in the computation's type, of what a device holds in another.
   """
 
   counted: Counted
@@ -174,6 +181,7 @@ class Placed(NamedTuple):
   fixed: int
   trained: dict[str, Parted]
   sent: dict[str, Parted]
+  copied: float
 
   def costs(self, microbatch: int) -> PhaseCosts:
     """Where each device works on at most `microbatch` images at once; 0: on its whole share."""
@@ -194,7 +202,7 @@ class Placed(NamedTuple):
       gradients=sum(counted.sums[part] * size for part, size in held.items() if part in counted.sums)
       + (held['params'] if parts > 1 else 0),
       activations=(SIDE_BY_SIDE if counted.opposed else 1) * counted.image_bytes * images / (devices * parts),
-      copies=0 if counted.itemsize == 4 else sum(tree.held for tree in self.sent.values()),
+      copies=self.copied,
       opposed=counted.opposed,
       images=images,
       flops=counted.flops,

@@ -147,6 +147,33 @@ def test_the_distance_is_of_resized_then_augmented_images_with_one_draw_for_both
   assert np.all(networks.distance(frozen, images, images, draws) == 0)
 
 
+@pytest.mark.parametrize('features', ['projected', 'dino'])
+def test_kernels_that_are_kept_in_bfloat16_change_no_bit(features, folder):
+  """What products of transformers' blocks take is made bfloat16 once, and not in every step; nothing else is."""
+  published_files.write(folder, perception.DINO_NAME)
+  config = experiment('pixels')
+  config.phases.distill.discriminator = configs.discriminator(features=features, backbones=(DEIT,))
+  whole = frozen_weights.load(config, 'distill')
+  config.precision = 'bfloat16'
+  networks, kept = models.build(config, 'distill'), frozen_weights.load(config, 'distill')
+  types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert types(kept) == types(frozen_weights.shapes(config, 'distill'))
+  flat = jax.tree.leaves_with_path(kept)
+  halved = {jax.tree_util.keystr(path, simple=True, separator='/') for path, leaf in flat if leaf.dtype == jnp.bfloat16}
+  depth = step_tools.TINY_BACKBONES[DEIT]['depth']
+  assert len(halved) == 4 * depth and all('/backbone/block' in name for name in halved)  # qkv, out, two of the MLP
+  images = jax.random.uniform(RNG, (2, 8, 8, 1), minval=-1)
+  draws = networks.feature_draws(RNG, 2)
+
+  def summed(frozen, images):
+    return sum(jnp.sum(jnp.sin(leaf.astype(jnp.float32))) for leaf in
+               jax.tree.leaves(networks.features(frozen, images, draws)))
+
+  for found, expected in zip(*map(jax.tree.leaves, (
+      jax.jit(jax.value_and_grad(summed, argnums=1))(frozen, images) for frozen in (kept, whole)))):
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_smaller_images_are_augmented_by_the_same_shares_of_their_sides():
   seen = []
   network = types.SimpleNamespace(apply=lambda variables, x: seen.append(x) or [x])
