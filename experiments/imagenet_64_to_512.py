@@ -43,7 +43,7 @@ chip than a v5e's 16 GB hold at once (`microbatch`: the teacher 16, 512 px two, 
 summed after each part; chips of more memory are faster with larger parts. At one image a chip most of distill and of
 grow_128 is parameters: 32 v5e (`--config.mesh.zero1=32`) take 206 h, 64 v5e (`zero1=64`) 201 h. On v5e set
 launch/xla_flags.sh: without it two to four images at once take a block of the U-Net two to three times as long.
-`--aot`: v5e's compiler takes 807 s and 22 GB of memory for grow_512 on 256 chips, and counted 8.81 GB a chip, 10.5 TFLOP
+`--aot`: v5e's compiler took 807 s and 22 GB of memory for grow_512 on 256 chips: 8.81 GB a chip, 10.5 TFLOP
 an image (11.7 before it optimises) and 860 MB of sums a step.
 """
 
