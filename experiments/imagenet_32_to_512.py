@@ -27,7 +27,7 @@ no figure and no script is published: what the rungs take is what the release's 
   grow_64     3.8 GB   51 ms     327 h    4.7 GB   62 ms     49 h    4.4 GB  176 ms     35 h
   grow_128    4.1 GB   62 ms     398 h    5.7 GB   97 ms     78 h    5.4 GB  271 ms     54 h
   grow_256    5.2 GB  106 ms     675 h    9.8 GB  244 ms    195 h    9.3 GB  659 ms    132 h
-  grow_512    8.9 GB  279 ms   1,790 h   13.1 GB  799 ms    639 h   13.1 GB 2.17 s     434 h
+  grow_512    8.5 GB  279 ms   1,780 h   12.7 GB  797 ms    638 h   12.7 GB 2.16 s     432 h
 """
 
 from pagoda_jax import config as c
