@@ -30,7 +30,7 @@ pictures and their reconstructions is to be measured first.
   distill    7.6 GB    63 ms     405                  10.1 GB    68 ms    14
   grow_64    2.9 GB    29 ms     184                   4.1 GB    49 ms     9.8
 
-decoded: grow_64 on v5e-256: 5.5 GB (2 GB of activations at one image a chip, the decoder's blocks at 512 and 256 px
+decoded: grow_64 on v5e-256: 5.2 GB (2 GB of activations at one image a chip, the decoder's blocks at 512 and 256 px
 computed again), 305 ms, 1,950 chip-hours: decoder and feature networks at 512 px take 64 times the latents' arithmetic.
 
 With 8 chips distill takes 39 chip-hours: at one image a chip its parameters are most of a step.

@@ -41,8 +41,8 @@ paper's run:
   guide       1.9 GB   322 ms      229 h      2.3 GB  2.82 s      63 h
   distill     5.0 GB   339 ms    2,170 h      8.9 GB  1.13 s     226 h
   grow_128    2.6 GB   207 ms    1,320 h      6.2 GB  743 ms     149 h
-  grow_256    3.2 GB   217 ms    1,390 h      8.7 GB  859 ms     172 h
-  grow_512    5.9 GB   316 ms    2,020 h     19.5 GB  1.76 s     352 h
+  grow_256    3.2 GB   217 ms    1,390 h      8.6 GB  857 ms     171 h
+  grow_512    5.9 GB   315 ms    2,020 h     19.5 GB  1.75 s     350 h
 
 h: hours of one chip. published: without the first row, 9,830 h and 1,890 h. State split 8 ways (`fsdp`), four images a
 device at once (the teacher 16), the U-Net's blocks at 64 and 32 px computed again in the backward pass. Inversion has
