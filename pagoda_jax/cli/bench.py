@@ -36,11 +36,11 @@ def define_flags(fv: flags.FlagValues) -> None:
 def run(fv: flags.FlagValues, args: list[str]) -> int:
   """`pagoda bench convert`, `data`, `step`, `sample` or `invert`; raises ValueError for another word."""
   if len(args) != 1 or args[0] not in BENCHMARKS:
-    raise ValueError(f'pagoda bench {" ".join(args)}: use {", ".join(BENCHMARKS)}')
+    raise ValueError(f'{" ".join(args) or "a word is missing"}: use {", ".join(BENCHMARKS)}')
   for name, of in _OF.items():
     if fv[name].present and args[0] not in of:
       own = '; --config.phases.NAME.batch_size=N is that of others' if name == 'batch_size' else ''
-      raise ValueError(f'pagoda bench {args[0]}: --{name} is of {", ".join(of)}{own}')
+      raise ValueError(f'{args[0]}: --{name} is of {", ".join(of)}{own}')
   if args[0] in PROGRAMS:
     found = _measured(fv, args[0])
     print(json.dumps(found) if fv.json else '\n'.join(table(found)))
@@ -71,12 +71,12 @@ def _measured(fv, what: str) -> dict:
 
   config = fv.config
   if config is None:
-    raise configs.ConfigError(f'pagoda bench {what} needs --config=FILE')
+    raise configs.ConfigError(f'{what} needs --config=FILE')
   validation.validate(config, jax.device_count())
   stages = {'invert': ('invert',), 'sample': configs.IMAGE_STAGES, 'step': configs.TRAINED_STAGES}[what]
   choices = [name for name in config.order if config.phases[name].stage in stages]
   if not choices:
-    raise configs.ConfigError(f'pagoda bench {what}: the experiment has no phase of stage {" or ".join(stages)}')
+    raise configs.ConfigError(f'{what}: the experiment has no phase of stage {" or ".join(stages)}')
   name = fv.phase or choices[-1 if what == 'sample' else 0]
   if name not in choices:
     raise configs.ConfigError(f'--phase={name}: must be one of {", ".join(choices)}')

@@ -216,14 +216,14 @@ def test_made_up_captions_have_the_shapes_and_types_of_the_step(phase):
 
 
 REFUSED = [
-  (['step'], 'pagoda bench step needs --config=FILE'),
+  (['step'], 'pagoda bench: step needs --config=FILE'),
   (['step', CONFIG, '--phase=invert'], '--phase=invert: must be one of teacher, distill, grow_16'),
   (['invert', CONFIG, '--phase=teacher'], '--phase=teacher: must be one of invert'),
   (['sample', CONFIG, f'--profile={tiny.__file__}'], 'is there and is not a folder'),
   (['sample', CONFIG, '--peak=nan'], 'must be finite'),
   (['step', CONFIG, '--config.phases.teacher.batch_size=0'], 'config.phases.teacher.batch_size = 0'),
   (['step', CONFIG, '--batch_size=64'], '--batch_size is of sample; --config.phases.NAME.batch_size=N is'),
-  (['data', '--json'], 'pagoda bench data: --json is of step, sample, invert'),
+  (['data', '--json'], 'pagoda bench: data: --json is of step, sample, invert'),
   (['convert', '--seconds=9'], '--seconds is of data'),
   (['sample', CONFIG, '--profile=/proc/none/trace'], '/proc/none'),  # where no folder can be made
 ]
