@@ -52,7 +52,8 @@ def load(path):
 
 
 # What other tests run all parts of: digits those of cli and training/test_guided_run.py, latents test_latent_run.py;
-# EDM2 with R3GAN's loss on DINO's tokens networks/test_edm2.py and stages/test_projected.py; others differ in sizes.
+# EDM2, R3GAN's loss on DINO's tokens and projected distances networks/test_edm2.py and stages/test_projected.py; what
+# is left are sizes.
 ELSEWHERE = {'mnist:', 'mnist:guided', 'latent_folder:', 'imagenet_64_to_512:next,stop=64',
              'imagenet_32_to_512:published,stop=32', 'folder:base=4,target=8'}
 CASES = [(path, variant) for path in EXPERIMENTS for variant in ('', *getattr(load(path), 'VARIANTS', ()))]
