@@ -10,6 +10,7 @@ from etils import epath
 PARTS = ('denoiser', 'encoder', 'estimator', 'generator', 'autoencoder', 'decoder', 'features', 'distance',
          'discriminator', 'clip', 'update')
 OTHER = 'other'
+GRAPH = 'command_buffer'  # XLA's CUDA graphs, which stand as the operation of all the kernels in them
 
 
 def traced(run, folder) -> epath.Path:
@@ -49,34 +50,39 @@ def seconds_by_part(profile, parts: dict[str, str]) -> dict[str, float]:
   """{part: seconds of all its operations, on all devices} of a jax.profiler.ProfileData, largest first.
 
   An operation's time is its own, without those that run within it (a loop's body). Threads and devices that work
-  side by side add up.
+  side by side add up. Of a CUDA graph's kernels, those of XLA are told by their names, and those of libraries count to
+  the part of the one before.
   """
+  kernels = {re.sub(r'\W', '_', name): part for name, part in parts.items()}
   planes = list(profile.planes)
   devices = [plane for plane in planes if plane.name.startswith('/device:')]
   total = collections.Counter()
   for plane in devices or planes:  # CPU's operations stand among the host's threads
     lines = list(plane.lines)
     for line in [line for line in lines if line.name == 'XLA Ops'] or lines:  # TPU has others, of the same operations
-      for name, seconds in _own_times(line):
-        if name in parts:
-          total[parts[name]] += seconds
+      before = OTHER
+      for (name, kernel), seconds in _own_times(line):
+        part = kernels.get(kernel, before) if name.startswith(GRAPH) else parts.get(name)
+        if part:
+          total[part] += seconds
+          before = part
   return dict(total.most_common())
 
 
 def _own_times(line):
-  """(instruction, its own seconds) of the events of a line that are operations."""
+  """((instruction, event), its own seconds) of the events of a line that are operations, by their names."""
   events = []
   for event in line.events:
     name = dict(event.stats).get('hlo_op') or (line.name == 'XLA Ops' and event.name.split(' = ')[0].lstrip('%'))
     if name:
-      events.append((event.start_ns, -event.duration_ns, name))
-  open_ = []  # [end, own time, name] of events that enclose the one at hand
-  for start, minus, name in sorted(events):
+      events.append((event.start_ns, -event.duration_ns, (name, event.name)))
+  open_ = []  # [end, own time, names] of events that enclose the one at hand
+  for start, minus, names in sorted(events):
     while open_ and open_[-1][0] <= start:
       _, own, ended = open_.pop()
       yield ended, own / 1e9
     if open_:
       open_[-1][1] += minus
-    open_.append([start - minus, -minus, name])
+    open_.append([start - minus, -minus, names])
   for _, own, ended in open_:
     yield ended, own / 1e9

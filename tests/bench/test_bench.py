@@ -133,6 +133,14 @@ def test_seconds_of_parts_are_those_of_their_own_operations():
   # Of two GPUs; what the host did for them does not count.
   gpus = [plane(f'/device:GPU:{i}', line('Stream #7', ('mul.3', 0, 5, True))) for i in range(2)]
   assert read(plane('/host:CPU', thread), *gpus) == pytest.approx({'update': 10e-9})
+  # A CUDA graph's kernels: XLA's, and a library's, which are counted to what stands before them.
+  def kernel(name, start, end, op='command_buffer_7'):
+    return SimpleNamespace(name=name, start_ns=start, duration_ns=end - start, stats=[('hlo_op', op)])
+
+  graph = SimpleNamespace(name='Stream #14', events=[
+    kernel('memcpy', 0, 1), kernel('sm90_xmma', 1, 4, 'conv.2'), kernel('mul_3', 4, 9), kernel('nvjet_sm90', 9, 16)])
+  nanoseconds = {'other': 1, 'generator forward': 3, 'update': 12}
+  assert read(plane('/device:GPU:0', graph)) == pytest.approx({part: ns / 1e9 for part, ns in nanoseconds.items()})
   # A TPU names its operations by their text, and tells of them once more by module.
   tpu = plane('/device:TPU:0', line('XLA Modules', ('conv.2', 0, 50, False)),
               line('XLA Ops', ('%conv.2 = f32[8] convolution(%a, %b)', 0, 40, False)))
