@@ -12,7 +12,7 @@ from step_tools import PHASES, RNG
 
 from pagoda_jax import config as c
 from pagoda_jax.method import guidance
-from pagoda_jax.networks import growth
+from pagoda_jax.networks import chips, growth
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import distill, state
 
@@ -111,3 +111,19 @@ def test_dropped_labels_are_dropped_at_the_given_rate():
   dropped = guidance.dropped(RNG, {'label': jnp.full(10_000, 3)}, 0.1)['label']
   assert set(np.unique(dropped)) == {-1, 3}
   assert np.mean(dropped == -1) == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize('axes', [{}, {'zero1': 2}, {'fsdp': 2}])
+def test_on_gpus_that_hold_parameters_whole_gradients_are_laid_out_as_they_are(axes, monkeypatch):
+  """XLA gathers what it is told the layout of: not where parameters or their update are split."""
+  rng, mesh = np.random.default_rng(0), sharding.make_mesh(**axes)
+  params, grads = ({'kernel': rng.standard_normal((3, 3, 64, 128), np.float32)} for _ in range(2))
+  made = {}
+  for chip in ('cpu', 'nvidia'):
+    monkeypatch.setattr(chips, 'chip', lambda chip=chip: chip)
+    optimizer = state.make_optimizer(c.optimizer(), 1)  # anew: a function is traced once
+    with jax.set_mesh(mesh):
+      lowered = jax.jit(optimizer.update).lower(grads, optimizer.init(params), params)
+      made[chip] = jax.device_get(lowered.compile()(grads, optimizer.init(params), params))
+    assert lowered.as_text().count('@LayoutConstraint') == (chip == 'nvidia' and not axes)
+  jax.tree.map(np.testing.assert_array_equal, *made.values())
