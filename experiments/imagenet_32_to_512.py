@@ -21,8 +21,8 @@ no figure and no script is published: what the rungs take is what the release's 
 `pagoda plan`, as in imagenet_64_to_512.py:
 
                   v5e-256                       v5p-64 (32 chips)               8xh100
-  teacher     9.6 GB   82 ms   3,560 h   12.5 GB  168 ms    909 h   11.8 GB  508 ms    689 h
-  invert      2.7 GB  4.11 s      46 h    2.7 GB 1.76 s      20 h    2.4 GB  691 ms     15 h
+  teacher     9.6 GB   82 ms   3,560 h   12.5 GB  168 ms    909 h   11.8 GB  474 ms    643 h
+  invert      2.7 GB  4.11 s      46 h    2.7 GB 1.76 s      20 h    2.4 GB  637 ms     14 h
   distill    10.8 GB  105 ms     673 h   13.4 GB   93 ms     74 h   12.9 GB  263 ms     52 h
   grow_64     3.8 GB   51 ms     327 h    4.7 GB   62 ms     49 h    4.4 GB  176 ms     35 h
   grow_128    4.1 GB   62 ms     398 h    5.7 GB   97 ms     78 h    5.4 GB  271 ms     54 h

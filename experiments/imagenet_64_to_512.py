@@ -31,8 +31,8 @@ Published (Kim et al. 2024), one evaluation an image, without guidance, FID-50k:
 `pagoda plan`: memory of a chip (16 GB on v5e, 95 on v5p, 80 on H100), a step, and in all
 
                   v5e-256                       v5p-64 (32 chips)               8xh100
-  teacher     9.9 GB  121 ms   5,260 h   11.1 GB  343 ms  1,860 h   10.7 GB 1.06 s   1,440 h
-  invert      3.0 GB  9.08 s     101 h    3.0 GB  3.9 s      43 h    2.3 GB 1.52 s      34 h
+  teacher     9.9 GB  121 ms   5,260 h   11.1 GB  343 ms  1,860 h   10.8 GB  989 ms   1,340 h
+  invert      3.0 GB  9.08 s     101 h    3.0 GB  3.9 s      43 h    2.3 GB  1.4 s      31 h
   distill     9.1 GB  100 ms     641 h   12.1 GB  120 ms     96 h   11.6 GB  332 ms     66 h
   grow_128    3.7 GB   59 ms     378 h    5.4 GB   98 ms     78 h    5.1 GB  270 ms     54 h
   grow_256    4.5 GB   84 ms     538 h    8.5 GB  182 ms    145 h    8.0 GB  493 ms     99 h

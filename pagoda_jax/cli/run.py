@@ -26,6 +26,7 @@ def run(fv, args) -> int:
     if fv.config.evaluation.samples:
       distributed.say(small_data.summary(fv.config, fv.workdir))
 
+  small_data.check_installed(fv.config)
   pipeline.run_experiment(fv.config, fv.workdir, tuple(fv.phases), fv.max_steps, finish)
   distributed.say(f'finished in {duration(time.monotonic() - start)}; sample grids: {fv.workdir}/*/samples/*.png')
   return 0

@@ -8,6 +8,7 @@ Inception features (metrics/). With guidance also spread and recall, at several 
 
 import dataclasses
 import functools
+import importlib.util
 import json
 
 import numpy as np
@@ -67,6 +68,14 @@ class Reference:
     """[N, components] of images."""
     mean, directions = self.components
     return (_flat(images) - mean) @ directions[:, :components]
+
+
+def check_installed(config) -> None:
+  """Before days of training: ConfigError where `summary` would find nothing to grade samples with."""
+  if config.evaluation.samples and not importlib.util.find_spec('sklearn'):
+    raise configs.ConfigError(
+      f'config.evaluation.samples={config.evaluation.samples}: scikit-learn grades them, which is not installed: '
+      'pip install "pagoda_jax[mnist]", or 0 for none')
 
 
 def spread(images: np.ndarray, labels: np.ndarray) -> float:

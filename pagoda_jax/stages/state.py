@@ -99,10 +99,11 @@ def laid_out(grads: Tree) -> Tree:
 
   There those of convolutions come transposed. Left to itself XLA transposes what is made of them instead: moments,
   parameters and averages, slowly and not in place (networks/README.md, "bfloat16": 11 of 123 ms). As they are where
-  parameters or their update are split over devices: XLA would gather them for it.
+  parameters or their update are, or may be, split over devices: XLA would gather them for it.
   """
   mesh = sharding.own_mesh()
-  if chips.chip() != 'nvidia' or mesh is None or mesh.shape['fsdp'] * mesh.shape['zero1'] > 1:
+  whole = jax.device_count() == 1 if mesh is None else mesh.shape['fsdp'] == mesh.shape['zero1'] == 1
+  if chips.chip() != 'nvidia' or not whole:
     return grads
 
   def of(leaf):

@@ -36,7 +36,8 @@ def names(phase) -> list[str]:
 
 def _sees_captions(phase) -> bool:
   """Whether a phase compares pictures with captions by CLIP."""
-  return any(phase[key].clip_weight for key in ('adversarial', 'reconstruction_adversarial') if key in phase)
+  pairs = phase.get('reconstruction_adversarial')
+  return bool(phase.adversarial.clip_weight or (pairs and pairs.weight and pairs.clip_weight))
 
 
 def check_present(config, phase_names) -> None:

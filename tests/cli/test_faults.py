@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -283,3 +284,13 @@ def test_a_flag_that_would_mean_nothing_is_refused(command, flag, said, capsys):
 def test_a_seed_that_is_not_one_of_jax_is_refused(capsys, seed):
   assert runs.pagoda('sample', '--workdir=no', f'--seed={seed}') == 2
   assert f'{seed} is not an integer in the range [0, 4294967295]' in capsys.readouterr().err
+
+
+def test_what_grades_samples_at_the_end_of_a_run_is_looked_for_before_it(tmp_path, monkeypatch, capsys):
+  found = importlib.util.find_spec
+  without = lambda name, *more: None if name == 'sklearn' else found(name, *more)
+  monkeypatch.setattr(importlib.util, 'find_spec', without)
+  flags = (runs.CONFIG, f'--workdir={tmp_path / "run"}', '--config.evaluation.samples=20')
+  assert runs.pagoda('run', *flags) == 1
+  assert 'config.evaluation.samples=20: scikit-learn grades them' in capsys.readouterr().err
+  assert not (tmp_path / 'run').exists()

@@ -217,6 +217,17 @@ def test_a_phase_on_pixels_needs_no_files(monkeypatch, tmp_path):
   frozen_weights.check_present(tiny.get_config(), tiny.get_config().order)
 
 
+def test_the_towers_of_clip_are_asked_for_where_a_loss_has_them():
+  phase = tiny.get_config().phases.distill
+  assert frozen_weights.names(phase) == []
+  phase.reconstruction_adversarial.clip_weight = 0.5  # of no second discriminator
+  assert frozen_weights.names(phase) == []
+  phase.reconstruction_adversarial.weight = 0.5
+  assert frozen_weights.names(phase) == [perception.CLIP_NAME]
+  phase.reconstruction_adversarial.weight, phase.adversarial.clip_weight = 0.0, 0.5
+  assert frozen_weights.names(phase) == [perception.CLIP_NAME]
+
+
 def test_dino_is_asked_for_where_its_tokens_are_seen(folder):
   config = experiment('pixels')
   config.phases.distill.discriminator.features = 'dino'

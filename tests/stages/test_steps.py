@@ -1,5 +1,6 @@
 """The train steps: what they change, what they leave alone, and that devices do not change the result."""
 
+import contextlib
 import pathlib
 import runpy
 
@@ -113,17 +114,21 @@ def test_dropped_labels_are_dropped_at_the_given_rate():
   assert np.mean(dropped == -1) == pytest.approx(0.1, abs=0.01)
 
 
-@pytest.mark.parametrize('axes', [{}, {'zero1': 2}, {'fsdp': 2}])
-def test_on_gpus_that_hold_parameters_whole_gradients_are_laid_out_as_they_are(axes, monkeypatch):
-  """XLA gathers what it is told the layout of: not where parameters or their update are split."""
-  rng, mesh = np.random.default_rng(0), sharding.make_mesh(**axes)
-  params, grads = ({'kernel': rng.standard_normal((3, 3, 64, 128), np.float32)} for _ in range(2))
+@pytest.mark.parametrize('axes, devices', [({}, 8), ({'zero1': 2}, 8), ({'fsdp': 2}, 8), (None, 8), (None, 1)])
+def test_on_gpus_that_hold_parameters_whole_gradients_are_laid_out_as_they_are(axes, devices, monkeypatch):
+  """XLA gathers what it is told the layout of: not where parameters or their update are split, or may be."""
+  rng = np.random.default_rng(0)
+  shapes = {'kernel': (3, 3, 64, 128), 'bias': (64,), 'gain': ()}
+  params, grads = ({name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+                   for _ in range(2))
+  monkeypatch.setattr(jax, 'device_count', lambda: devices)
   made = {}
   for chip in ('cpu', 'nvidia'):
     monkeypatch.setattr(chips, 'chip', lambda chip=chip: chip)
     optimizer = state.make_optimizer(c.optimizer(), 1)  # anew: a function is traced once
-    with jax.set_mesh(mesh):
+    with contextlib.nullcontext() if axes is None else jax.set_mesh(sharding.make_mesh(**axes)):
       lowered = jax.jit(optimizer.update).lower(grads, optimizer.init(params), params)
       made[chip] = jax.device_get(lowered.compile()(grads, optimizer.init(params), params))
-    assert lowered.as_text().count('@LayoutConstraint') == (chip == 'nvidia' and not axes)
+    laid_out = chip == 'nvidia' and (axes == {} or devices == 1)
+    assert lowered.as_text().count('@LayoutConstraint') == laid_out * len(shapes)
   jax.tree.map(np.testing.assert_array_equal, *made.values())
