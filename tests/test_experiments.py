@@ -52,10 +52,11 @@ def load(path):
 
 
 # What other tests run all parts of: digits those of cli and training/test_guided_run.py, latents test_latent_run.py;
-# EDM2, R3GAN's loss on DINO's tokens and projected distances networks/test_edm2.py and stages/test_projected.py; what
-# is left are sizes.
+# EDM2, R3GAN's loss on DINO's tokens, projected distances and LPIPS networks/test_edm2.py and stages/test_projected.py;
+# published teachers training/test_starts.py; what is left are sizes.
 ELSEWHERE = {'mnist:', 'mnist:guided', 'latent_folder:', 'imagenet_64_to_512:next,stop=64',
-             'imagenet_32_to_512:published,stop=32', 'folder:base=4,target=8'}
+             'imagenet_64_to_512:published,stop=64,lpips', 'imagenet_32_to_512:published,stop=32',
+             'folder:base=4,target=8'}
 CASES = [(path, variant) for path in EXPERIMENTS for variant in ('', *getattr(load(path), 'VARIANTS', ()))]
 
 
