@@ -107,9 +107,9 @@ def laid_out(grads: Tree) -> Tree:
     return grads
 
   def of(leaf):
-    rows_first = layout.Layout(tuple(range(leaf.ndim)))
+    row_major = layout.Layout(tuple(range(leaf.ndim)))
     # Without the barrier the transposing is fused into the update.
-    return jax.lax.optimization_barrier(layout.with_layout_constraint(leaf, rows_first))
+    return jax.lax.optimization_barrier(layout.with_layout_constraint(leaf, row_major))
 
   return jax.tree.map(of, grads)
 
