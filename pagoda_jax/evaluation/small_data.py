@@ -71,8 +71,9 @@ class Reference:
 
 
 def check_installed(config) -> None:
-  """Before days of training: ConfigError where `summary` would find nothing to grade samples with."""
-  if config.evaluation.samples and not importlib.util.find_spec('sklearn'):
+  """Before days of training: ConfigError where `summary` would find nothing to grade samples with, in process 0."""
+  present = lambda: importlib.util.find_spec('sklearn') is not None
+  if config.evaluation.samples and not distributed.from_primary('a look for scikit-learn', present):
     raise configs.ConfigError(
       f'config.evaluation.samples={config.evaluation.samples}: scikit-learn grades them, which is not installed: '
       'pip install "pagoda_jax[mnist]", or 0 for none')

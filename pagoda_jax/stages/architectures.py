@@ -20,7 +20,7 @@ _FORM_FIELDS = tuple(dict.fromkeys(
 # Where a config says what these fields are; all others are under config.network.
 _KEYS = {
   'resolution': 'config.base_resolution',
-  'image_channels': "config.data.channels, of latents config.autoencoder.channels",
+  'image_channels': 'config.data.channels, of latents config.autoencoder.channels',
   'num_classes': 'config.data.num_classes',
   'omega_embedding': 'config.guidance.law',
   'text_width': 'config.text.width',
