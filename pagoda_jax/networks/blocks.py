@@ -9,6 +9,7 @@ from flax import linen as nn
 from pagoda_jax.networks import attention
 from pagoda_jax.networks.layers import (
   QKV,
+  BareConv,
   Conv,
   Dense,
   downsampled,
@@ -80,27 +81,28 @@ class ResBlock(nn.Module):
   ) -> jax.Array:
     """x [B, H, W, C], embedding [B, E] (after its last nonlinearity), keys [B] (None: no dropout), the text's tokens
     (needed if text_attention) -> [B, H', W', channels]."""
-    def activated(y, name, scale=None, shift=None):
+    def activated(y, name, scale=None, shift=None, bias=None):
       norm = group_norm(y.shape[-1], self.min_group_channels, self.norm_eps, self.dtype, name)
-      return norm(y, scale, shift, self.activation)
+      return norm(y, scale, shift, self.activation, bias)
 
-    def conv(y, name, size=3, init=kernel_init):
-      return Conv(self.channels, (size, size), kernel_init=init, dtype=self.dtype, name=name)(y)
+    def conv(y, name, size=3, init=kernel_init, kind=Conv):
+      return kind(self.channels, (size, size), kernel_init=init, dtype=self.dtype, name=name)(y)
 
     resampled = {'': lambda y: y, 'up': upsampled, 'down': downsampled}[self.resample]
     skip = resampled(x)
     if self.skip_conv:
       skip = conv(skip, 'skip', size=1)
 
-    y = conv(resampled(activated(x, 'norm_0')), 'conv_0')
+    y = resampled(activated(x, 'norm_0'))
     width = self.channels * (2 if self.scale_shift else 1)
     # Float32, whatever it meets: its gradient is a sum over all places.
     condition = nn.Dense(width, kernel_init=kernel_init, name='embed')(embedding)[:, None, None, :]
     if self.scale_shift:
       scale, shift = jnp.split(condition, 2, axis=-1)
-      y = activated(y, 'norm_1', scale, shift)
+      y, bias = conv(y, 'conv_0', kind=BareConv)
+      y = activated(y, 'norm_1', scale, shift, bias)
     else:
-      y = activated((y + condition).astype(self.dtype), 'norm_1')
+      y = activated((conv(y, 'conv_0') + condition).astype(self.dtype), 'norm_1')
     if self.dropout and dropout_keys is not None:
       y = dropped(y, self.dropout, dropout_keys)
     x = (skip + conv(y, 'conv_1', init=zeros_init)) * self.skip_scale

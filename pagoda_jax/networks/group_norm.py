@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pagoda_jax.networks import chips
+from pagoda_jax.networks.place_sums import place_sums
 
 # Of every nonlinearity of a U-Net; 'gelu' is the exact one.
 ACTIVATIONS = {'': lambda x: x, 'silu': nn.silu, 'gelu': lambda x: nn.gelu(x, approximate=False)}
@@ -16,56 +17,82 @@ class GroupNorm(nn.GroupNorm):
   """`nn.GroupNorm`, then scale and shift of each image, then an activation."""
 
   @nn.compact
-  def __call__(self, x: jax.Array, scale=None, shift=None, activation: str = '') -> jax.Array:
-    """act(norm(x) (1 + scale) + shift) of x [B, ..., C]; scale and shift float32 [B, 1, 1, C], or None: neither."""
+  def __call__(self, x: jax.Array, scale=None, shift=None, activation: str = '', bias=None) -> jax.Array:
+    """act(norm(x + bias) (1 + scale) + shift) of x [B, ..., C].
+
+    Args:
+      scale, shift: float32 [B, 1, 1, C], or None: neither.
+      activation: of ACTIVATIONS.
+      bias: float32 [C], of the convolution that x comes from (`layers.BareConv`); None: x has it.
+    """
     if self.dtype != jnp.bfloat16 or chips.chip() != 'nvidia':
+      x = x if bias is None else (x + bias).astype(x.dtype)
       y = super().__call__(x)
       y = y if scale is None else y * (1 + scale) + shift
       return ACTIVATIONS[activation](y).astype(self.dtype)
     shape = len(x), x.shape[-1]
-    gamma = jnp.broadcast_to(self.param('scale', self.scale_init, shape[1:], self.param_dtype), shape)
-    beta = jnp.broadcast_to(self.param('bias', self.bias_init, shape[1:], self.param_dtype), shape)
+    whole = lambda v: jnp.broadcast_to(v, shape)
+    gamma = whole(self.param('scale', self.scale_init, shape[1:], self.param_dtype))
+    beta = whole(self.param('bias', self.bias_init, shape[1:], self.param_dtype))
     if scale is not None:
       factor = 1 + scale.reshape(shape)
       gamma, beta = gamma * factor, beta * factor + shift.reshape(shape)
+    bias = whole(jnp.float32(0) if bias is None else bias)
     rows = x.reshape(len(x), -1, x.shape[-1]).astype(self.dtype)
-    return normalized(rows, gamma, beta, self.num_groups, self.epsilon, activation).reshape(x.shape)
+    return normalized(rows, bias, gamma, beta, self.num_groups, self.epsilon, activation).reshape(x.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def normalized(x, gamma, beta, groups: int, epsilon: float, activation: str) -> jax.Array:
-  """act(gamma norm(x) + beta) of x [B, N, C], in float32 and rounded to x's type, in the passes that GPUs are best at.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def normalized(x, bias, gamma, beta, groups: int, epsilon: float, activation: str) -> jax.Array:
+  """act(gamma norm(x + bias) + beta) of x [B, N, C], in float32 and rounded to x's type, in the passes that GPUs are
+  best at.
 
   With the sums of each channel's values and squares, all before act is one factor a and one summand b a channel and
   image. The backward pass needs two sums a channel more, of dy act' and of x dy act', and of the maps keeps x alone.
+  The bias's gradient follows from these sums.
 
   Args:
-    gamma, beta: float32 [B, C].
+    bias, gamma, beta: float32 [B, C].
     groups: that C is split into; mean and variance are a group's.
     activation: of ACTIVATIONS.
   """
-  return _forward(x, gamma, beta, groups, epsilon, activation)[0]
+  return _forward(x, bias, gamma, beta, groups, epsilon, activation)[0]
 
 
-def _forward(x, gamma, beta, groups, epsilon, activation):
-  values = x.astype(jnp.float32)
+def _forward(x, bias, gamma, beta, groups, epsilon, activation):
+  values = x.astype(jnp.float32) + bias[:, None]
   sums = values.sum(1), (values * values).sum(1)
   a, b = _factors(*sums, gamma, beta, x.shape[1], groups, epsilon)
-  return ACTIVATIONS[activation](values * a[:, None] + b[:, None]).astype(x.dtype), (x, sums, gamma, beta)
+  y = ACTIVATIONS[activation](values * a[:, None] + b[:, None]).astype(x.dtype)
+  return y, (x, bias, sums, gamma, beta)
 
 
 def _backward(groups, epsilon, activation, kept, dy):
-  x, sums, gamma, beta = kept
-  factors = functools.partial(_factors, places=x.shape[1], groups=groups, epsilon=epsilon)
+  x, bias, sums, gamma, beta = kept
+  places = x.shape[1]
+  factors = functools.partial(_factors, places=places, groups=groups, epsilon=epsilon)
   (a, b), pull = jax.vjp(factors, *sums, gamma, beta)
-  values, of_channels = x.astype(jnp.float32), lambda v: v[:, None]
-  slope, = jax.vjp(ACTIVATIONS[activation], values * of_channels(a) + of_channels(b))[1](dy.astype(jnp.float32))
-  d_sum, d_square, d_gamma, d_beta = pull(((slope * values).sum(1), slope.sum(1)))
-  dx = slope * of_channels(a) + of_channels(d_sum) + 2 * of_channels(d_square) * values
-  return dx.astype(x.dtype), d_gamma, d_beta
+  b = b + a * bias  # of what is kept, the convolution's result without it
+
+  def terms(x, dy, a, b):
+    slope = _slope(x, dy, a, b, activation)
+    return slope, slope * x.astype(jnp.float32)
+
+  dy_sum, x_dy_sum = place_sums(terms, (x, dy), (a, b))
+  d_sum, d_square, d_gamma, d_beta = pull((x_dy_sum + bias * dy_sum, dy_sum))
+  d_bias = a * dy_sum + places * d_sum + 2 * d_square * sums[0]
+  of_channels = lambda v: v[:, None]
+  dx = (_slope(x, dy, of_channels(a), of_channels(b), activation) * of_channels(a)
+        + of_channels(d_sum + 2 * d_square * bias) + of_channels(2 * d_square) * x.astype(jnp.float32))
+  return dx.astype(x.dtype), d_bias, d_gamma, d_beta
 
 
 normalized.defvjp(_forward, _backward)
+
+
+def _slope(x, dy, a, b, activation):
+  """dy act'(a x + b) in float32."""
+  return jax.vjp(ACTIVATIONS[activation], x.astype(jnp.float32) * a + b)[1](dy.astype(jnp.float32))[0]
 
 
 def _factors(total, squares, gamma, beta, places: int, groups: int, epsilon: float):

@@ -34,6 +34,17 @@ class Conv(nn.Conv):
     return super().__call__(x).astype(self.dtype)
 
 
+class BareConv(nn.Conv):
+  """`Conv` that leaves its bias to the `GroupNorm` after it, whose sums give the bias's gradient without a pass."""
+
+  use_bias: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x -> (its products, of `dtype`; the bias [features], float32)."""
+    return super().__call__(x), self.param('bias', self.bias_init, (self.features,), self.param_dtype)
+
+
 SUMMED_BY_PRODUCT_FROM = 1024  # places of an image
 
 
