@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pagoda_jax.planning import costs, programs
+from pagoda_jax.networks import chips
+from pagoda_jax.planning import programs
 from pagoda_jax.stages import models
 
 
@@ -53,5 +54,5 @@ def state(config, name: str, program: programs.Program):
   if not program.trains:
     return weights(program.state)
   discriminator = weights(getattr(program.state, 'discriminator', None), seed=1)
-  with costs.on_cpu():  # what is made here shall not count as memory of the step
+  with chips.on_cpu():  # what is made here shall not count as memory of the step
     return jax.device_get(programs.begun(config, name, weights(programs.params_shapes(config, name)), discriminator))

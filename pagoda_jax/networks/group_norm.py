@@ -60,10 +60,13 @@ def normalized(x, bias, gamma, beta, groups: int, epsilon: float, activation: st
 
 
 def _forward(x, bias, gamma, beta, groups, epsilon, activation):
-  values = x.astype(jnp.float32) + bias[:, None]
-  sums = values.sum(1), (values * values).sum(1)
+  def terms(x, bias):
+    values = x.astype(jnp.float32) + bias
+    return values, values * values
+
+  sums = place_sums(terms, (x,), (bias,))
   a, b = _factors(*sums, gamma, beta, x.shape[1], groups, epsilon)
-  y = ACTIVATIONS[activation](values * a[:, None] + b[:, None]).astype(x.dtype)
+  y = ACTIVATIONS[activation]((x.astype(jnp.float32) + bias[:, None]) * a[:, None] + b[:, None]).astype(x.dtype)
   return y, (x, bias, sums, gamma, beta)
 
 

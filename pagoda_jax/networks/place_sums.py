@@ -19,8 +19,7 @@ SMALLEST = (8, 32)
 
 
 def place_sums(
-    terms: Callable[..., Sequence[jax.Array]], maps: Sequence[jax.Array], factors: Sequence[jax.Array] = (),
-    interpret: bool = False,
+    terms: Callable[..., Sequence[jax.Array]], maps: Sequence[jax.Array], factors: Sequence[jax.Array] = ()
 ) -> list[jax.Array]:
   """Sums over all places of each of terms(*maps, *factors): [B, C] each.
 
@@ -32,13 +31,12 @@ def place_sums(
     terms: maps (of some places and channels) and factors that broadcast to them -> float32 of the maps' shape each.
     maps: [B, N, C] each.
     factors: [B, C] each.
-    interpret: the kernel, anywhere, slowly.
   """
   _, places, channels = maps[0].shape
   of_channels = [factor[:, None] for factor in factors]
   rows, width = (math.gcd(count, most) for count, most in zip((places, channels), TILE))
-  of_gpu = triton is not None and maps[0].dtype == jnp.bfloat16 and chips.chip() == 'nvidia'
-  if rows < SMALLEST[0] or width < SMALLEST[1] or not (of_gpu or interpret):
+  tiles = rows >= SMALLEST[0] and width >= SMALLEST[1] and maps[0].dtype == jnp.bfloat16
+  if not (tiles and chips.chip() == 'nvidia' and _has_triton()):
     return [values.sum(1) for values in terms(*maps, *of_channels)]
   count = len(jax.eval_shape(terms, *maps, *of_channels))
 
@@ -54,8 +52,12 @@ def place_sums(
     shape = jax.ShapeDtypeStruct((*grid[:2], channels), jnp.float32)
     sums = pl.pallas_call(
       kernel, grid=grid, in_specs=[tile] * len(maps) + [factor] * len(factors), out_specs=[of_tile] * count,
-      out_shape=[shape] * count, compiler_params=triton.CompilerParams(num_warps=8), interpret=interpret,
-      name='place_sums')(*arrays)
+      out_shape=[shape] * count, compiler_params=triton.CompilerParams(num_warps=8), name='place_sums')(*arrays)
     return [values.sum(1) for values in sums]
 
   return attention.over_devices(tiles_summed)(*maps, *factors)
+
+
+def _has_triton() -> bool:
+  """Whether JAX still has it, and this GPU, where there is one here, is an Ampere or newer."""
+  return triton is not None and float(getattr(jax.devices()[0], 'compute_capability', 8)) >= 8

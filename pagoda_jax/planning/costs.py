@@ -1,13 +1,14 @@
 """What a program costs, from the program itself: arithmetic, memory while it runs, traffic between devices."""
 
 import collections
-import contextlib
 import math
 import re
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
+
+from pagoda_jax.networks import chips
 
 # Bytes that a device sends for each byte of the result, over a ring of n devices.
 SENT = {
@@ -26,28 +27,15 @@ def flops(traced) -> float:
   not counted; an operation of a single element counts 1, a product added to a sum 2.
 
   Raises:
-    NoCpuError: JAX runs without its CPU backend, which counts.
+    chips.NoCpuError: JAX runs without its CPU backend, which counts.
   """
   return sum(first_and_further(traced))
 
 
 def first_and_further(traced) -> tuple[float, float]:
   """`flops`, as those of every loop's first turn and those of the further turns."""
-  with on_cpu():  # XLA counts what is lowered for its CPU backend alone
+  with chips.on_cpu():  # XLA counts what is lowered for its CPU backend alone
     return counted_once(traced.lower()), _further_turns(traced.jaxpr.jaxpr)
-
-
-class NoCpuError(RuntimeError):
-  """JAX runs without its CPU backend; the message says how to have it."""
-
-
-def on_cpu() -> contextlib.AbstractContextManager:
-  """Programs and arrays within are of a CPU device, whichever devices JAX has besides."""
-  try:
-    return jax.default_device(jax.local_devices(backend='cpu')[0])
-  except RuntimeError:
-    raise NoCpuError(f"JAX's CPU backend is needed beside its devices: JAX_PLATFORMS={jax.default_backend()},cpu, or "
-                     'leave JAX_PLATFORMS out') from None
 
 
 def counted_once(program) -> float:

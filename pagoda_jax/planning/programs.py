@@ -10,6 +10,7 @@ from jax.sharding import Mesh, Sharding
 from pagoda_jax import config as configs
 from pagoda_jax.config import ladder, spaces
 from pagoda_jax.method import guidance
+from pagoda_jax.networks import chips
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import decoding, grow, models, sampler, state
 from pagoda_jax.training import inverting, loop
@@ -43,9 +44,15 @@ class Program(NamedTuple):
     return self.batch['label'].shape[0]
 
   def trace(self, mesh: Mesh | None = None):
-    """`jax.jit(...).trace(...)` of the step: on one device, or with the shardings that the loops give it on a mesh."""
+    """`jax.jit(...).trace(...)` of the step: with the shardings that the loops give it on a mesh, or as one CPU device
+    would run it, whatever is here.
+
+    Raises:
+      chips.NoCpuError: there is no mesh, and JAX runs without its CPU backend.
+    """
     if mesh is None:
-      return jax.jit(self.step).trace(self.state, self.batch, self.frozen, self.rng)
+      with chips.on_cpu():
+        return jax.jit(self.step).trace(self.state, self.batch, self.frozen, self.rng)
     whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     placed = lambda tree, where: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
     begun = sharding.abstract(self.state, mesh)

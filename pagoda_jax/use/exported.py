@@ -23,6 +23,7 @@ from flax import traverse_util
 import pagoda_jax
 from pagoda_jax import config as configs
 from pagoda_jax.config import spaces
+from pagoda_jax.networks import chips
 from pagoda_jax.networks.unet import UNet
 from pagoda_jax.runtime import files
 from pagoda_jax.stages import decoding, models, sampler
@@ -155,7 +156,8 @@ def program(generator, params) -> jax.export.Exported:
     text = config.text
     arguments += [shaped((b, text.length, text.width), jnp.float32), shaped((b, text.length), jnp.bool_),
                   shaped((b, text.pooled_width), jnp.float32)]
-  return jax.export.export(jax.jit(generate), platforms=PLATFORMS)(*arguments)
+  with chips.on_cpu():  # else the networks would be in the form of the chip that is here
+    return jax.export.export(jax.jit(generate), platforms=PLATFORMS)(*arguments)
 
 
 def read_description(folder) -> dict:
