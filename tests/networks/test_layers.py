@@ -66,9 +66,9 @@ def test_one_pass_variance_loses_less_than_bfloat16_has_lost(ratio):
   assert 0 < rms(one_pass(rounded) - two_pass(rounded)) < lost / 5
 
 
-@pytest.mark.parametrize('side, channels, activation, scaled', [
-  (16, 192, 'silu', True), (12, 96, 'gelu', False), (8, 64, '', True), (8, 20, 'silu', False)])
-def test_the_norm_of_gpus_is_the_norm_and_its_gradients(monkeypatch, side, channels, activation, scaled):
+@pytest.mark.parametrize('side, channels, activation, scaled, biased', [
+  (16, 192, 'silu', True, True), (12, 96, 'gelu', False, True), (8, 64, '', True, False), (8, 20, 'silu', False, True)])
+def test_the_norm_of_gpus_is_the_norm_and_its_gradients(monkeypatch, side, channels, activation, scaled, biased):
   """Of bfloat16 maps, against float32's two passes: what they round is the result and the gradient of the maps."""
   monkeypatch.setattr(chips, 'chip', lambda: 'nvidia')
   monkeypatch.setattr(place_sums.pl, 'pallas_call', functools.partial(pl.pallas_call, interpret=True))
@@ -76,25 +76,45 @@ def test_the_norm_of_gpus_is_the_norm_and_its_gradients(monkeypatch, side, chann
   draw = lambda *shape, mean=0.0: jnp.asarray(mean + rng.standard_normal(shape), jnp.float32)
   x, dy = (draw(3, side, side, channels, mean=mean).astype(jnp.bfloat16) for mean in (2.0, 0.0))
   variables = {'params': {'scale': draw(channels), 'bias': draw(channels)}}
-  more = (0.3 * draw(3, 1, 1, channels), draw(3, 1, 1, channels)) if scaled else ()
+  more = {'scale': 0.3 * draw(3, 1, 1, channels), 'shift': draw(3, 1, 1, channels)} if scaled else {}
+  more |= {'bias': draw(channels)} if biased else {}
   norm = layers.group_norm(channels, 4, 1e-5, jnp.bfloat16, 'norm')
   assert jax.tree.map(jnp.shape, norm.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, variables)
 
-  def exact(x, variables, *more):
-    y = nn.GroupNorm(norm.num_groups, epsilon=1e-5, use_fast_variance=False).apply(variables, x)
-    return group_norm.ACTIVATIONS[activation](y * (1 + more[0]) + more[1] if more else y)
+  def exact(x, variables, more):
+    y = nn.GroupNorm(norm.num_groups, epsilon=1e-5, use_fast_variance=False).apply(variables, x + more.get('bias', 0))
+    return group_norm.ACTIVATIONS[activation](y * (1 + more['scale']) + more['shift'] if scaled else y)
 
-  def ours(x, variables, *more):
-    return norm.apply(variables, x, *(more or (None, None)), activation)
+  def ours(x, variables, more):
+    return norm.apply(variables, x, activation=activation, **more)
 
   with jax.default_matmul_precision('highest'):
-    y, pull = jax.jit(lambda *a: jax.vjp(ours, *a))(x, variables, *more)
-    expected, pull_exact = jax.vjp(exact, x.astype(jnp.float32), variables, *more)
+    y, pull = jax.jit(lambda *a: jax.vjp(ours, *a))(x, variables, more)
+    expected, pull_exact = jax.vjp(exact, x.astype(jnp.float32), variables, more)
     (dx, *rest), (dx_exact, *rest_exact) = pull(dy), pull_exact(dy.astype(jnp.float32))
   far = lambda a, b: float(jnp.linalg.norm((a - b).ravel()) / jnp.linalg.norm(b.ravel()))
   assert y.dtype == dx.dtype == jnp.bfloat16
   assert far(y, expected) < 2e-3 and far(dx, dx_exact) < 2e-3
-  assert max(jax.tree.leaves(jax.tree.map(far, rest, rest_exact))) < 2e-6
+  assert max(jax.tree.leaves(jax.tree.map(far, rest, rest_exact))) < 4e-6
+
+
+def test_a_norm_that_adds_the_bias_of_a_convolution_is_both(monkeypatch):
+  """Everywhere else to the bit: a bare convolution and the norm of its bias are the convolution and the norm."""
+  x, dy = jax.random.normal(jax.random.key(0), (2, 2, 8, 8, 64)).astype(jnp.bfloat16)
+  shape = {'features': 64, 'kernel_size': (3, 3), 'dtype': jnp.bfloat16}
+  whole, bare, norm = layers.Conv(**shape), layers.BareConv(**shape), layers.group_norm(64, 4, 1e-5, jnp.bfloat16, 'n')
+  of_conv, of_norm = whole.init(jax.random.key(1), x), norm.init(jax.random.key(2), x)
+  of_conv['params']['bias'] += 0.3
+  assert jax.tree.map(jnp.shape, of_conv) == jax.tree.map(jnp.shape, bare.init(jax.random.key(1), x))
+
+  def apart(x, of_conv, of_norm):
+    y, bias = bare.apply(of_conv, x)
+    return norm.apply(of_norm, y, activation='silu', bias=bias)
+
+  both = lambda x, of_conv, of_norm: norm.apply(of_norm, whole.apply(of_conv, x), activation='silu')
+  values, gradients = zip(*((y, pull(dy)) for y, pull in (jax.vjp(f, x, of_conv, of_norm) for f in (apart, both))))
+  jax.tree.map(np.testing.assert_array_equal, *values)
+  jax.tree.map(np.testing.assert_array_equal, *gradients)
 
 
 def test_patches_are_a_convolution_of_a_stride_of_its_size():
