@@ -9,9 +9,9 @@ from jax.experimental import pallas as pl
 
 from pagoda_jax.networks import attention, chips
 
-try:
+if jax.__version_info__ < (0, 12):
   from jax.experimental.pallas import triton
-except ImportError:  # JAX has announced that it will leave it out
+else:  # JAX has announced that it will leave it out; these versions have not been tried
   triton = None
 
 TILE = (128, 64)  # most places and channels that one program of the kernel sums

@@ -74,7 +74,8 @@ def test_every_device_of_a_mesh_sums_its_own_images(calls):
   maps, factors = drawn((2 * mesh.size, 64, 32))
   split = sharding.batch_sharding(mesh)
   with jax.set_mesh(mesh):
-    program = jax.jit(functools.partial(place_sums.place_sums, terms), in_shardings=split).lower(maps, factors).compile()
+    summed = functools.partial(place_sums.place_sums, terms)
+    program = jax.jit(summed, in_shardings=split).lower(maps, factors).compile()
     sums = program(*jax.device_put((maps, factors), split))
   assert calls == [[(2, 1, 32)] * 3]
   assert 'all-gather' not in program.as_text()
