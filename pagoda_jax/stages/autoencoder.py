@@ -16,7 +16,7 @@ from pagoda_jax.method import losses, microbatch
 from pagoda_jax.networks.pyramid import pixel_pyramid
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages.models import Networks
-from pagoda_jax.stages.state import GeneratorState, guarded, make_optimizer, mix, step_keys
+from pagoda_jax.stages.state import GeneratorState, global_norm, guarded, make_optimizer, mix, step_keys
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):
@@ -118,11 +118,11 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       'psnr': jnp.mean(psnr(outputs[0][2], images)),
       'adversarial': adv,
       'weight': weight,
-      'grad_norm': optax.global_norm(grads),
+      'grad_norm': global_norm(grads),
       'discriminator': d_loss,
       'logit_real': jnp.mean(real_logits),
       'logit_fake': jnp.mean(fake_logits),
-      'discriminator_grad_norm': optax.global_norm(d_grads),
+      'discriminator_grad_norm': global_norm(d_grads),
     }
     new = state.replace(params=params, opt_state=opt_state, ema=mix(state.ema, params, config.ema),
                         discriminator=discriminator, discriminator_opt_state=d_opt_state)

@@ -19,7 +19,7 @@ from pagoda_jax.networks import growth
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import gradients, guide
 from pagoda_jax.stages.models import Networks
-from pagoda_jax.stages.state import GeneratorState, guarded, make_optimizer, mix, step_keys, updated
+from pagoda_jax.stages.state import GeneratorState, global_norm, guarded, make_optimizer, mix, step_keys, updated
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):
@@ -151,7 +151,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
         'logit_real': jnp.mean(real_logits),
         'logit_fake': jnp.mean(fake_logits),
         **{name: value for name, value in penalties.items() if weights[name]},
-        'discriminator_grad_norm': optax.global_norm(grads),
+        'discriminator_grad_norm': global_norm(grads),
       }
 
     # The generator's turn: on the pairs,
@@ -207,7 +207,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       'loss': rec,
       'adversarial': adv,
       'weight': weight,
-      'grad_norm': optax.global_norm([*applied, grads]),
+      'grad_norm': global_norm([*applied, grads]),
       **measured,
       **{f'pairs_{name}': value for name, value in of_pairs.items()},
     }

@@ -7,13 +7,12 @@ encoder has learnt it well: `invert` tells both, and `standardize_noise` scales 
 """
 
 import jax.numpy as jnp
-import optax
 
 from pagoda_jax.data.images import normalize
 from pagoda_jax.method import guidance
 from pagoda_jax.stages import distill, gradients
 from pagoda_jax.stages.models import Networks
-from pagoda_jax.stages.state import TeacherState, guarded, make_optimizer, mix, step_keys, updated
+from pagoda_jax.stages.state import TeacherState, global_norm, guarded, make_optimizer, mix, step_keys, updated
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):
@@ -40,7 +39,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     images, noise = distill.pairs_of(networks, batch, frozen, step_keys(rng, state.step, 1)[0], parts)
     cond = guidance.condition_of(batch) | distill.omega_of_pairs(networks, batch)
     loss, grads = gradients.mean_and_grad(losses_of, parts)(state.params, images, noise, cond)
-    norm = optax.global_norm(grads)
+    norm = global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = updated(networks.unet, state.params, updates)
     new = state.replace(params=params, opt_state=opt_state, ema=mix(state.ema, params, config.ema))

@@ -14,13 +14,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from pagoda_jax.data.images import normalize
 from pagoda_jax.method import guidance, microbatch
 from pagoda_jax.stages import gradients
 from pagoda_jax.stages.models import Networks
-from pagoda_jax.stages.state import TeacherState, guarded, make_optimizer, mix, step_keys, updated
+from pagoda_jax.stages.state import TeacherState, global_norm, guarded, make_optimizer, mix, step_keys, updated
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):
@@ -54,7 +53,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       return (omegas - networks.estimate(params, images, cond)) ** 2
 
     loss, grads = gradients.mean_and_grad(losses_of, parts)(state.params, noise, cond, omegas)
-    norm = optax.global_norm(grads)
+    norm = global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = updated(networks.unet, state.params, updates)
     new = state.replace(params=params, opt_state=opt_state, ema=mix(state.ema, params, config.ema))

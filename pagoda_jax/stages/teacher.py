@@ -5,13 +5,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from pagoda_jax.data.images import normalize
 from pagoda_jax.method import diffusion, edm_augment, guidance
 from pagoda_jax.stages import gradients
 from pagoda_jax.stages.models import Networks
-from pagoda_jax.stages.state import TeacherState, averaged, guarded, make_optimizer, step_keys, updated
+from pagoda_jax.stages.state import TeacherState, averaged, global_norm, guarded, make_optimizer, step_keys, updated
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):
@@ -46,7 +45,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     losses = functools.partial(losses_of, networks, config.uncertainty)
     loss, grads = gradients.mean_and_grad(losses, parts)(
       state.params, images, cond, told, sigma, noise, dropout_keys)
-    norm = optax.global_norm(grads)
+    norm = global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = updated(networks.unet, state.params, updates)
     new = state.replace(params=params, opt_state=opt_state, **averaged(state, params, config))

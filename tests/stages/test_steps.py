@@ -116,20 +116,27 @@ def test_dropped_labels_are_dropped_at_the_given_rate():
 
 
 @pytest.mark.parametrize('axes, devices', [({}, 8), ({'zero1': 2}, 8), ({'fsdp': 2}, 8), (None, 8), (None, 1)])
-def test_on_gpus_that_hold_parameters_whole_gradients_are_laid_out_as_they_are(axes, devices, monkeypatch):
-  """XLA gathers what it is told the layout of: not where parameters or their update are split, or may be."""
+def test_on_gpus_that_hold_parameters_whole_gradients_are_laid_out_and_their_norm_is_one_sum(
+    axes, devices, monkeypatch):
+  """XLA gathers what it is told the layout of, and sums of leaves that it is told to put together: neither where
+  parameters or their update are split, or may be."""
   rng = np.random.default_rng(0)
   shapes = {'kernel': (3, 3, 64, 128), 'bias': (64,), 'gain': ()}
   params, grads = ({name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
                    for _ in range(2))
   monkeypatch.setattr(jax, 'device_count', lambda: devices)
-  made = {}
+  made, norms = {}, []
   for chip in ('cpu', 'nvidia'):
     monkeypatch.setattr(chips, 'chip', lambda chip=chip: chip)
     optimizer = state.make_optimizer(c.optimizer(), 1)  # anew: a function is traced once
     with contextlib.nullcontext() if axes is None else jax.set_mesh(sharding.make_mesh(**axes)):
       lowered = jax.jit(optimizer.update).lower(grads, optimizer.init(params), params)
       made[chip] = jax.device_get(lowered.compile()(grads, optimizer.init(params), params))
-    laid_out = chip == 'nvidia' and (axes == {} or devices == 1)
-    assert lowered.as_text().count('@LayoutConstraint') == laid_out * len(shapes)
+      of_norm = jax.jit(lambda grads: state.global_norm(grads)).lower(grads)
+      norms.append(of_norm.compile()(grads))
+    whole = chip == 'nvidia' and (axes == {} or devices == 1)
+    assert lowered.as_text().count('@LayoutConstraint') == whole * len(shapes)
+    assert ('concatenate' in of_norm.as_text()) == whole
   jax.tree.map(np.testing.assert_array_equal, *made.values())
+  exact = np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in grads.values()))
+  np.testing.assert_allclose(norms, exact, rtol=1e-6)
