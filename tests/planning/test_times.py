@@ -56,7 +56,7 @@ def test_a_step_of_one_image_a_chip_on_256_v5e_by_hand():
   # Parts of a batch pass through the network each; the chips' peak of another maker's is reached to another share.
   parts = times.step_time(ADM.on(on(32)).costs(2), topologies.Topology('h100', 32))
   assert parts.passes == pytest.approx(4 * 5 * 14 * 296e6 / 3350e9)
-  assert parts.compute == pytest.approx(8 * 1.84e12 / 0.38 / 989e12)
+  assert parts.compute == pytest.approx(8 * 1.84e12 / 0.4 / 989e12)
   assert all(topologies.Topology(name, 1).platform in times.MFU for name, chip in topologies.CHIPS.items() if chip.peak)
   assert times.step_time(ADM.on(on(256)).costs(0), topology, 0.5).compute == pytest.approx(1.84e12 / 0.5 / 197e12)
 
