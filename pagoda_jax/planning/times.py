@@ -10,8 +10,8 @@ from pagoda_jax.runtime.topologies import Topology
 # Of the bfloat16 peak, what a step's arithmetic reaches with ever more images at once, what passes take for parameters
 # (passes.BYTES) apart: (of a U-Net alone, with a discriminator and its feature networks). Of ADM-64: on a TPU as XLA
 # for v5e counts its cycles, of the teacher at four and at eight images and of parts of distill at four pairs (whole
-# they take 138 ms where this makes 155, and growth of one image 61 where it makes 57); on a GPU as an H200 took 107.9 ms
-# for 64 images of the teacher (this makes 107.2), 182.6 ms for 32 pairs of distill (191) and 97.9 ms for 16 of growth to
+# they take 138 ms where this makes 155, and growth of one image 61 where it makes 57); on a GPU as an H200 took 107.9
+# ms for 64 images of the teacher (this makes 107.2), 182.6 for 32 pairs of distill (191) and 97.9 for 16 of growth to
 # 128 px (94.9).
 MFU = {'tpu': (0.59, 0.4), 'nvidia': (0.4, 0.32)}
 FITS = 0.8  # share of a chip's memory: steps were seen to take up to 16 % more than is reckoned

@@ -98,6 +98,16 @@ def test_the_norm_of_gpus_is_the_norm_and_its_gradients(monkeypatch, side, chann
   assert max(jax.tree.leaves(jax.tree.map(far, rest, rest_exact))) < 4e-6
 
 
+@pytest.mark.parametrize('activation', group_norm.ACTIVATIONS)
+def test_derivatives_of_activations(activation):
+  """Of all that a bfloat16 network may meet; where exponentials overflow too."""
+  z = np.concatenate([np.linspace(-12, 12, 4001), [-3e38, -1e4, -200, -90, 90, 200, 1e4, 3e38]]).astype(np.float32)
+  exact = jax.vmap(jax.grad(group_norm.ACTIVATIONS[activation]))(z[:-8])
+  ours = group_norm.DERIVATIVES[activation](jnp.asarray(z))
+  np.testing.assert_allclose(ours[:-8], exact, atol=4e-7)
+  np.testing.assert_array_equal(ours[-8:], np.ones(8) if activation == '' else [0] * 4 + [1] * 4)
+
+
 def test_a_norm_that_adds_the_bias_of_a_convolution_is_both(monkeypatch):
   """Everywhere else to the bit: a bare convolution and the norm of its bias are the convolution and the norm."""
   x, dy = jax.random.normal(jax.random.key(0), (2, 2, 8, 8, 64)).astype(jnp.bfloat16)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
+from network_tools import H100, on
 
-from pagoda_jax.networks import chips, place_sums
+from pagoda_jax.networks import chips, group_norm, place_sums
 from pagoda_jax.runtime import sharding
 
 
@@ -51,6 +52,19 @@ def test_the_kernels_sums_are_the_sums(calls, shape, tiles):
   for ours, values in zip(sums, (x * a * y, x * a * y * x, y)):
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours, values.sum(1), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize('activation', group_norm.ACTIVATIONS)
+def test_norms_are_lowered_for_a_gpu_that_is_not_here(activation):
+  """Triton lacks some operations, which only lowering tells: one kernel each forward and backward."""
+  x, of_channels = (jax.ShapeDtypeStruct(*each) for each in (((2, 64, 64), jnp.bfloat16), ((2, 64), jnp.float32)))
+
+  def gradients(dy, *arguments):
+    return jax.vjp(lambda *each: group_norm.normalized(*each, 8, 1e-5, activation), *arguments)[1](dy)
+
+  with on(H100):
+    program = jax.jit(gradients).trace(x, x, *[of_channels] * 3).lower(lowering_platforms=('cuda',))
+  assert program.as_text().count('__gpu$xla.gpu.triton') == 2
 
 
 @pytest.mark.parametrize('shape, dtype, missing', [
