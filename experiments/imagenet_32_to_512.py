@@ -21,13 +21,13 @@ no figure and no script is published: what the rungs take is what the release's 
 `pagoda plan`, as in imagenet_64_to_512.py:
 
                   v5e-256                       v5p-64 (32 chips)               8xh100
-  teacher     9.6 GB   82 ms   3,560 h   12.5 GB  168 ms    909 h   11.8 GB  474 ms    643 h
-  invert      2.7 GB  4.11 s      46 h    2.7 GB 1.76 s      20 h    2.4 GB  637 ms     14 h
-  distill    10.8 GB  105 ms     673 h   13.4 GB   93 ms     74 h   12.9 GB  263 ms     52 h
-  grow_64     3.8 GB   51 ms     327 h    4.7 GB   62 ms     49 h    4.4 GB  176 ms     35 h
-  grow_128    4.1 GB   62 ms     398 h    5.7 GB   97 ms     78 h    5.4 GB  271 ms     54 h
-  grow_256    5.2 GB  106 ms     675 h    9.8 GB  244 ms    195 h    9.3 GB  659 ms    132 h
-  grow_512    8.5 GB  279 ms   1,780 h   12.7 GB  797 ms    638 h   12.7 GB 2.16 s     432 h
+  teacher     9.6 GB   82 ms   3,560 h   12.5 GB  168 ms    909 h   11.8 GB  455 ms    617 h
+  invert      2.7 GB  4.11 s      46 h    2.7 GB 1.76 s      20 h    2.4 GB  605 ms     14 h
+  distill    10.8 GB  105 ms     673 h   13.4 GB   99 ms     79 h   13.2 GB  262 ms     52 h
+  grow_64     3.8 GB   51 ms     327 h    4.7 GB   69 ms     55 h    4.9 GB  179 ms     36 h
+  grow_128    4.1 GB   62 ms     398 h    5.7 GB  109 ms     88 h    5.7 GB  274 ms     55 h
+  grow_256    5.2 GB  106 ms     675 h    9.8 GB  276 ms    221 h    9.6 GB  662 ms    132 h
+  grow_512    8.5 GB  279 ms   1,780 h   12.9 GB  926 ms    741 h   14.1 GB 2.22 s     445 h
 """
 
 from pagoda_jax import config as c

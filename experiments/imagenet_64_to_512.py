@@ -31,17 +31,17 @@ Published (Kim et al. 2024), one evaluation an image, without guidance, FID-50k:
 `pagoda plan`: memory of a chip (16 GB on v5e, 95 on v5p, 80 on H100), a step, and in all
 
                   v5e-256                       v5p-64 (32 chips)               8xh100
-  teacher     9.9 GB  121 ms   5,260 h   11.1 GB  343 ms  1,860 h   10.8 GB  989 ms   1,340 h
-  invert      3.0 GB  9.08 s     101 h    3.0 GB  3.9 s      43 h    2.3 GB  1.4 s      31 h
-  distill     9.1 GB  100 ms     641 h   12.1 GB  120 ms     96 h   11.6 GB  332 ms     66 h
-  grow_128    3.7 GB   59 ms     378 h    5.4 GB   98 ms     78 h    5.1 GB  270 ms     54 h
-  grow_256    4.5 GB   84 ms     538 h    8.5 GB  182 ms    145 h    8.0 GB  493 ms     99 h
-  grow_512    7.3 GB  210 ms   1,350 h   10.7 GB  579 ms    463 h   10.7 GB 1.58 s     316 h
+  teacher     9.9 GB  121 ms   5,260 h   11.1 GB  343 ms  1,860 h   10.8 GB  946 ms   1,280 h
+  invert      3.0 GB  9.08 s     101 h    3.0 GB  3.9 s      43 h    2.3 GB 1.33 s      30 h
+  distill     9.1 GB  100 ms     641 h   12.1 GB  131 ms    104 h   11.9 GB  331 ms     66 h
+  grow_128    3.7 GB   59 ms     378 h    5.4 GB  111 ms     89 h    5.3 GB  276 ms     55 h
+  grow_256    4.5 GB   84 ms     538 h    8.5 GB  207 ms    166 h    8.3 GB  499 ms    100 h
+  grow_512    7.3 GB  210 ms   1,350 h   10.9 GB  672 ms    538 h   12.0 GB 1.63 s     325 h
 
 h: hours of one chip. Inversion: 1.28 M pictures and their mirror images, 64 a chip at once (H100: 32). Of more images a
 chip than a v5e's 16 GB hold at once (`microbatch`: the teacher 16, 512 px two, others four) L_adv's gradients are
 summed after each part; chips of more memory are faster with larger parts. At one image a chip most of distill and of
-grow_128 is parameters: 32 v5e (`--config.mesh.zero1=32`) take 206 h, 64 v5e (`zero1=64`) 201 h. On v5e set
+grow_128 is parameters: 32 v5e (`--config.mesh.zero1=32`) take 272 h, 64 v5e (`zero1=64`) 269 h. On v5e set
 launch/xla_flags.sh: without it two to four images at once take a block of the U-Net two to three times as long.
 `--aot`: v5e's compiler took 807 s and 22 GB of memory for grow_512 on 256 chips: 8.81 GB a chip, 10.5 TFLOP
 an image (11.7 before it optimises) and 860 MB of sums a step.

@@ -25,15 +25,15 @@ pictures and their reconstructions is to be measured first.
 `pagoda plan --num_images=1281167`, '': memory of a device, a step, and in all
 
              --topology=v5e-256                        --topology=8xh100
-  teacher    7.2 GB    52 ms   2,250 chip-hours       10.3 GB   230 ms   312 chip-hours
-  invert     2.0 GB  2.06 s       23                   1.8 GB   319 ms     7.1
+  teacher    7.2 GB    52 ms   2,250 chip-hours       10.3 GB   221 ms   299 chip-hours
+  invert     2.0 GB  2.06 s       23                   1.8 GB   303 ms     6.7
   distill    7.6 GB    63 ms     405                  10.1 GB    68 ms    14
-  grow_64    2.9 GB    29 ms     184                   4.1 GB    49 ms     9.8
+  grow_64    2.9 GB    29 ms     184                   4.1 GB    51 ms    10
 
 decoded: grow_64 on v5e-256: 5.2 GB (2 GB of activations at one image a chip, the decoder's blocks at 512 and 256 px
 computed again), 305 ms, 1,950 chip-hours: decoder and feature networks at 512 px take 64 times the latents' arithmetic.
 
-With 8 chips distill takes 39 chip-hours: at one image a chip its parameters are most of a step.
+With 8 v5e distill takes 52 chip-hours: at one image a chip its parameters are most of a step.
 The teacher takes 21.1 times fewer FLOPs an image than the same network on latents of 128.
 """
 
