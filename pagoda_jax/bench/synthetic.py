@@ -15,15 +15,17 @@ def weights(shapes, seed: int = 0):
   """A tree of NumPy arrays of the shapes of parameters: sizes at which activations neither vanish nor overflow.
 
   Matrices and kernels are normal with variance 1 / fan-in, vectors (biases, scales, variances) one. The same DRAWN
-  numbers are repeated: 300 M parameters would take 20 seconds to draw.
+  numbers are repeated, from another one on in each leaf: to draw 300 M takes 16 seconds.
   """
-  drawn = np.random.default_rng(seed).standard_normal(DRAWN, np.float32)
+  rng = np.random.default_rng(seed)
+  drawn = rng.standard_normal(DRAWN, np.float32)
 
   def leaf(shape):
     if len(shape.shape) < 2 or not jnp.issubdtype(shape.dtype, jnp.floating):
       return np.ones(shape.shape, shape.dtype)
     fan_in = np.prod(shape.shape[:-1])
-    return (np.resize(drawn, shape.shape) / np.float32(np.sqrt(fan_in))).astype(shape.dtype)
+    begun = np.roll(drawn, rng.integers(DRAWN))
+    return (np.resize(begun, shape.shape) / np.float32(np.sqrt(fan_in))).astype(shape.dtype)
 
   return jax.tree.map(leaf, shapes)
 
