@@ -1,14 +1,16 @@
 """The U-Net, its growth and the split of its parameters, on tiny networks."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from jax.extend.random import threefry_2x32
 
-from pagoda_jax.networks import growth, layers
+from pagoda_jax.networks import chips, growth, layers
 from pagoda_jax.networks.unet import EDM_ADM, EDM_DDPMPP, GUIDED_ADM, UNet
 
 TINY = dict(resolution=8, channels=16, channel_mult=(1, 2), num_blocks=1, attention_resolutions=(4,), num_classes=3)
@@ -177,13 +179,32 @@ def test_remat_and_dropout():
   assert rms(trained - evaluated) > 1e-2
 
 
-def test_dropout_keeps_the_mean_and_gives_each_image_its_own():
+@pytest.mark.parametrize('height', [1, 6, 100])
+@pytest.mark.parametrize('chip', ['cpu', 'tpu', 'nvidia'])
+def test_dropout_is_threefrys_bits_sixteen_for_each_value(chip, height, monkeypatch):
+  monkeypatch.setattr(chips, 'chip', lambda: chip)
+  x = np.random.default_rng(0).uniform(1, 2, (2, height, 100, 3)).astype(np.float32)
+  chances, shape = 52429, (-(-height // 4), 100, 3)  # 0.8 of 65,536
+  expected = []
+  for key in DROPOUT_KEYS:
+    count = np.arange(2 * math.prod(shape), dtype=np.uint32)
+    first, second = np.asarray(threefry_2x32(jax.random.bits(key, 2), count)).reshape(2, *shape)
+    expected.append(np.concatenate([first & 0xffff, first >> 16, second & 0xffff, second >> 16])[:height] < chances)
+  y, pull = jax.vjp(lambda x: layers.dropped(x, 0.2, DROPOUT_KEYS), x)
+  np.testing.assert_allclose(y, np.where(expected, x * (65536 / chances), 0), rtol=1e-6)
+  np.testing.assert_allclose(pull(x)[0], y, rtol=1e-6)
+
+
+def test_dropout_keeps_the_mean_and_gives_each_image_and_each_quarter_its_own():
   x = jnp.ones((2, 100, 100))
   y = np.asarray(layers.dropped(x, 0.2, DROPOUT_KEYS))
-  assert set(np.unique(y)) == {np.float32(0), np.float32(1.25)}
+  assert set(np.unique(y)) == {np.float32(0), np.float32(65536 / 52429)}
   np.testing.assert_allclose(y.mean((1, 2)), 1, atol=0.02)
-  assert np.any(y[0] != y[1])
+  parts = y.reshape(8, -1)  # two images of four quarters
+  np.testing.assert_allclose(np.corrcoef(parts), np.eye(8), atol=0.08)  # 2,500 values each: four standard errors
   np.testing.assert_array_equal(layers.dropped(x[1:], 0.2, DROPOUT_KEYS[1:])[0], y[1])
+  for rate, left in ((1e-9, 1), (1 - 1e-9, 0)):
+    assert np.mean(np.asarray(layers.dropped(x, rate, DROPOUT_KEYS)) != 0) == pytest.approx(left, abs=1e-3)
 
 
 @pytest.mark.parametrize('change, message', [
