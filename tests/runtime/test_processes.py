@@ -125,6 +125,7 @@ def test_two_processes_survive_a_kill_and_a_sigterm_and_one_goes_on_with_the_sam
   np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_noise_written_by_two_processes_with_a_kill_is_that_of_one(finished, tmp_path):
   for folder in ('pair', 'alone'):
     shutil.copytree(finished / 'teacher', tmp_path / folder / 'teacher')

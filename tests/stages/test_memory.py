@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 from typing import NamedTuple
 
@@ -112,9 +113,9 @@ SWITCHES = {
   'remat': {'remat': (8, 16)},
   'both on eight devices': {'microbatch': 1, 'remat': (8, 16), 'devices': 8},
 }
-# Growth's step is distillation's: each is tried on one of them.
-CASES = [(name, switch) for name in PLAIN for switch in SWITCHES
-         if name == 'teacher' or (name == 'distill') == (switch == 'remat')]
+# Growth's step is distillation's: each is tried on one of them, in CI both together on growth.
+CASES = [*itertools.product(['teacher'], SWITCHES), ('grow_16', 'both on eight devices'),
+         *(pytest.param(*case, marks=pytest.mark.slow) for case in (('distill', 'remat'), ('grow_16', 'microbatch')))]
 
 
 @pytest.mark.parametrize('name, switch', CASES)

@@ -105,6 +105,7 @@ def test_weights_that_are_not_whole_are_written_anew(root, mine, harm, capsys):
   assert re.search(r'PSNR of 3 held-out pictures from their mean latents: [\d.]+ dB at 16 px, [\d.]+ dB at 8 px', said)
 
 
+@pytest.mark.slow
 def test_a_step_is_the_same_on_eight_devices_in_parts(root, monkeypatch):
   monkeypatch.setattr(sharding, 'SHARDED_FROM', 16)  # so that the tiny networks' updates are shared at all
   config, found = latent_tools.get_autoencoder_config(root), []
