@@ -166,7 +166,7 @@ def dropped(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
 
   def kept(key):  # of each quarter
     places = jnp.arange(math.prod(quarter), dtype=jnp.uint32).reshape(quarter)
-    halves = threefry2x32_p.bind(*jax.random.bits(key, 2), places, places + places.size)
+    halves = threefry2x32_p.bind(*jax.random.bits(key, 2, jnp.uint32), places, places + places.size)
     return [piece < chances for half in halves for piece in (half & 0xffff, half >> 16)]
 
   if chips.chip() == 'nvidia':  # a thread makes one value there: it would use a quarter of what Threefry made
