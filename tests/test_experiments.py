@@ -56,7 +56,7 @@ def load(path):
 # published teachers training/test_starts.py; what is left are sizes.
 ELSEWHERE = {'mnist:', 'mnist:guided', 'latent_folder:', 'imagenet_64_to_512:next,stop=64',
              'imagenet_64_to_512:published,stop=64,lpips', 'imagenet_32_to_512:published,stop=32',
-             'folder:'}  # its other variants are run
+             'folder:'}  # at 4 and 8 px it is run
 CASES = [(path, variant) for path in EXPERIMENTS for variant in ('', *getattr(load(path), 'VARIANTS', ()))]
 
 
