@@ -18,9 +18,9 @@ from pagoda_jax.training import loop
 
 PLAIN = ('teacher', 'distill', 'grow_16')
 # 'guided:' of the experiment's variant, with EDM2's form of the networks
-PHASES = (*PLAIN, 'guided:guide', 'guided:distill', 'guided:grow_16')
+PHASES = (*PLAIN, 'guided:guide', 'guided:distill')
 # Which of them also on two processes, and how placed; growth's step is distillation's.
-ACROSS_PROCESSES = {'teacher': {'zero1': 8}, 'guided:guide': {'fsdp': 2}, 'distill': {'fsdp': 2}}
+ACROSS_PROCESSES = {'teacher': {'zero1': 8}, 'distill': {'fsdp': 2}}
 RNG = jax.random.key(0)
 CONFIG = tiny.get_config()
 GUIDED = tiny.get_config('guided')

@@ -51,10 +51,10 @@ def load(path):
   return module
 
 
-# What other tests run all parts of: digits those of cli and training/test_guided_run.py, latents test_latent_run.py;
-# EDM2, R3GAN's loss on DINO's tokens, projected distances and LPIPS networks/test_edm2.py and stages/test_projected.py;
-# published teachers training/test_starts.py; what is left are sizes.
-ELSEWHERE = {'mnist:', 'mnist:guided', 'latent_folder:', 'imagenet_64_to_512:next,stop=64',
+# What other tests run all parts of: digits those of cli and training/test_guided_run.py, latents test_latent_run.py, an
+# autoencoder test_autoencoder_run.py; EDM2, R3GAN's loss on DINO's tokens, projected distances and LPIPS those of
+# networks/test_edm2.py and stages/test_projected.py; published teachers training/test_starts.py; sizes are left.
+ELSEWHERE = {'mnist:', 'mnist:guided', 'latent_folder:', 'autoencoder_tiny:', 'imagenet_64_to_512:next,stop=64',
              'imagenet_64_to_512:published,stop=64,lpips', 'imagenet_32_to_512:published,stop=32',
              'folder:'}  # at 4 and 8 px it is run
 CASES = [(path, variant) for path in EXPERIMENTS for variant in ('', *getattr(load(path), 'VARIANTS', ()))]

@@ -222,7 +222,8 @@ def test_operations_and_collectives_of_compiled_steps_where_parameters_are_whole
   assert 0.8 * held < step.memory_analysis().temp_size_in_bytes < 1.6 * held
 
 
-@pytest.mark.parametrize('name, fakes', [('teacher', ''), ('distill', 'fresh'), ('grow_16', 'shared')])
+@pytest.mark.parametrize('name, fakes', [('teacher', ''), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+  ('distill', 'fresh'), ('grow_16', 'shared')))])
 def test_collectives_of_steps_whose_state_is_split(all_split, name, fakes):
   """Parameters are gathered and gradients summed; hardly a map of a network leaves its device."""
   found, step, whole = planned(name, fakes, 8), compiled(name, fakes, 8), planned(name, fakes, 1)
@@ -237,7 +238,7 @@ def test_collectives_of_steps_whose_state_is_split(all_split, name, fakes):
   assert collectives(step) < 250
 
 
-@pytest.mark.parametrize('name, fakes', [('teacher', ''), ('distill', 'shared')])
+@pytest.mark.parametrize('name, fakes', [('teacher', ''), pytest.param('distill', 'shared', marks=pytest.mark.slow)])
 def test_collectives_of_steps_whose_update_is_shared(all_split, name, fakes):
   """Of gradients of single images' losses each device sums its part; all are sent what each has updated."""
   found, step, whole = planned(name, fakes, 1, 8), compiled(name, fakes, 1, 8), planned(name, fakes, 1)

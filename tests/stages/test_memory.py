@@ -156,7 +156,7 @@ def test_meshes_of_others_and_batches_that_do_not_split_give_the_same_gradient(a
     np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['teacher', 'grow_16'])
+@pytest.mark.parametrize('name', ['teacher', pytest.param('grow_16', marks=pytest.mark.slow)])
 def test_bfloat16_with_both_switches_is_close_to_float32(name):
   exact, rough = outcome(name), outcome(name, precision='bfloat16', microbatch=4, remat=(8, 16))
   assert all(np.isfinite(value) for value in rough.metrics.values()) and rough.after.skipped == 0

@@ -23,13 +23,12 @@ def largest_change(a, b):
   return max(jax.tree.leaves(changes), default=0)
 
 
-# Each over data and fsdp; with updates shared, and in parts of parameters too. Slow: with all state on each device, as
-# runs on eight have it, and all of it split. Over processes, with the guide: runtime/test_processes.py.
+# In CI each axis once: growth's step is distillation's. Over processes: runtime/test_processes.py.
 @pytest.mark.parametrize('name, devices, axes', [
-  *((name, 8, {'fsdp': 2}) for name in ('teacher', 'grow_16', 'guided:distill')), ('distill', 8, {'zero1': 8}),
-  ('distill', 8, {'fsdp': 2, 'zero1': 2}), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-    ('distill', 8, {'fsdp': 2}), ('grow_16', 8, {}), ('grow_16', 8, {'fsdp': 8}),
-    ('guided:grow_16', 8, {'fsdp': 2, 'zero1': 2})))])
+  ('teacher', 8, {'fsdp': 2}), ('guided:distill', 8, {'fsdp': 2}), ('distill', 8, {'fsdp': 2, 'zero1': 2}),
+  *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+    ('distill', 8, {'fsdp': 2}), ('distill', 8, {'zero1': 8}), ('grow_16', 8, {}), ('grow_16', 8, {'fsdp': 2}),
+    ('grow_16', 8, {'fsdp': 8}), ('guided:guide', 8, {'fsdp': 2}), ('guided:grow_16', 8, {'fsdp': 2, 'zero1': 2})))])
 def test_a_step_is_the_same_on_any_mesh(name, devices, axes, monkeypatch):
   monkeypatch.setattr(sharding, 'SHARDED_FROM', 16)  # so that the tiny networks are sharded at all
   one, one_metrics = step_tools.run_step(name, 1)
@@ -40,7 +39,8 @@ def test_a_step_is_the_same_on_any_mesh(name, devices, axes, monkeypatch):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max())
 
 
-@pytest.mark.parametrize('name', PHASES)
+# With guidance growth's is slow: training/test_guided_run.py grows.
+@pytest.mark.parametrize('name', [*PHASES, pytest.param('guided:grow_16', marks=pytest.mark.slow)])
 def test_a_step_changes_every_trained_leaf_and_counts(name):
   _, start = step_tools.setup(name)
   after, metrics = step_tools.run_step(name, 1)
