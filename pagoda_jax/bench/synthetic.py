@@ -7,6 +7,7 @@ import numpy as np
 from pagoda_jax.networks import chips
 from pagoda_jax.planning import programs
 from pagoda_jax.stages import models
+from pagoda_jax.training import first_state
 
 
 def weights(shapes, seed: int = 0):
@@ -55,4 +56,5 @@ def state(config, name: str, program: programs.Program):
     return weights(program.state)
   discriminator = weights(getattr(program.state, 'discriminator', None), seed=1)
   with chips.on_cpu():  # what is made here shall not count as memory of the step
-    return jax.device_get(programs.begun(config, name, weights(programs.params_shapes(config, name)), discriminator))
+    params = weights(first_state.params_shapes(config, name))
+    return jax.device_get(first_state.begun(config, name, params, discriminator))

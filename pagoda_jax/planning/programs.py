@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 
 from pagoda_jax import config as configs
-from pagoda_jax.config import ladder, spaces
+from pagoda_jax.config import spaces
 from pagoda_jax.method import guidance
 from pagoda_jax.networks import chips
 from pagoda_jax.runtime import sharding
-from pagoda_jax.stages import decoding, grow, models, sampler, state
-from pagoda_jax.training import inverting, loop
+from pagoda_jax.stages import decoding, models, sampler
+from pagoda_jax.training import first_state, inverting, loop
 from pagoda_jax.weights import frozen_weights
 
 
@@ -77,12 +77,12 @@ def make(config, name: str, num_devices: int = 1) -> Program:
   if phase.stage == 'invert':
     solve = inverting.make_inverter(config, name)
     step = lambda params, batch, frozen, rng: solve(params, batch, frozen.get('null_text'))
-    return Program(step, params_shapes(config, name), batch | {'key': label}, null, rng, trains=False,
+    return Program(step, first_state.params_shapes(config, name), batch | {'key': label}, null, rng, trains=False,
                    results=inverting.RESULTS)
   networks, step = loop.make_step(config, name, num_devices)
   frozen = frozen_weights.shapes(config, name) | null
   if phase.stage == 'guide':
-    frozen = frozen | {'teacher': _shapes(models.make_teacher(config, name))}
+    frozen = frozen | {'teacher': models.unet_shapes(models.make_teacher(config, name))}
   if phase.stage in configs.GENERATOR_STAGES:
     batch |= {'real_image': image, 'real_label': label} | {f'real_{key}': rows for key, rows in captions.items()}
   if phase.get('noise'):
@@ -93,12 +93,13 @@ def make(config, name: str, num_devices: int = 1) -> Program:
         batch['omega'] = jax.ShapeDtypeStruct((count,), jnp.float32)
     else:
       batch |= {'base_image': jax.ShapeDtypeStruct(small, stored), 'key': label}
-      frozen = frozen | {'teacher': params_shapes(config, phase.noise)}
+      frozen = frozen | {'teacher': first_state.params_shapes(config, phase.noise)}
     if phase.get('guide'):
-      frozen = frozen | {'guide': params_shapes(config, phase.guide)}
+      frozen = frozen | {'guide': first_state.params_shapes(config, phase.guide)}
       if side > base:
         batch['real_base_image'] = jax.ShapeDtypeStruct(small, stored)
-  return Program(step, _begun(config, name, networks, frozen), batch, frozen, rng, True, config.shard_frozen)
+  begun = first_state.shapes(config, name, networks, frozen)
+  return Program(step, begun, batch, frozen, rng, True, config.shard_frozen)
 
 
 def sampling(config, name: str, count: int) -> Program:
@@ -111,7 +112,7 @@ def sampling(config, name: str, count: int) -> Program:
   captions, null = _captions(config, count)
   step = lambda params, batch, frozen, rng: draw(
     params, batch['noise'], batch['label'], batch.get('omega'), guidance.text_of(batch), frozen.get('null_text'))
-  params = params_shapes(config, name)
+  params = first_state.params_shapes(config, name)
   if spaces.is_latent(config):
     params = params | {decoding.AUTOENCODER: decoding.decoder_shapes(config)}
   return Program(step, params, batch | guidance.text_of(captions), null, jax.eval_shape(lambda: jax.random.key(0)),
@@ -128,38 +129,3 @@ def _captions(config, count: int):
   null = {key: jax.ShapeDtypeStruct(*each) for key, each in one.items()}
   rows = {key: jax.ShapeDtypeStruct((count, *shape), dtype) for key, (shape, dtype) in one.items()}
   return rows | {'caption_kind': jax.ShapeDtypeStruct((count,), jnp.int32)}, {'null_text': null}
-
-
-def params_shapes(config, name: str):
-  """Shapes of all parameters of a phase's U-Net, or of the autoencoder that it trains."""
-  if config.phases[name].stage == 'autoencoder':
-    return decoding.variables_shapes(config)['params']
-  return _shapes(models.make_unet(config, name))
-
-
-def _shapes(unet):
-  return jax.eval_shape(lambda: models.fresh_params(unet, jax.random.key(0)))
-
-
-def begun(config, name: str, params, discriminator):
-  """The state at step 0 of a phase that trains, from all parameters of its U-Net and the discriminator's variables."""
-  phase, fixed = config.phases[name], {}
-  if phase.stage in ('teacher', 'encode', 'guide'):
-    return state.init_teacher(params, phase)
-  if phase.stage == 'grow':
-    params, fixed, _ = grow.grown_params(params, params, ladder.thawed_blocks(config, name))
-  paired = 'reconstruction_adversarial' in phase and phase.reconstruction_adversarial.weight
-  of_pairs = state.copy(discriminator) if paired else None
-  return state.init_generator(params, fixed, discriminator, phase, of_pairs)
-
-
-def _begun(config, name: str, networks, frozen):
-  """Shapes of the state at step 0 (as loop.init_teacher and loop.init_generator make it)."""
-
-  def begin(params):
-    side, discriminator = configs.phase_resolution(config, name), None
-    if networks.discriminator is not None:
-      discriminator = models.init_discriminator(networks, frozen, side, jax.random.key(0))
-    return begun(config, name, params, discriminator)
-
-  return jax.eval_shape(begin, params_shapes(config, name))

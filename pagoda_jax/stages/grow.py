@@ -7,23 +7,24 @@ config thaws train: in the paper the formerly highest-resolution level.
 """
 
 from pagoda_jax.networks import growth
-from pagoda_jax.stages import distill
+from pagoda_jax.stages import distill, models
 
 # The step is distillation's: the state's split into trained and fixed leaves makes the difference.
 make_train_step = distill.make_train_step
 
 
-def grown_params(new_params, old_params, thaw):
+def grown_params(unet, old_params, thaw, rng):
   """The generator at the start of a growth phase.
 
   Args:
-    new_params: freshly initialised parameters at the new resolution.
-    old_params: the generator to grow (its EMA).
+    unet: the grown generator.
+    old_params: parameters of the generator to grow (its EMA).
     thaw: the decoder's blocks that train, new ones included (ladder.thawed_blocks).
+    rng: of the new leaves.
 
   Returns:
     (trained, fixed, report): two trees that `networks.growth.merge` joins, and what was copied.
   """
-  params, report = growth.grow_params(new_params, old_params)
+  params, report = models.grown(unet, old_params, rng)
   trained, fixed = growth.split_trainable(params, thaw)
   return trained, fixed, report

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 
 from pagoda_jax import config as configs
 from pagoda_jax.config import ladder, spaces
 from pagoda_jax.method import ddpm, diffusion, guidance, perception
+from pagoda_jax.networks import growth
 from pagoda_jax.networks import unet as unets
 from pagoda_jax.networks.autoencoder import AutoencoderKL
 from pagoda_jax.networks.discriminator import DiscriminatorEnsemble
@@ -20,7 +22,7 @@ from pagoda_jax.networks.frozen.clip_image import CLIPImage
 from pagoda_jax.networks.pyramid import PyramidDiscriminator
 from pagoda_jax.networks.token_heads import TokenDiscriminator
 from pagoda_jax.networks.unet import UNet
-from pagoda_jax.runtime import sharding
+from pagoda_jax.runtime import sharding, trees
 from pagoda_jax.stages import architectures, decoding
 
 
@@ -237,10 +239,10 @@ def make_unet(config, phase_name: str) -> UNet:
   chain = ladder.growth_chain(config, phase_name)
   grown = [unets.grown_level(level) for level in ladder.first_levels(chain)]
   resolution = config.base_resolution << len(grown)
-  for growth in chain:
-    while resolution < growth.resolution:
+  for phase in chain:
+    while resolution < phase.resolution:
       resolution *= 2
-      grown.append(unets.GrownLevel(growth.channels, growth.num_blocks, growth.scale_shift))
+      grown.append(unets.GrownLevel(phase.channels, phase.num_blocks, phase.scale_shift))
   return UNet(
     resolution=config.base_resolution,
     image_channels=spaces.image_channels(config),
@@ -279,9 +281,24 @@ def fresh_params(unet: UNet, rng: jax.Array):
   return unet.init(rng, jnp.zeros(batch), jnp.zeros(1), any_cond(unet, 1))['params']
 
 
+def unet_shapes(unet: UNet):
+  """Shapes of a U-Net's parameters."""
+  return jax.eval_shape(lambda: fresh_params(unet, jax.random.key(0)))
+
+
 def init_unet(unet: UNet, rng: jax.Array):
   """Fresh parameters of a U-Net, as device arrays."""
   return run_once(functools.partial(fresh_params, unet), rng)
+
+
+def grown(unet: UNet, old_params, rng: jax.Array) -> tuple[dict, growth.GrowthReport]:
+  """`growth.grow_params` of a smaller network's parameters: what is new is as in `init_unet`, and alone is made."""
+  fresh = functools.partial(fresh_params, unet)
+  params, report = growth.grow_params(jax.eval_shape(fresh, rng), old_params)
+  missing = {*report.new, *report.other_shape}
+  pick = lambda rng: {path: leaf for path, leaf in trees.flat_leaves(fresh(rng)).items() if path in missing}
+  flat = trees.flat_leaves(params) | (run_once(pick, rng) if missing else {})
+  return traverse_util.unflatten_dict(flat, sep='/'), report
 
 
 def init_discriminator(networks: Networks, frozen, resolution: int, rng: jax.Array):

@@ -14,16 +14,14 @@ from absl import logging
 from etils import epath
 
 from pagoda_jax import config as configs
-from pagoda_jax.config import ladder
 from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.method import microbatch
-from pagoda_jax.networks import growth
 from pagoda_jax.runtime import distributed, randomness, sharding
 from pagoda_jax.runtime.interrupts import Interrupted
 from pagoda_jax.runtime.progress import Progress
-from pagoda_jax.stages import autoencoder, decoding, distill, encode, grow, guide, models, sampler, state, teacher
-from pagoda_jax.training import autoencoding, checkpoints, grids, inverting, logs, starts, workdir
+from pagoda_jax.stages import autoencoder, distill, encode, grow, guide, models, sampler, state, teacher
+from pagoda_jax.training import autoencoding, checkpoints, first_state, grids, inverting, logs, starts, workdir
 from pagoda_jax.weights import frozen_weights
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -79,15 +77,15 @@ def make_phase(config, folder, name: str, num_devices: int = 1) -> Phase:
   captions, drawn = inverting.null_text(config), streams.sampling(config)
   if phase.stage == 'teacher':
     stream = streams.Stream(config.data, resolution, seed, text=text, drawn=drawn)
-    init = functools.partial(init_teacher, config, folder, name, networks, init_key)
+    init = functools.partial(first_state.init_teacher, config, folder, name, networks, init_key)
     return Phase(networks, step, init, stream, captions)
   if phase.stage == 'autoencoder':
     frozen = frozen_weights.load(config, name)
-    init = functools.partial(init_autoencoder, config, name, networks, frozen, init_key)
+    init = functools.partial(first_state.init_autoencoder, config, name, networks, frozen, init_key)
     return Phase(networks, step, init, streams.Stream(config.data, resolution, seed), frozen)
   if phase.stage == 'guide':
     params, where = starts.read_start(config, folder, name)
-    init = functools.partial(init_as_teacher, networks, phase, params, f'the encoder of {where}', init_key)
+    init = functools.partial(first_state.init_as_teacher, networks, phase, params, f'the encoder of {where}', init_key)
     stream = streams.Stream(config.data, resolution, seed, text=text, drawn=drawn)
     return Phase(networks, step, init, stream, {'teacher': params} | captions)
   params_of_noise = inverting.check_store(config, folder, phase.noise)
@@ -100,7 +98,7 @@ def make_phase(config, folder, name: str, num_devices: int = 1) -> Phase:
     frozen = frozen | {'teacher': params_of_noise}
   if phase.stage == 'encode':
     params, where = starts.read_start(config, folder, name)
-    init = functools.partial(init_as_teacher, networks, phase, params, where, init_key)
+    init = functools.partial(first_state.init_as_teacher, networks, phase, params, where, init_key)
     stream = streams.Stream(config.data, resolution, seed, noise, phase.pairs_fraction, text=text, drawn=drawn,
                             reals=False)
     return Phase(networks, step, init, stream, frozen)
@@ -108,60 +106,8 @@ def make_phase(config, folder, name: str, num_devices: int = 1) -> Phase:
     frozen = frozen | {'guide': checkpoints.read_generator(epath.Path(folder) / phase.guide)[0]}
   real_base = config.base_resolution if phase.guide and resolution > config.base_resolution else 0
   stream = streams.Stream(config.data, resolution, seed, noise, phase.pairs_fraction, real_base, text, drawn)
-  init = functools.partial(init_generator, config, folder, name, networks, frozen, init_key)
+  init = functools.partial(first_state.init_generator, config, folder, name, networks, frozen, init_key)
   return Phase(networks, step, init, stream, frozen)
-
-
-def init_teacher(config, folder, name: str, networks, key) -> tuple[state.TeacherState, str]:
-  """The teacher's state at step 0: fresh parameters, or those at init_from; and which, in words."""
-  phase = config.phases[name]
-  if phase.init_from:
-    params, where = starts.read_start(config, folder, name)
-    return state.init_teacher(state.copy(params), phase), f'starts from {where}'
-  return state.init_teacher(models.init_unet(networks.unet, key), phase), 'starts afresh'
-
-
-def init_autoencoder(config, name: str, networks, frozen, key) -> tuple[state.GeneratorState, str]:
-  """The state at step 0 of an autoencoder and its discriminator; said in words."""
-  key, discriminator_key = jax.random.split(key)
-  params = models.run_once(functools.partial(decoding.fresh_variables, config), key)['params']
-  discriminator = models.init_discriminator(networks, frozen, config.base_resolution, discriminator_key)
-  return state.init_generator(params, {}, discriminator, config.phases[name]), 'starts afresh'
-
-
-def init_as_teacher(networks, phase, teacher_params, what: str, key) -> tuple[state.TeacherState, str]:
-  """The state at step 0 of an estimator or an encoder: what it shares with the teacher is copied; said in words."""
-  params, report = growth.grow_params(models.init_unet(networks.unet, key), teacher_params)
-  return state.init_teacher(state.copy(params), phase), f'starts from {what}: {report.counts}'
-
-
-def init_generator(config, folder, name: str, networks, frozen, key) -> tuple[state.GeneratorState, str]:
-  """The generator's state at step 0: a copy of the teacher, or the generator before it, grown; said in words."""
-  phase = config.phases[name]
-  resolution = configs.phase_resolution(config, name)
-  generator_key, discriminator_key = jax.random.split(key)
-  params, where = starts.read_start(config, folder, name)
-  fixed = {}
-  if phase.stage == 'distill' and (networks.law is not None or networks.unet.grown):
-    # The input for omega is new, and does nothing yet; levels above the teacher's begin as growth's do.
-    params, report = growth.grow_params(models.init_unet(networks.unet, generator_key), params)
-    where = f'{where}: {report}' if networks.unet.grown else where
-  if phase.stage == 'distill' and networks.unet.ddpm_levels:
-    # The teacher's answer is noise, and the generator's shall be the picture: it begins as grey.
-    params = params | {'out_conv': jax.tree.map(np.zeros_like, params['out_conv'])}
-    where = f'{where}, its last convolution as zeros'
-  if phase.stage == 'grow':
-    fresh = models.init_unet(networks.unet, generator_key)
-    params, fixed, report = grow.grown_params(fresh, params, ladder.thawed_blocks(config, name))
-    where = f'{where}, grown: {report}'
-  discriminator = models.init_discriminator(networks, frozen, resolution, discriminator_key)
-  discriminator, embedding = frozen_weights.with_class_embedding(config, name, discriminator)
-  of_pairs = None
-  if phase.reconstruction_adversarial.weight:
-    of_pairs = models.init_discriminator(networks, frozen, resolution, jax.random.fold_in(discriminator_key, 1))
-    of_pairs, _ = frozen_weights.with_class_embedding(config, name, of_pairs)
-  begun = state.init_generator(state.copy(params), state.copy(fixed), discriminator, phase, of_pairs)
-  return begun, '\n'.join(filter(None, (f'starts from {where}', embedding)))
 
 
 def run_phase(config, folder, name: str, stop, max_steps: int | None = None, image_flops=lambda: 0.0,
@@ -226,8 +172,9 @@ class _Loop:
       begun, said = self.parts.init()
       distributed.say(f'{self.name}: {said}')
       return sharding.place(begun, self.mesh), 0
-    target = sharding.abstract(jax.eval_shape(lambda: self.parts.init()[0]), self.mesh)
-    restored, position = self.saved.restore(step, target)
+    # By shapes alone: what the phase started from, gigabytes at full size, is not read again.
+    shapes = first_state.shapes(self.config, self.name, self.parts.networks, self.parts.frozen)
+    restored, position = self.saved.restore(step, sharding.abstract(shapes, self.mesh))
     self.batches.set_state(position)
     seen = self.seen(step)
     distributed.say(f'{self.name}: goes on from step {step}: {step * self.phase.batch_size:,} images seen '

@@ -3,7 +3,6 @@
 import hashlib
 import json
 
-import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -47,7 +46,7 @@ def read_start(config, folder, name: str) -> tuple[dict, str]:
   params, step = read_average(config, source, average)
   where = f'{source}, step {step}' + (f', average {average}' if average else '')
   if phase.stage != 'grow':
-    check_same_tree(_shapes(_expected(config, name)), params, where)
+    check_same_tree(models.unet_shapes(_expected(config, name)), params, where)
   return params, where
 
 
@@ -107,7 +106,7 @@ def _read_outside(config, name: str) -> tuple[dict, str]:
     _check_same_noise(config, name, path)
     params, step = checkpoints.read_generator(path)
     where = f'{path}, step {step}'
-  shapes = _shapes(ours)
+  shapes = models.unet_shapes(ours)
   check_same_tree(shapes, params, where)
   _, report = growth.grow_params(shapes, params)
   return params, f'{where}: {report}'
@@ -143,10 +142,6 @@ def _expected(config, name: str) -> UNet:
     return models.make_teacher(config, name)
   unet = models.make_unet(config, name)
   return unet.clone(grown=unet.grown[: len(config.phases[name].init_levels)])
-
-
-def _shapes(unet: UNet):
-  return jax.eval_shape(lambda: models.fresh_params(unet, jax.random.key(0)))
 
 
 def check_same_tree(expected, found, where: str) -> None:

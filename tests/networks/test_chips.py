@@ -11,6 +11,7 @@ from flax import traverse_util
 from pagoda_jax.networks import chips
 from pagoda_jax.planning import plan, programs
 from pagoda_jax.stages import models
+from pagoda_jax.training import first_state
 from pagoda_jax.use import exported
 
 
@@ -42,7 +43,7 @@ def test_what_is_counted_or_exported_holds_nothing_of_this_machines_gpu(what, re
     if what == 'counted':
       return plan.image_flops(config(), 'teacher'), plan.drawn_flops(config(), 'distill', 2)
     networks = models.build(config(), 'distill')
-    params = traverse_util.flatten_dict(programs.params_shapes(config(), 'distill'), sep='/')
+    params = traverse_util.flatten_dict(first_state.params_shapes(config(), 'distill'), sep='/')
     generator = types.SimpleNamespace(
       config=config(), name='distill', kind='generator', takes_text=False, networks=networks)
     # But for which lines of code its operations come from.

@@ -15,7 +15,7 @@ from pagoda_jax import config as c
 from pagoda_jax.method import guidance
 from pagoda_jax.networks import chips, growth
 from pagoda_jax.runtime import sharding
-from pagoda_jax.stages import distill, state
+from pagoda_jax.stages import distill, models, state
 
 
 def largest_change(a, b):
@@ -75,6 +75,17 @@ def test_a_step_with_a_nan_is_skipped_and_counted(name):
   assert after.step == after.skipped == after.skipped_total == metrics['skipped_in_a_row'] == metrics['skipped'] == 1
   frozen_step = after.replace(step=start.step, skipped=start.skipped, skipped_total=start.skipped_total)
   assert largest_change(start, frozen_step) == 0
+
+
+def test_what_growth_adds_is_as_in_a_fresh_network_and_nothing_else_is_made(monkeypatch):
+  unet, old = (models.make_unet(step_tools.CONFIG, name) for name in ('grow_16', 'distill'))
+  old_params, fresh = (models.init_unet(each, jax.random.key(seed)) for seed, each in enumerate((old, unet), 1))
+  expected, report = growth.grow_params(fresh, old_params)
+  params, found = models.grown(unet, old_params, jax.random.key(2))
+  assert found == report and report.new
+  jax.tree.map(np.testing.assert_array_equal, params, expected)
+  monkeypatch.setattr(models, 'run_once', None)
+  assert models.grown(old, old_params, RNG)[0] == old_params
 
 
 def test_the_generators_weight_is_the_clipped_ratio_of_last_layer_gradients():

@@ -10,7 +10,7 @@ from pagoda_jax import config as c
 from pagoda_jax import validation
 from pagoda_jax.networks.unet import DEEPFLOYD, UNet
 from pagoda_jax.stages import architectures, models
-from pagoda_jax.training import loop, starts
+from pagoda_jax.training import first_state, starts
 from pagoda_jax.use import generator as generators
 from pagoda_jax.weights.convert import deepfloyd
 from pagoda_jax.weights.convert.mapping import ConversionError
@@ -61,7 +61,7 @@ def test_a_generator_begins_as_the_teacher_but_grey_and_its_teacher_draws_for_na
                          jax.eval_shape(lambda: models.fresh_params(networks.unet, jax.random.key(0))))
   monkeypatch.setattr(starts, 'read_start', lambda *_: (teacher, 'there'))
   monkeypatch.setattr(models, 'init_discriminator', lambda *_: {'params': {'w': np.zeros(3, np.float32)}})
-  begun, said = loop.init_generator(config, '', 'distill', networks, {}, jax.random.key(0))
+  begun, said = first_state.init_generator(config, '', 'distill', networks, {}, jax.random.key(0))
   assert said == 'starts from there, its last convolution as zeros'
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(begun.params['out_conv']))
   assert all(np.all(leaf == 1) for name in begun.params if name != 'out_conv'
