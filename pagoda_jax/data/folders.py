@@ -65,8 +65,8 @@ def open_folder(path: str, max_unreadable: float = 0.01, check: bool = True, res
   """The pictures of a folder.
 
   With a captions.jsonl, its lines {"file": ..., "caption": ..., "recaption": ..., "label": ...} in their order; the
-  last two are optional, a label is a number or a name. Otherwise files sorted by path: each sub-folder that holds
-  pictures, at any depth, is a class, numbered in the order of their names; without sub-folders there are no classes.
+  last two are optional, a label is a number or a name. Otherwise files sorted by path: each sub-folder is a class, with
+  the pictures at any depth in it, numbered in the order of their names; without sub-folders there are no classes.
 
   Every file is read once for the digest; the answer is kept in the user's cache until the file changes.
 
