@@ -53,7 +53,7 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None, fini
   for name in config.order:  # before anything is written: one folder of another experiment stops the run
     if name in chosen or (epath.Path(folder) / name / 'config.json').exists():
       workdir.check_claim(folder, config, name)
-  workdir.check_same_everywhere(config, chosen)
+  workdir.check_same_everywhere(config, chosen, max_steps)
   frozen_weights.check_present(config, chosen)
   if configs.has_text(config):
     text_encoders.check(config)

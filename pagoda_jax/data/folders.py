@@ -32,6 +32,7 @@ class FolderSource:
 
   folder: str
   entries: tuple[listing.Entry, ...]
+  stamps: np.ndarray  # [N, 2] int64: size and time of each file; one that changes is not read on
   all_labels: np.ndarray
   class_names: tuple[str, ...]
   digest: str
@@ -45,13 +46,17 @@ class FolderSource:
 
     Raises:
       SourceError: the file cannot be read.
+      OSError: it has changed.
     """
     entry = self.entries[index]
     path = os.path.join(self.folder, entry.file)
     try:
-      image = pictures.shown(_read(path))
+      content, stamp = _read(path)
+      image = pictures.shown(content)
     except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
       raise SourceError(f'{path}: {pictures.reason(error)}') from None
+    if stamp[:2] != self.stamps[index].tolist():  # its noise may be made already; and it is not to be left out silently
+      raise OSError(f'{path}: changed since it was looked at; start again, and do not write to it meanwhile')
     record = {'image': image, 'label': int(self.all_labels[index]), 'name': entry.file}
     return record | captions.as_record(list(entry.captions))
 
@@ -60,8 +65,8 @@ def open_folder(path: str, max_unreadable: float = 0.01, check: bool = True, res
   """The pictures of a folder.
 
   With a captions.jsonl, its lines {"file": ..., "caption": ..., "recaption": ..., "label": ...} in their order; the
-  last two are optional, a label is a number or a name. Otherwise files sorted by path: each sub-folder that holds
-  pictures, at any depth, is a class, numbered in the order of their names; without sub-folders there are no classes.
+  last two are optional, a label is a number or a name. Otherwise files sorted by path: each sub-folder is a class, with
+  the pictures at any depth in it, numbered in the order of their names; without sub-folders there are no classes.
 
   Every file is read once for the digest; the answer is kept in the user's cache until the file changes.
 
@@ -94,7 +99,8 @@ def open_folder(path: str, max_unreadable: float = 0.01, check: bool = True, res
   digest = hashlib.sha256()  # of names, labels, captions and contents: not of where the folder is, nor when it was made
   for entry in entries:
     digest.update(json.dumps([*entry.identity(), contents[entry.file].sha256]).encode())
-  return FolderSource(str(folder), tuple(entries), labels, class_names, digest.hexdigest())
+  stamps = np.array([contents[entry.file].stamp[:2] or [-1, -1] for entry in entries], np.int64)
+  return FolderSource(str(folder), tuple(entries), stamps, labels, class_names, digest.hexdigest())
 
 
 def report_unreadable(what, faults: Sequence[str], total: int, max_unreadable: float) -> None:
@@ -112,8 +118,9 @@ def report_unreadable(what, faults: Sequence[str], total: int, max_unreadable: f
 
 
 class Content(NamedTuple):
-  """What reading a file has told; neither size nor fault: it was not decoded."""
+  """What reading a file has told; neither size nor fault: it was not decoded. The cache has rows of these."""
 
+  stamp: list[int]  # when it was read; [] where there is no file
   sha256: str = ''  # of its bytes; '' where there are none to read
   size: tuple[int, int] | None = None  # width, height
   fault: str | None = None
@@ -131,10 +138,10 @@ def _contents(folder: pathlib.Path, files: list[str], decode: bool) -> dict[str,
   path = pathlib.Path(cache, 'pagoda_jax', 'folders', name + '.json')
   known = {file: content for file, content in _known(path, stamps).items()
            if not decode or content.size or content.fault}
-  fresh = _examined(folder, [file for file in files if file not in known], decode)
+  fresh = _examined(folder, {file: stamp for file, stamp in stamps.items() if file not in known}, decode)
   contents = {file: known.get(file) or fresh[file] for file in files}
   if fresh:
-    rows = {file: [stamps[file], *content] for file, content in contents.items() if content.sha256}
+    rows = {file: content for file, content in contents.items() if content.sha256}
     keep(path, {'folder': str(folder), 'pillow': PIL.__version__, 'files': rows})
   return contents
 
@@ -144,7 +151,7 @@ def _known(path, stamps) -> dict[str, Content]:
   try:
     kept = read_sealed(path)
     rows = kept['files'] if kept['pillow'] == PIL.__version__ else {}  # another one may read what this one does not
-    return {file: Content(*row[1:]) for file, row in rows.items() if row[0] == stamps.get(file)}
+    return {file: Content(*row) for file, row in rows.items() if row[0] == stamps.get(file)}
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return {}  # not read before
 
@@ -160,42 +167,48 @@ def keep(path: pathlib.Path, values: dict) -> None:
     pass  # a read-only home: read again next time
 
 
-def _examined(folder, files, decode) -> dict[str, Content]:
-  progress, contents = Progress(f'checking {folder}', len(files), unit='file'), {}
+def _examined(folder, stamps, decode) -> dict[str, Content]:
+  files, contents = list(stamps), {}
+  progress = Progress(f'checking {folder}', len(files), unit='file')
   with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing and decoding work without the interpreter's lock
     for start in range(0, len(files), CHUNK):
       chunk = files[start : start + CHUNK]
-      contents |= zip(chunk, pool.map(lambda file: _examine(folder / file, decode), chunk))
+      contents |= zip(chunk, pool.map(lambda file: _examine(folder / file, stamps[file], decode), chunk))
       progress.update(start + len(chunk), len(chunk))
   return contents
 
 
-def _examine(path: pathlib.Path, decode: bool) -> Content:
+def _examine(path: pathlib.Path, stamp: list[int], decode: bool) -> Content:
   try:
-    content = _read(path)
+    content, _ = _read(path)
   except (OSError, SourceError) as error:
-    return Content(fault=pictures.reason(error))
+    return Content(stamp, fault=pictures.reason(error))
   sha256 = hashlib.sha256(content).hexdigest()
   try:
-    return Content(sha256, pictures.examine(content) if decode else None)
+    return Content(stamp, sha256, pictures.examine(content) if decode else None)
   except MemoryError as error:  # this machine's fault, now: not to be kept
-    return Content(fault=pictures.reason(error))
+    return Content(stamp, fault=pictures.reason(error))
   except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
-    return Content(sha256, fault=pictures.reason(error))
+    return Content(stamp, sha256, fault=pictures.reason(error))
 
 
-def _read(path) -> bytes:
+def _read(path) -> tuple[bytes, list[int]]:
+  """(what is in a file, its stamp as it was opened)."""
   with open_regular(path) as file:
-    size = os.fstat(file.fileno()).st_size
-    if size > MAX_BYTES:
-      raise SourceError(f'{size} bytes, more than {MAX_BYTES}')
-    return file.read()
+    status = os.fstat(file.fileno())
+    if status.st_size > MAX_BYTES:
+      raise SourceError(f'{status.st_size} bytes, more than {MAX_BYTES}')
+    return file.read(), _stamp_of(status)
 
 
 def _stamp(path: pathlib.Path) -> list[int]:
-  """What changes when a file does, or when another one takes its name; [] where there is none."""
+  """`_stamp_of` a file; [] where there is none."""
   try:
-    status = path.stat()
+    return _stamp_of(path.stat())
   except OSError:
     return []
+
+
+def _stamp_of(status: os.stat_result) -> list[int]:
+  """What changes when a file does, or when another one takes its name."""
   return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

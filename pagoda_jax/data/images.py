@@ -41,6 +41,13 @@ def image_grid(images: np.ndarray, columns: int = 0, smallest_side: int = 32) ->
   return grid.repeat(factor, 0).repeat(factor, 1)
 
 
+def grid_of_both(above: np.ndarray, below: np.ndarray, columns: int) -> np.ndarray:
+  """`image_grid` of two arrays of as many images: each of `above` has its own of `below` under it."""
+  spare = [(0, -len(above) % columns), (0, 0), (0, 0), (0, 0)]
+  rows = [np.pad(images, spare).reshape(-1, columns, *images.shape[1:]) for images in (above, below)]
+  return image_grid(np.stack(rows, 1).reshape(-1, *above.shape[1:]), columns)
+
+
 def write_png(path, image: np.ndarray) -> None:
   """Writes [H, W, C] uint8 as a PNG, whole or not at all."""
   lock.confirm()

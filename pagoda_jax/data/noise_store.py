@@ -54,12 +54,14 @@ def finished_shards(folder, layout: shards.Layout, origin: dict) -> list[int]:
     NoiseStoreError: names those that were made from something else: they must not be mixed with new ones.
   """
   finished, mark = shards.finished_shards(folder, layout), origin_mark(origin)
-  origins = {layout.name(shard): shards.read_sidecar(folder, layout.name(shard)).get('origin') for shard in finished}
-  foreign = [name for name, found in origins.items() if found not in (None, mark)]  # older versions wrote none
+  sidecars = {shard: shards.read_sidecar(folder, layout.name(shard)) for shard in finished}
+  foreign = [layout.name(shard) for shard, sidecar in sidecars.items()
+             if sidecar.get('origin') not in (None, mark)]  # older versions wrote none
   if foreign:
     raise NoiseStoreError(f'{folder}: made by another teacher, or with other settings: {", ".join(foreign)}; '
                           f'delete {folder} to make the noise again')
-  return finished
+  # The last shard of a run of fewer pairs (--max_steps) may have the name of one with more.
+  return [shard for shard, sidecar in sidecars.items() if sidecar['count'] == len(layout.keys(shard))]
 
 
 def origin_mark(origin: dict) -> str:

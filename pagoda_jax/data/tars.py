@@ -133,8 +133,8 @@ def _tars(path) -> list[pathlib.Path]:
     if others:
       raise SourceError(f'{path}: {others[0]}: compressed, and no member of it can be read by itself: decompress it, '
                         'or give a pattern that leaves it out')
-  else:
-    found = [pathlib.Path(file) for file in sorted(glob.glob(expanded))]
+  else:  # a tar that is there is no pattern, though its name may look like one
+    found = [pathlib.Path(file) for file in ([expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded)))]
   if not found:
     raise SourceError(f'{path}: no .tar there; must be a folder of them, one, or a pattern such as data/part-*.tar')
   if twice := [name for name, count in Counter(file.name for file in found).items() if count > 1]:

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from pagoda_jax.data import stream as streams
-from pagoda_jax.data.images import image_grid, normalize, quantized, write_png
+from pagoda_jax.data.images import grid_of_both, normalize, quantized, write_png
 from pagoda_jax.runtime import distributed, sharding
 from pagoda_jax.stages import autoencoder, decoding
 from pagoda_jax.training import checkpoints, grids
@@ -36,8 +36,7 @@ def make_grid(config, mesh):
 
   def draw(path, state):
     decoded = np.asarray(again(state.ema, pictures))
-    rows = [part[i : i + wide] for i in range(0, len(pictures), wide) for part in (pictures, decoded)]
-    image = image_grid(np.concatenate(rows), wide)
+    image = grid_of_both(pictures, decoded, wide)
     if distributed.is_primary():
       write_png(path, image)
     return image

@@ -6,7 +6,7 @@ from etils import epath
 from pagoda_jax import config as configs
 from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
-from pagoda_jax.data.images import image_grid, write_png
+from pagoda_jax.data.images import grid_of_both, image_grid, write_png
 from pagoda_jax.method import guidance
 from pagoda_jax.networks import growth
 from pagoda_jax.runtime import distributed, sharding
@@ -89,8 +89,7 @@ def make(config, folder, name: str, mesh):
 
   def reconstructions(params, above):
     made = sampler(params, pairs['noise'], pairs['label'], pairs.get('omega'), **captions)
-    rows = [part[i : i + wide] for i in range(0, len(made), wide) for part in (real, made)]
-    grid = image_grid(np.concatenate(rows), wide)
+    grid = grid_of_both(real, made, wide)
     gap = np.full((GAP, *above.shape[1:]), 128, np.uint8)
     return np.concatenate([gap, grid])
 

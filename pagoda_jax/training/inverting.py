@@ -16,7 +16,7 @@ from etils import epath
 
 from pagoda_jax import config as configs
 from pagoda_jax.config import spaces
-from pagoda_jax.data import noise_store, shards
+from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.method import diffusion, guidance
 from pagoda_jax.runtime import distributed, lock, randomness, sharding
@@ -191,7 +191,7 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
           'kimg': (there + count) / 1000, 'epochs': round((there + count) / len(keys), 4),
           'mean': float(values.mean(dtype=np.float64)), 'std': float(values.std(dtype=np.float64))} | progress.rates())
   if distributed.is_primary():
-    _wait_for_shards(config, store, layout, left, name, stop)
+    _wait_for_shards(config, store, layout, made_from, left, name, stop)
     _close(config, store, layout, name, made_from)
     if distributed.several():
       distributed.put(f'{name}/closed', 'yes')
@@ -268,10 +268,10 @@ def _write_holdout(config, name, store, solve, made_from):
     file.write(buffer.getbuffer())
 
 
-def _wait_for_shards(config, store, layout, left, name, stop):
+def _wait_for_shards(config, store, layout, made_from, left, name, stop):
   """Returns when the other hosts' shards are there; raises HostsError where no shard comes for a while."""
   before, since = -1, time.monotonic()
-  while len(done := shards.finished_shards(store, layout)) < layout.num_shards:
+  while len(done := noise_store.finished_shards(store, layout, made_from)) < layout.num_shards:
     _leave_if_asked(stop, name, f'{len(done)} of {layout.num_shards} shards written')
     if len(done) > before or distributed.compiling():
       before, since = len(done), time.monotonic()

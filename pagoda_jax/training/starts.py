@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from pagoda_jax import config as configs
 from pagoda_jax.networks import growth
 from pagoda_jax.networks.unet import UNet
-from pagoda_jax.runtime import trees
+from pagoda_jax.runtime import distributed, trees
 from pagoda_jax.stages import architectures, models
 from pagoda_jax.training import checkpoints, claims
 from pagoda_jax.weights.convert import folders, formats
@@ -31,7 +31,7 @@ def read_start(config, folder, name: str) -> tuple[dict, str]:
     name: a phase that names an earlier one, or has an `init_from`; of stage invert, what makes its noise.
 
   Raises:
-    StartError: there is nothing at init_from, or a network with other options.
+    StartError: there is nothing at init_from, a network with other options, or other weights than in process 0.
     CheckpointError: parameters of another network, leaf by leaf; or a damaged checkpoint, or the newest has gone.
     ConversionError: a damaged converted folder.
     WorkdirError: the damaged config.json of a phase at init_from.
@@ -94,7 +94,10 @@ def _checked(init_from: str) -> epath.Path:
 
 
 def _read_outside(config, name: str) -> tuple[dict, str]:
-  path = _checked(config.phases[name].init_from)
+  init_from = config.phases[name].init_from
+  path, here = _checked(init_from), mark(init_from)
+  if here != (there := distributed.from_primary(f'{name}: init_from', lambda: here)):
+    raise StartError(f'{path}: holds {here}, and in process 0 {there}: all processes start from the same')
   theirs = _network_at(path)
   ours = _expected(config, name)
   if rows := architectures.differences(theirs, ours):

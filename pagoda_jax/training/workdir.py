@@ -19,6 +19,8 @@ from pagoda_jax.training.claims import WorkdirError
 # config.text.encoder, wherever its folder lies, the digest (sha256 beside them).
 FREE_KEYS = ('steps', 'workers', 'path', 'init_from', 'max_unreadable', 'verify', 'weights', 'text.encoder',
              'microbatch')
+# What each process of one run may have its own of: where things lie there, and how they are read.
+OF_PROCESS = ('workers', 'path', 'init_from', 'max_unreadable', 'verify', 'weights', 'weights_dir', 'text.encoder')
 # Ends of the names of keys that came later: what was computed before, by phases whose config.json lacks them. A phase
 # stands there by its stage.
 EARLIER = {
@@ -123,15 +125,21 @@ def _by_stage(key: str, values: dict) -> str:
   return '.'.join((root, *rest))
 
 
-def check_same_everywhere(config, names) -> None:
-  """Refuses processes that were started with another config or other pictures than process 0.
+def check_same_everywhere(config, names, max_steps: int | None = None) -> None:
+  """Refuses processes that were started with another config, other flags or other pictures than process 0.
+
+  Also where one phase may go on with another value: processes that differ in steps, mesh or times to save would compute
+  different programs, or wait for each other in vain.
 
   Raises:
     WorkdirError: lists each key that differs.
   """
 
   def mine():
-    return {f'{name}: {key}': value for name in names for key, value in identity(config, name).items()}
+    values = {key: value for key, value in _flat(json.loads(as_json(config)), 'config').items()
+              if not key.endswith(tuple(f'.{own}' for own in OF_PROCESS))}
+    pictures = {f'{name}: config.data_sha256': identity(config, name)['config.data_sha256'] for name in names}
+    return values | pictures | {'phases': list(names), 'max_steps': max_steps}
 
   if rows := _differences(distributed.from_primary('config', mine), mine()):
     raise WorkdirError('this process was started with another config than process 0; what differs:\n'

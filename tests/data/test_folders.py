@@ -81,6 +81,17 @@ def test_a_run_does_not_go_on_with_pictures_swapped_within_the_folder(tmp_path, 
   prepare.prepare(folders.open_folder(folder, check=False), **plan)
 
 
+def test_a_picture_that_changes_under_a_run_stops_the_reading_and_one_that_is_linked_does_not(photos, tmp_path):
+  source, (first, second) = folders.open_folder(photos), [photos / 'bird' / f'0{i}.png' for i in range(2)]
+  os.link(first, tmp_path / 'backup.png')
+  assert source[0]['name'] == 'bird/00.png'
+  shutil.copy(second, first)
+  with pytest.raises(OSError, match='bird/00.png: changed since it was looked at; start again'):
+    source[0]
+  with pytest.raises(OSError, match='bird/00.png: changed'):  # nor is it left out as an unreadable picture
+    prepare.prepare(source, tmp_path / 'out', records.Recipe((8,), 'png', 95), 8, 1, 1.0)
+
+
 def test_a_file_is_read_once_for_the_check_and_again_only_after_a_change(photos, tmp_path, cache, monkeypatch):
   read, was = [], folders._read
   monkeypatch.setattr(folders, '_read', lambda path: [read.append(path), was(path)][1])

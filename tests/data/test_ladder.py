@@ -13,7 +13,7 @@ from pagoda_jax import config as configs
 from pagoda_jax import main
 from pagoda_jax.data import fitting, folders, pictures, prepare, records, shards, sources
 from pagoda_jax.data import stream as streams
-from pagoda_jax.data.images import image_grid
+from pagoda_jax.data.images import grid_of_both, image_grid
 from pagoda_jax.runtime.files import write_sealed
 from pagoda_jax.training import grids
 
@@ -274,3 +274,11 @@ def test_grids_show_the_pictures_that_the_phase_is_trained_on(ladder, tmp_path, 
     expected, _ = streams.epoch_pictures(config.data, side, 'train', np.arange(8))
     enlarged = image_grid(expected, 8)
     np.testing.assert_array_equal(shown[-2 * len(enlarged) : -len(enlarged)], enlarged)
+
+
+@pytest.mark.parametrize('count', [5, 8, 10])
+def test_a_picture_stands_above_its_reconstruction_in_a_row_that_is_not_full_too(count):
+  above = np.arange(1, count + 1, dtype=np.uint8)[:, None, None, None].repeat(32, 1).repeat(32, 2)
+  shown = grid_of_both(above, above + 100, 8)[::32, ::32, 0]
+  assert shown[::2].ravel()[:count].tolist() == list(range(1, count + 1))
+  np.testing.assert_array_equal(shown[1::2][shown[::2] > 0], above[:, 0, 0, 0] + 100)

@@ -76,6 +76,15 @@ def test_shards_of_another_teacher_are_not_gone_on_with(tmp_path):
     noise_store.finished_shards(folder, LAYOUT, {**ORIGIN, 'teacher_sha256': 'cd'})
 
 
+def test_the_last_shard_of_a_run_of_fewer_pairs_is_made_anew(tmp_path):
+  """Of 9 pairs (`--max_steps`) as of 10 it is number 2 of 3."""
+  fewer = noise_store.make_layout(count=9, shard_size=4)
+  for shard in range(3):
+    noise_store.write_shard(epath.Path(tmp_path), fewer, shard, NOISE[list(fewer.keys(shard))], ORIGIN)
+  assert noise_store.finished_shards(tmp_path, fewer, ORIGIN) == [0, 1, 2]
+  assert noise_store.finished_shards(tmp_path, LAYOUT, ORIGIN) == [0, 1]
+
+
 def test_a_store_made_for_something_else_is_refused_field_by_field(tmp_path):
   folder = write(tmp_path)
   manifest = noise_store.write_manifest(folder, LAYOUT, (4, 4, 3), 'float32', ORIGIN)

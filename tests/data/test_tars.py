@@ -96,6 +96,12 @@ def test_a_tar_that_changes_after_it_was_indexed_stops_the_reading(replace, tmp_
     prepare.prepare(source, tmp_path / 'out', records.Recipe((8,), 'png', 95), 8, 1, 1.0)
 
 
+def test_a_tar_is_found_whatever_its_name_would_mean_as_a_pattern(tmp_path):
+  path = tmp_path / 'set [1]' / 'a*.tar'
+  make_data.write_tar(path, make_data.samples(4))
+  assert len(tars.open_tars(path.parent)) == len(tars.open_tars(path)) == 4
+
+
 def test_a_tar_that_is_gone_stops_the_reading(tmp_path):
   for number in range(2):
     make_data.write_tar(tmp_path / 'tars' / f'{number}.tar', make_data.samples(4, first=4 * number))

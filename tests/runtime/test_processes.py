@@ -15,12 +15,13 @@ import jax
 import numpy as np
 import pytest
 import step_tools
+import tiny
 from quick import XLA_FLAGS
 from runs import CONFIG, ROOT
 
 from pagoda_jax.data import noise_store
 from pagoda_jax.runtime import distributed, trees
-from pagoda_jax.training import checkpoints
+from pagoda_jax.training import checkpoints, workdir
 
 
 def free_port():
@@ -165,6 +166,26 @@ def test_a_process_with_another_config_ends_all_and_is_named(tmp_path):
   assert 'another config than process 0' in outputs[1] and 'config.seed: there 0, here 1' in outputs[1]
   assert 'stopped, because process 1' in outputs[0] and 'config.seed' in outputs[0]
   assert not list(tmp_path.glob('*/checkpoints'))
+
+
+def test_what_makes_another_program_or_another_moment_to_meet_is_the_same_in_all_processes(monkeypatch):
+  """Other steps are another learning rate in one process: parameters that are to be one then drift apart silently."""
+  told = {}
+  monkeypatch.setattr(distributed, 'from_primary', lambda place, make: told.setdefault(place, make()))
+  monkeypatch.setattr(workdir.streams, 'pictures_digest', lambda data, resolutions: 'the same')
+  workdir.check_same_everywhere(tiny.get_config(), ['teacher'], 4)  # process 0
+  for key, value in {'phases.teacher.steps': 5, 'phases.teacher.microbatch': 1, 'mesh.fsdp': 2, 'remat': (8,),
+                     'checkpoint.every_steps': 5, 'log.samples_every': 5}.items():
+    other = tiny.get_config()
+    other.update_from_flattened_dict({key: value})
+    with pytest.raises(workdir.WorkdirError, match=rf'config\.{key}: there .*, here '):
+      workdir.check_same_everywhere(other, ['teacher'], 4)
+  for names, most, said in ((['teacher'], 5, 'max_steps: there 4, here 5'), (['invert'], 4, 'phases: there .*teacher')):
+    with pytest.raises(workdir.WorkdirError, match=said):
+      workdir.check_same_everywhere(tiny.get_config(), names, most)
+  elsewhere = tiny.get_config()
+  elsewhere.update_from_flattened_dict({'data.workers': 2, 'weights_dir': '/mnt/weights'})
+  workdir.check_same_everywhere(elsewhere, ['teacher'], 4)
 
 
 @pytest.mark.parametrize('task, named', [

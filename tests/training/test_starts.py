@@ -106,6 +106,16 @@ def test_the_mark_of_weights_tells_their_numbers(tmp_path, base):
   assert not starts.same_mark(mark, starts.mark(tmp_path / 'x'))
 
 
+def test_a_process_with_other_weights_than_process_0_is_refused(tmp_path, base, monkeypatch):
+  """Folders of one name on each machine: arrays that are to be the same everywhere would silently differ."""
+  for seed in (0, 1):
+    written(tmp_path / f'w{seed}', base, seed)
+  monkeypatch.setattr(starts.distributed, 'from_primary', lambda place, make: starts.mark(tmp_path / 'w0'))
+  starts.read_start(experiment(tmp_path / 'w0'), tmp_path, 'distill')
+  with pytest.raises(starts.StartError, match='w1: holds weights .*, and in process 0 weights '):
+    starts.read_start(experiment(tmp_path / 'w1'), tmp_path, 'distill')
+
+
 def test_growth_from_weights_that_have_grown_already(tmp_path, base):
   grown = base.clone(grown=((8, 1, False),))
   params = written(tmp_path / 'w', grown)
