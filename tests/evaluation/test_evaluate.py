@@ -139,6 +139,16 @@ def test_the_datas_features_are_kept_made_again_where_damaged_and_learn_without_
     plan.check_outputs({f'data/{name}': width for name, width in found.widths(16, 16, 1).items()}, None)
 
 
+@pytest.mark.parametrize('labels, first, kind', [
+  ([0, 1] * 10, 0, 'labels'), ([0, 1] * 9 + [1, -1], 0, 'contrast'), (None, 3, 'labels'), (None, -1, 'contrast')])
+def test_the_datas_features_are_of_labels_only_where_each_picture_has_one(tmp_path, monkeypatch, labels, first, kind):
+  kinds, known = [], {'class_names': ('cat', 'dog'), 'all_labels': labels and np.array(labels)}
+  source = type('Source', (dict,), known)({0: {'label': first}})
+  monkeypatch.setattr(data_features, 'train', lambda reference, kind, outputs: kinds.append(kind) or {'a': np.ones(1)})
+  data_features.encoder(sets.Pictures(None, 20, 16, 16, 1, {}, source), tmp_path)
+  assert kinds == [kind]
+
+
 class _Unlabelled:
   class_names, digest, resolution = (), 'without labels', 32
 
