@@ -8,6 +8,7 @@ from test_to_published import trained_phase
 
 import pagoda_jax
 from pagoda_jax.data.images import image_grid
+from pagoda_jax.stages import sampler
 from pagoda_jax.use import sample
 
 
@@ -91,6 +92,13 @@ def test_slerp():
   assert np.isfinite(sample.slerp(a, 0 * a, 0.5)).all() and not sample.slerp(0 * a, 0 * a, 0.5).any()
   each = sample.slerp(a, b, np.array([0, 0.5, 1]))
   np.testing.assert_allclose(each[0], a[0], rtol=1e-5, atol=1e-4)
+
+
+def test_labels_of_a_network_without_classes():
+  for given in ('cycle', 'random'):
+    assert sampler.parse_labels(given, 3, 0, 0).tolist() == [-1, -1, -1]
+  with pytest.raises(ValueError, match='--labels=3,5: the network knows no classes'):
+    sampler.parse_labels('3,5', 3, 0, 0)
 
 
 @pytest.mark.parametrize('flags, code, said', [
