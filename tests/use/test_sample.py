@@ -1,5 +1,6 @@
 """`pagoda sample`: truncation, captions, folders of pictures, animations; great circles of noise."""
 
+import captioned
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +10,7 @@ from test_to_published import trained_phase
 import pagoda_jax
 from pagoda_jax.data.images import image_grid
 from pagoda_jax.stages import sampler
-from pagoda_jax.use import sample
+from pagoda_jax.use import sample, text
 
 
 @pytest.fixture(scope='module')
@@ -112,3 +113,12 @@ def test_what_is_refused(run, flags, code, said, capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert pagoda('sample', f'--workdir={run}', *flags) == code
   assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_prompt_whose_end_is_left_out_is_named(monkeypatch):
+  config, said = captioned.config_of_digits('ngrams'), []
+  monkeypatch.setattr(text.logging, 'warning', lambda form, *values: said.append(form % values))
+  long = 'a red flag on a high white tower by the sea'
+  found = text.encode(config, ['red', long, ''])
+  assert {*found} == {'text', 'text_mask', 'text_pooled'} and len(found['text']) == 3
+  assert said == [f"prompts: of '{long}' only the first 4 tokens are read"]
