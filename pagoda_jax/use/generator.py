@@ -309,6 +309,8 @@ def of_weights(folder, kind: str = '', levels: int | None = None, **kwargs) -> G
     kind = _kind(folder, description, unet, kind)
   if kind == 'teacher':
     phase = configs.teacher() if levels is None else configs.teacher(sample_levels=levels)
+    if unet.text_width and folders.is_converted(folder):
+      phase.init_from = str(folder)  # no file tells how it was trained; published ones of captions can be guided
   else:
     if levels is not None:
       raise ValueError(f'--levels={levels}: {folder} holds a generator, which draws in one step')
