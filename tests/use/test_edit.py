@@ -16,6 +16,7 @@ from test_to_published import trained_phase
 import pagoda_jax
 from pagoda_jax.method import inverse_problems
 from pagoda_jax.runtime import sharding
+from pagoda_jax.runtime.files import write_sealed
 from pagoda_jax.stages import models
 from pagoda_jax.training import inverting
 from pagoda_jax.use import edit, picture_files
@@ -152,6 +153,18 @@ def test_by_inversion_noise_is_of_the_strength_that_it_is_drawn_with(tmp_path, m
     np.testing.assert_array_equal(found.images, generator.of_noise(found.noise, labels, [expected] * 2))
     noise[omega] = found.noise
   assert np.abs(noise[3.0] - noise[1.0]).max() > 1
+
+
+def test_by_inversion_noise_is_standardised_as_the_generator_has_learnt_it(tmp_path, monkeypatch):
+  config, noise = tiny.get_config(), np.full((2, 8, 8, 1), 50, np.float32)
+  config.phases.distill.standardize_noise = True
+  generator = pagoda_jax.load(made_up_run(tmp_path / 'run', config, 'distill'))
+  manifest = {'count': 4500, 'shard_size': 1024, 'shape': [8, 8, 1], 'dtype': 'float32', 'mean': 10.0, 'std': 20.0}
+  write_sealed(tmp_path / 'run' / 'invert' / 'manifest.json', manifest | {'origin': {}, 'shards': {}})
+  monkeypatch.setattr(edit.starts, 'read_start', lambda *where: ({}, None))
+  monkeypatch.setattr(edit.inverting, 'Solver', lambda *of: lambda pictures: {'noise': noise})
+  found = edit.invert(generator, np.zeros((2, 8, 8, 1), np.uint8), [3, 5])
+  np.testing.assert_allclose(found, np.full_like(noise, (50 - 10) * 80 / 20))
 
 
 @pytest.mark.parametrize('edited, said', [
