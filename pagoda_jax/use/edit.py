@@ -21,6 +21,7 @@ from pagoda_jax.data import stream as streams
 from pagoda_jax.method import inverse_problems
 from pagoda_jax.training import inverting, starts
 from pagoda_jax.use import descent
+from pagoda_jax.use.generator import listed
 from pagoda_jax.use.sample import slerp
 from pagoda_jax.weights import autoencoders
 
@@ -324,7 +325,7 @@ def _labels(generator, labels, count: int) -> np.ndarray:
 
 def _texts(generator, prompts, count: int, rows=None) -> dict | None:
   """What `of_noise` takes of a prompt for all pictures, or of one for each, in their order or that of `rows`."""
-  prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts or ())
+  prompts = listed(prompts)
   if len(prompts) not in (0, 1, count):
     raise EditError(f'{len(prompts)} prompts for {count} pictures; give one, or one for each')
   texts = generator.texts(prompts, count)

@@ -107,7 +107,7 @@ class Generator:
     Raises:
       ValueError: there is no such label, seed or strength; or labels and prompts, or of both the wrong one.
     """
-    prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts or ())
+    prompts = listed(prompts)
     if prompts and labels is not None:
       raise ValueError('labels and prompts: give one of them')
     if num_images is None and prompts:
@@ -200,6 +200,11 @@ class Generator:
       raise ValueError(f'guidance: {omegas.size} strengths for {count} images; give one, or one for each')
     check_guidance(self.config, self.name, tuple(float(omega) for omega in np.unique(omegas)))
     return np.broadcast_to(omegas, count)
+
+
+def listed(prompts) -> tuple[str, ...]:
+  """Prompts of a text, of several in a list or an array, or of None."""
+  return (prompts,) if isinstance(prompts, str) else () if prompts is None else tuple(prompts)
 
 
 def with_text_encoder(generator: Generator, name: str) -> Generator:

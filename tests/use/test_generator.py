@@ -82,6 +82,7 @@ def test_truncation_scales_the_noise(run):
   ({'guidance': [1.0, 2.0], 'labels': [1]}, '2 strengths for 1 images'),
   ({'guidance': float('inf')}, 'inf must be a number in [0, 100]'),
   ({'prompts': ['a dog']}, 'was not trained with captions'),
+  ({'prompts': np.array(['a dog', 'a cat'])}, 'was not trained with captions'),
 ], ids=str)
 def test_what_it_cannot_draw_is_refused(run, arguments, said):
   with pytest.raises(ValueError) as error:
