@@ -66,7 +66,7 @@ def run(fv, args) -> int:
   for name, other in (('from_label', 'label'), ('from_prompt', 'prompt')):
     if fv[name].value is not None and fv[other].value is None:
       raise ValueError(f'--{name}={fv[name].value}: needs --{other} beside it')
-  if needed and fv[needed].value is None and (needed != 'label' or fv.prompt is None):
+  if needed and fv[needed].value in (None, '') and (needed != 'label' or fv.prompt is None):
     raise ValueError(f'pagoda edit {word}: needs --{needed}')
   suffixes = ('.webp', '.png') if word == 'interpolate' else ('.png',)
   out = epath.Path(fv.out or f'{word}{suffixes[0]}')

@@ -315,6 +315,7 @@ def test_wrong_command_lines(run, files, tmp_path, capsys):
       (('reconstruct', here), 'takes 1 picture file, and 0 are given'),
       (('interpolate', a, here), 'takes 2 picture files, and 1 is given'),
       (('inpaint', a, here), 'needs --mask'),
+      (('inpaint', a, here, '--mask='), 'needs --mask'),
       (('restyle', a, here), 'needs --label'),
       (('interpolate', a, a, here, '--from_label=3'), '--from_label=3: needs --label beside it'),
       (('interpolate', a, a, here, '--from_prompt=x'), '--from_prompt=x: needs --prompt beside it'),
