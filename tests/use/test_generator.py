@@ -170,6 +170,15 @@ def test_the_loader_needs_only_jax_and_draws_any_number(run, hub, tmp_path):
   assert len([line for line in body.splitlines() if line.strip()]) <= 22
 
 
+def test_a_strength_that_the_program_does_not_take_is_refused_by_its_loader(monkeypatch):
+  config = {'default_omega': None, 'num_classes': 10, 'noise_shape': [4, 4, 1], 'diffusion': {'sigma_max': 80.0}}
+  drawn = lambda params, noise, labels: noise[..., 0]
+  monkeypatch.setattr(exported_loader, 'read', lambda folder: (config, {}, drawn))
+  assert exported_loader.load('.')([3]).shape == (1, 4, 4)
+  with pytest.raises(ValueError, match='omega = 2: the program takes no strength of guidance'):
+    exported_loader.load('.')([3], omega=2)
+
+
 def test_a_card_says_what_it_is(hub):
   card = (hub / publish.CARD).read_text()
   for text in ('license: "apache-2.0"', '![samples](samples.png)', '| accuracy | 0.9321 |', 'mnist', '500 held out',
