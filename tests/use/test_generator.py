@@ -18,6 +18,7 @@ from pagoda_jax.runtime import files, sharding
 from pagoda_jax.stages import models
 from pagoda_jax.training import checkpoints, workdir
 from pagoda_jax.use import exported, exported_loader, publish
+from pagoda_jax.use.generator import Generator
 
 
 @pytest.fixture(scope='module')
@@ -151,7 +152,7 @@ np.save({str(tmp_path / "alone.npy")!r}, {expression})'''
 def hub(run, tmp_path_factory):
   folder = tmp_path_factory.mktemp('hub') / 'digits'
   files.write_sealed(run / 'grow_16' / 'evaluation.json', {'step': 4, 'accuracy': 0.9321, 'frechet': 1.25})
-  result = {'metrics': {'fid': 3.25}, 'held_out': {'fid': 1.5}, 'samples': {'count': 50_000}}
+  result = {'metrics': {'fid': 3.25}, 'held_out': {'fid': 1.5}, 'samples': {'count': 50_000, 'guidance': 2.0}}
   for step in (2, 4):  # only the latter is of the checkpoint that is published
     files.write_sealed(run / 'grow_16' / 'evaluate' / f'step_{step}_ab.json', result)
   assert pagoda('publish', f'--workdir={run}', f'--output={folder}', '--licence=apache-2.0') == 0
@@ -185,10 +186,30 @@ def test_a_card_says_what_it_is(hub):
                '10 classes', "pagoda_jax.load('PATH OF THIS FOLDER')", 'phase grow_16, step 4'):
     assert text in card
   assert '| metrics fid | 3.25 |' in card and '| held_out fid | 1.5 |' in card
-  assert 'step_4_ab.json' in card and 'step_2' not in card
+  assert 'From `step_4_ab.json` (50,000 samples, guidance 2):' in card
+  assert 'step_2' not in card
   assert publish.gaps(hub) == [] and (hub / publish.SAMPLES).stat().st_size > 1000
   assert {path.name for path in hub.iterdir()} == {
     'README.md', 'samples.png', 'config.json', 'load.py', 'model.safetensors', 'generator.stablehlo'}
+
+
+def test_a_card_shows_figures_of_the_average_that_is_published(tmp_path):
+  figures = {'fid': 3.25}
+  files.write_sealed(tmp_path / 'teacher' / 'evaluation.json', {'step': 4, 'accuracy': 0.5})  # of the first average
+  for ema in ('std_0.05', 'std_0.1'):
+    for omega in (None, 2.0):
+      files.write_sealed(tmp_path / 'teacher' / 'evaluate' / f'step_4_{ema}_{omega}.json', {
+        'metrics': figures, 'samples': {'count': 50_000, 'guidance': omega, 'ema': ema}})
+  config = tiny.get_config()
+  config.phases.teacher.ema_std = (0.05, 0.1)
+  found = {}
+  for source in ({}, {'average': 'std_0.05'}, {'average': 'std_0.1'}):
+    generator = Generator(config, 'teacher', '', {'step': 4} | source, dict)
+    found[source.get('average')] = publish._evaluation(tmp_path, generator)
+  assert found['std_0.1'] == {'`step_4_std_0.1_None.json` (50,000 samples)': {'metrics': figures},
+                              '`step_4_std_0.1_2.0.json` (50,000 samples, guidance 2)': {'metrics': figures}}
+  assert found[None] == found['std_0.05'] and len(found[None]) == 3
+  assert found[None]['`evaluation.json`'] == {'step': 4, 'accuracy': 0.5}
 
 
 def test_the_three_platforms_and_a_symbolic_batch_are_in_the_program(hub):
