@@ -116,8 +116,8 @@ def _card(generator, config, title, licence, data, evaluation, labels, prompts) 
   kind = 'one-step generator' if config['kind'] == 'generator' else 'diffusion teacher'
   tables = ['\n'.join([f'From {name}:', '', '| | |', '|---|---|', *_rows(values)])
             for name, values in evaluation.items()]
-  example = 'labels=[0, 1]' if generator.num_classes else 'num_images=2'
-  given = '[0, 1]' if generator.num_classes else '[-1, -1]'
+  given = [0, min(1, generator.num_classes - 1)] if generator.num_classes else [-1, -1]
+  example = f'labels={given}' if generator.num_classes else 'num_images=2'
   listed = ', '.join(f'`{name}`' for name in config['files'])
   shape = 'x'.join(map(str, config['noise_shape']))
   guided = ''

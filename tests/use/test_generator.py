@@ -1,6 +1,8 @@
 """`pagoda_jax.load`: a generator in three lines, from wherever it lies, drawing what `pagoda sample` draws."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -210,6 +212,19 @@ def test_a_card_shows_figures_of_the_average_that_is_published(tmp_path):
                               '`step_4_std_0.1_2.0.json` (50,000 samples, guidance 2)': {'metrics': figures}}
   assert found[None] == found['std_0.05'] and len(found[None]) == 3
   assert found[None]['`evaluation.json`'] == {'step': 4, 'accuracy': 0.5}
+
+
+def test_the_examples_of_a_card_run_where_there_is_one_class():
+  config = tiny.get_config()
+  config.data.num_classes = 1
+  generator = Generator(config, 'distill', 'phase distill, step 4', {}, dict, folder='run')
+  described = {'kind': 'generator', 'parameters': 1, 'files': {}, 'noise_shape': [8, 8, 1], 'guidance': None,
+               'text': None, 'params_sha256': '', 'pagoda_jax': '1'}
+  card = publish._card(generator, described, 'One', 'other', '', {}, [0] * 8, ())
+  given = re.findall(r"generator\(labels=(.*), seed=0|load\('\.'\)\((.*), seed=0", card)
+  for labels in map(''.join, given):
+    assert generator.labels(json.loads(labels), None, 0).tolist() == [0, 0]
+  assert len(given) == 2
 
 
 def test_the_three_platforms_and_a_symbolic_batch_are_in_the_program(hub):
