@@ -195,11 +195,11 @@ class Generator:
     """float32 [count] of a strength of guidance or [count] of them; None of None. Raises as `check_guidance`."""
     if guidance is None:
       return None
-    omegas = np.asarray(guidance, np.float32)
+    omegas = np.asarray(guidance, np.float64)  # an end of the law's range, rounded, may lie outside of it
     if omegas.shape not in ((), (count,)):
       raise ValueError(f'guidance: {omegas.size} strengths for {count} images; give one, or one for each')
-    check_guidance(self.config, self.name, tuple(float(omega) for omega in np.unique(omegas)))
-    return np.broadcast_to(omegas, count)
+    check_guidance(self.config, self.name, tuple(np.unique(omegas).tolist()))
+    return np.broadcast_to(omegas.astype(np.float32), count)
 
 
 def listed(prompts) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import step_tools
 import tiny
+from absl import logging
 from runs import ROOT, pagoda
 from test_sample_weights import random_folder
 from test_to_published import trained_phase
@@ -135,6 +136,16 @@ def test_guidance_is_an_argument_and_survives_export(guided, tmp_path):
     np.testing.assert_array_equal(each, [expected[1][0], expected[3][1]])
   alone = only_jax(tmp_path / 'exported', 'load(".")([0, 1], omega=3.0)', tmp_path)
   assert np.abs(alone.astype(int) - expected[3]).max() <= 1
+
+
+def test_the_ends_of_the_strengths_that_it_was_trained_at_are_no_guess(monkeypatch):
+  config, said = tiny.get_config('guided'), []
+  config.guidance.update({'low': 1.3, 'high': 2.7})  # which as float32 lie outside
+  monkeypatch.setattr(logging, 'warning', lambda form, *values: said.append(form % values))
+  generator = Generator(config, 'distill', '', {}, dict)
+  assert generator.strengths([1.3, 2.7], 2).dtype == np.float32 and not said
+  generator.strengths(3, 2)
+  assert said == ['--guidance: distill was trained with strengths of 1.3 to 2.7; what it makes at 3 is a guess']
 
 
 def only_jax(folder, expression, tmp_path):
