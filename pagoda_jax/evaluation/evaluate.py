@@ -171,6 +171,9 @@ class _Run:
     if asked.resize != 'tensorflow' and 'fdr6' in self.plan.metrics:
       raise EvaluationError(f'--resize={asked.resize}: FDr6 is of Inception as the ADM evaluator resizes for it; leave '
                             'it out')
+    if asked.resize != 'tensorflow' and 'inception' not in self.plan.encoders:
+      raise EvaluationError(f'--resize={asked.resize}: is of Inception, and what is asked for takes another network or '
+                            'none')
     if asked.clip and 'clip' not in self.plan.metrics:
       raise EvaluationError(f'--clip={asked.clip}: is of the metric clip, which --metrics does not name')
     self.encoders, self._embed = {}, None

@@ -395,6 +395,14 @@ def test_metrics_that_cannot_be_had_are_refused_with_what_is_missing(metrics, fe
     plans.make(metrics, features, reference, False)
 
 
+def test_a_resize_that_no_network_would_take_is_refused(tmp_path):
+  write_pictures(tmp_path / 'x.npz', 4)
+  of = evaluate.Request('psnr', reference=str(tmp_path / 'x.npz'))
+  assert evaluate.of_images(str(tmp_path / 'x.npz'), of)['metrics'] == {'psnr': 100.0}
+  with pytest.raises(EvaluationError, match='--resize=clean_fid: is of Inception'):
+    evaluate.of_images(str(tmp_path / 'x.npz'), dataclasses.replace(of, resize='clean_fid'))
+
+
 def test_too_few_pictures_are_refused_before_any_is_looked_at(tmp_path, tiny_inception):
   write_pictures(tmp_path / 'few.npz', 3)
   write_pictures(tmp_path / 'many.npz', 9)
