@@ -320,6 +320,7 @@ def test_wrong_command_lines(run, files, tmp_path, capsys):
       (('interpolate', a, a, here, '--from_label=3'), '--from_label=3: needs --label beside it'),
       (('interpolate', a, a, here, '--from_prompt=x'), '--from_prompt=x: needs --prompt beside it'),
       (('reconstruct', a, here, '--blur=2'), '--blur=2.0: is of deblur'),
+      (('reconstruct', a, here, '--by=inversion', '--tries=2'), '--tries=2: is of Adam'),
       (('inpaint', a, here, f'--mask={files}/small_mask.png'), 'mask of 16 x 16 pixels, picture of 32 x 32'),
       (('super_resolve', a, here), '32 x 32 pixels: no smaller than what the generator makes, 16 px'),
       (('reconstruct', a, here, '--label=12'), '12 is no class'),
