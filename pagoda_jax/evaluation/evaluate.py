@@ -96,14 +96,15 @@ def of_phase(config, folder, name: str, step: str, asked: Request, ema: str = ''
   run = _Run(asked, reference, (side, side, channels), mesh, folder, 'noise' in config.phases[name], captions)
   run.plan.check(asked.num_images, 'the samples')
   networks = models.build(config, name)
+  default = networks.law and networks.law.nearest(1.0)  # what a Sampler takes where nothing is asked for
   draw = _drawing(config, name, networks, run, asked.seed, mesh, said)
   for wanted in chosen:
     params, at = starts.read_average(config, phase_folder, ema, wanted)
     digest = checkpoints.digest(params)
     placed = sharding.place(autoencoders.with_decoder(config, params), mesh)
-    for omega in asked.guidance or (None,):
+    for omega in asked.guidance or (default,):
       sums = run.sums(asked.num_images, captions)
-      omegas = _strengths(networks.law, omega, len(labels))
+      omegas = None if omega is None else np.full(len(labels), omega, np.float32)
       rows = lambda numbers, omegas=omegas: (
         numbers.astype(np.int32), labels[numbers], *([] if omegas is None else [omegas[numbers]]),
         *(said.embedded(numbers) if said else []))
@@ -139,13 +140,6 @@ def steps_of(phase_folder, text: str, config) -> list[int | None]:
     raise EvaluationError(f'--step={text}: no checkpoint of {epath.Path(phase_folder).name} there; they are at '
                           f'{", ".join(map(str, there)) or "no step"}')
   return found
-
-
-def _strengths(law, omega, count):
-  """[count] float32, as a Sampler takes them of a network with this law; None where it takes none."""
-  if omega is None and law is None:
-    return None
-  return np.full(count, law.nearest(1.0) if omega is None else omega, np.float32)
 
 
 def _drawing(config, name, networks, run, seed, mesh, said):
