@@ -16,6 +16,7 @@ WORDS = {'reconstruct': (1, ''), 'super_resolve': (1, ''), 'restyle': (1, 'label
 _BY = ('reconstruct', 'super_resolve', 'restyle', 'interpolate')  # which the teacher's inversion can do
 _OF = {'mask': ('inpaint',), 'blur': ('deblur',), 'from_label': ('restyle', 'interpolate'),
        'from_prompt': ('restyle', 'interpolate'), 'by': _BY, 'frames': ('interpolate',)}
+_OF_ADAM = ('steps', 'tries', 'learning_rate', 'error', 'prior', 'seed')
 
 
 def define_flags(fv) -> None:
@@ -61,12 +62,14 @@ def run(fv, args) -> int:
   for name, of in _OF.items():
     if fv[name].present and word not in of:
       raise ValueError(f'--{name}={fv[name].value}: is of {", ".join(of)}')
+  if fv.by == 'inversion' and (given := [name for name in _OF_ADAM if fv[name].present]):
+    raise ValueError(f'--{given[0]}={fv[given[0]].value}: is of Adam, and --by=inversion is given')
   if fv.prompt is not None and (fv.label is not None or fv.from_label is not None):
     raise ValueError(f'--prompt={fv.prompt} and a label: a network takes one of them')
   for name, other in (('from_label', 'label'), ('from_prompt', 'prompt')):
     if fv[name].value is not None and fv[other].value is None:
       raise ValueError(f'--{name}={fv[name].value}: needs --{other} beside it')
-  if needed and fv[needed].value is None and (needed != 'label' or fv.prompt is None):
+  if needed and fv[needed].value in (None, '') and (needed != 'label' or fv.prompt is None):
     raise ValueError(f'pagoda edit {word}: needs --{needed}')
   suffixes = ('.webp', '.png') if word == 'interpolate' else ('.png',)
   out = epath.Path(fv.out or f'{word}{suffixes[0]}')

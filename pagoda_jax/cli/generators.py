@@ -16,8 +16,8 @@ def define(fv) -> None:
                        'teacher or generator.', required=False)
   flags.DEFINE_enum('kind', None, ['teacher', 'generator'], 'With --weights: what they are of, where the published '
                     'file is not known by its name.', flag_values=fv)
-  flags.DEFINE_integer('levels', None, "With --weights: noise levels of a teacher's sampler; default: 18.",
-                       lower_bound=2, upper_bound=10_000, flag_values=fv)
+  flags.DEFINE_integer('levels', None, "With --weights: noise levels of a teacher's sampler; default: as exported, "
+                       'else 18.', lower_bound=2, upper_bound=10_000, flag_values=fv)
   flags.DEFINE_string('phase', '', 'Phase to draw from; default: the last that has a checkpoint.', flag_values=fv)
   flags.DEFINE_string('step', '', "Step of the checkpoint, or 'best'; default: the newest.", flag_values=fv)
   flags.DEFINE_string('ema', '', "Of a teacher with several averages: which, such as std_0.1; default: the first.",

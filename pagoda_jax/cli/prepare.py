@@ -62,6 +62,8 @@ def run(fv, args) -> int:
                                'are read')
   if not fv.text_encoder and (given := [name for name in ('text_length', 'text_width') if fv[name].present]):
     raise prepare.PrepareError(f'--{given[0]}={fv[given[0]].value}: is of embeddings (--text_encoder)')
+  if not fv.source.startswith('tfds:') and (given := [name for name in ('data_dir', 'split') if fv[name].present]):
+    raise prepare.PrepareError(f'--{given[0]}={fv[given[0]].value}: is of --source=tfds:NAME')
   source = prepare.open_input(fv.source, fv.data_dir, fv.split)
   manifest = prepare.prepare(source, fv.output, recipe, fv.shard_size, fv.workers or os.cpu_count(), fv.max_unreadable,
                              _text_encoder(fv), encoder)

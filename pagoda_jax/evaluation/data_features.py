@@ -1,8 +1,8 @@
 """Features with nothing downloaded: a small network trained on the reference's own pictures.
 
-With labels it is a classifier, without it tells two augmented views of a picture from those of others (SimCLR, Chen et
-al. 2020). It is trained on one device, so that a mesh does not change it, and kept with its digest: figures of two
-networks must not be compared.
+Where each picture has a label it is a classifier, elsewhere it tells two augmented views of a picture from those of
+others (SimCLR, Chen et al. 2020). It is trained on one device, so that a mesh does not change it, and kept with its
+digest: figures of two networks must not be compared.
 """
 
 import hashlib
@@ -72,7 +72,8 @@ def encoder(reference: Pictures, folder) -> Encoder:
   if reference.count < 16:
     raise EvaluationError(f'--features=data: {reference.count} pictures are too few to learn from')
   classes = len(reference.source.class_names)
-  kind, outputs = ('labels', classes) if classes > 1 else ('contrast', RECIPE['width'])
+  by_labels = classes > 1 and _labelled(reference.source)
+  kind, outputs = ('labels', classes) if by_labels else ('contrast', RECIPE['width'])
   size = (reference.height, reference.width, reference.channels)
   recipe = RECIPE | {'trained_by': kind, 'size': size, 'outputs': outputs, 'sha256_of_pictures': reference.described}
   name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
@@ -96,6 +97,12 @@ def encoder(reference: Pictures, folder) -> Encoder:
 
   described = {'network': 'data', 'trained_by': kind, 'sha256': digest, 'file': str(path)}
   return Encoder(apply, found[0], described)
+
+
+def _labelled(source) -> bool:
+  """Whether each picture has its label; -1 would be taken for the last class."""
+  labels = source.all_labels
+  return source[0]['label'] >= 0 if labels is None else bool(np.min(labels) >= 0)  # a split of tfds has all, or none
 
 
 def _prepared(images):

@@ -95,14 +95,16 @@ def of_phase(config, folder, name: str, step: str, asked: Request, ema: str = ''
   captions = said and said.captions
   run = _Run(asked, reference, (side, side, channels), mesh, folder, 'noise' in config.phases[name], captions)
   run.plan.check(asked.num_images, 'the samples')
-  draw = _drawing(config, name, run, asked.seed, mesh, said)
+  networks = models.build(config, name)
+  default = networks.law and networks.law.nearest(1.0)  # what a Sampler takes where nothing is asked for
+  draw = _drawing(config, name, networks, run, asked.seed, mesh, said)
   for wanted in chosen:
     params, at = starts.read_average(config, phase_folder, ema, wanted)
     digest = checkpoints.digest(params)
     placed = sharding.place(autoencoders.with_decoder(config, params), mesh)
-    for omega in asked.guidance or (None,):
+    for omega in asked.guidance or (default,):
       sums = run.sums(asked.num_images, captions)
-      omegas = _strengths(config, omega, len(labels))
+      omegas = None if omega is None else np.full(len(labels), omega, np.float32)
       rows = lambda numbers, omegas=omegas: (
         numbers.astype(np.int32), labels[numbers], *([] if omegas is None else [omegas[numbers]]),
         *(said.embedded(numbers) if said else []))
@@ -140,19 +142,11 @@ def steps_of(phase_folder, text: str, config) -> list[int | None]:
   return found
 
 
-def _strengths(config, omega, count):
-  """[count] float32; None where the network takes none."""
-  law = models.law_of(config)
-  if omega is None and law is None:
-    return None
-  return np.full(count, law.nearest(1.0) if omega is None else omega, np.float32)
-
-
-def _drawing(config, name, run, seed, mesh, said):
+def _drawing(config, name, networks, run, seed, mesh, said):
   """step(params, encoders' variables, numbers, labels[, omegas][, text, text_mask, text_pooled]) -> features of images
   drawn in the same program."""
-  networks, draw = models.build(config, name), sampling.make_draw(config, name)
-  shape, encode, null = networks.noise_shape(1)[1:], run.encode, said and said.null
+  draw, shape = sampling.make_draw(config, name), networks.noise_shape(1)[1:]
+  encode, null = run.encode, said and said.null
 
   def step(params, variables, numbers, labels, *more):
     noise = sampling.noise_of(seed, numbers, shape, networks.sigma_max)
@@ -171,6 +165,9 @@ class _Run:
     if asked.resize != 'tensorflow' and 'fdr6' in self.plan.metrics:
       raise EvaluationError(f'--resize={asked.resize}: FDr6 is of Inception as the ADM evaluator resizes for it; leave '
                             'it out')
+    if asked.resize != 'tensorflow' and 'inception' not in self.plan.encoders:
+      raise EvaluationError(f'--resize={asked.resize}: is of Inception, and what is asked for takes another network or '
+                            'none')
     if asked.clip and 'clip' not in self.plan.metrics:
       raise EvaluationError(f'--clip={asked.clip}: is of the metric clip, which --metrics does not name')
     self.encoders, self._embed = {}, None

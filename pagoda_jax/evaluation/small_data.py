@@ -118,13 +118,15 @@ def evaluate(config, folder, name: str) -> dict[str, float]:
 
   Returns:
     accuracy, frechet and, as accuracy_real and frechet_real, the same of the held-out images. Kept in
-    <phase>/evaluation.json for the checkpoint's step; where that file is not as it was written, measured again.
+    <phase>/evaluation.json for the checkpoint's step and for what config.evaluation asked for; where that file is not
+    as it was written, measured again.
   """
   phase_folder = epath.Path(folder) / name
   params, step = checkpoints.read_generator(phase_folder)
   path = phase_folder / 'evaluation.json'
   known = distributed.from_primary(f'evaluation of {name}', lambda: _known(path))
-  if known.get('step') == step:
+  asked = json.loads(workdir.as_json(config.evaluation))
+  if (known.get('step'), known.get('asked')) == (step, asked):
     return known
   mesh = sharding.make_mesh(**config.mesh)
   labels = sampling.parse_labels('cycle', config.evaluation.samples, config.data.num_classes, SEED)
@@ -137,6 +139,7 @@ def evaluate(config, folder, name: str) -> dict[str, float]:
     real, components = reference(config, name), config.evaluation.components
     figures = {
       'step': step,
+      'asked': asked,
       'resolution': images.shape[1],
       'accuracy': real.accuracy(images, labels),
       'accuracy_real': real.accuracy(real.held_images, real.held_labels),

@@ -138,12 +138,14 @@ def schedule(config) -> dict:
 
 
 def parse_labels(text: str, count: int, num_classes: int, seed: int) -> np.ndarray:
-  """Labels [count] int32 of 'cycle', 'random' or a list such as '3,5,7', which is repeated.
+  """Labels [count] int32 of 'cycle', 'random' or a list such as '3,5,7', which is repeated; -1 without classes.
 
   Raises:
-    ValueError: not a number, or out of range.
+    ValueError: not a number, or out of range; or a list for a network that knows no classes.
   """
   if not num_classes:
+    if text not in ('cycle', 'random'):
+      raise ValueError(f'--labels={text}: the network knows no classes')
     return np.full(count, -1, np.int32)
   if text == 'cycle':
     return (np.arange(count) % num_classes).astype(np.int32)

@@ -15,12 +15,13 @@ from etils import epath
 from PIL import Image
 
 from pagoda_jax.config import spaces
-from pagoda_jax.data import latents, resize
+from pagoda_jax.data import latents, noise_store, resize
 from pagoda_jax.data import pictures as cutting
 from pagoda_jax.data import stream as streams
 from pagoda_jax.method import inverse_problems
 from pagoda_jax.training import inverting, starts
 from pagoda_jax.use import descent
+from pagoda_jax.use.generator import listed
 from pagoda_jax.use.sample import slerp
 from pagoda_jax.weights import autoencoders
 
@@ -207,12 +208,13 @@ def interpolate(generator, first, second, labels=None, frames: int = 30, options
 
 def invert(generator, pictures, labels, omega: float | None = None) -> np.ndarray:
   """Noise [B, R, R, C] of uint8 pictures [B, r, r, C] by the probability-flow ODE of the generator's teacher, guided as
-  images of that noise are to be drawn.
+  images of that noise are to be drawn, and standardised where the generator has learnt such noise.
 
   Pictures of more than R pixels are made smaller as training pictures are.
 
   Raises:
     EditError: the generator is of no work directory, or its phase names no inversion there.
+    NoiseStoreError: the store that tells mean and deviation is missing or damaged.
   """
   if generator.takes_text:
     raise EditError(f"{generator.where}: draws what captions say, and pictures are inverted with labels; take by = "
@@ -231,8 +233,12 @@ def invert(generator, pictures, labels, omega: float | None = None) -> np.ndarra
   with jax.set_mesh(generator.mesh):
     solver = inverting.Solver(config, name, params, generator.mesh)
     strengths = descent.strengths_of(generator, omega, len(small))
-    return solver({'image': small, 'label': np.asarray(labels, np.int32), 'key': np.arange(len(small))}
-                  | ({} if strengths is None else {'omega': strengths}))['noise']
+    noise = solver({'image': small, 'label': np.asarray(labels, np.int32), 'key': np.arange(len(small))}
+                   | ({} if strengths is None else {'omega': strengths}))['noise']
+  if not config.phases[generator.name].standardize_noise:
+    return noise
+  store = epath.Path(generator.folder) / name
+  return noise_store.open_store(store, generator.networks.sigma_max, standardize=True).standardized(noise)
 
 
 def _latents_of(config, images) -> np.ndarray:
@@ -319,7 +325,7 @@ def _labels(generator, labels, count: int) -> np.ndarray:
 
 def _texts(generator, prompts, count: int, rows=None) -> dict | None:
   """What `of_noise` takes of a prompt for all pictures, or of one for each, in their order or that of `rows`."""
-  prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts or ())
+  prompts = listed(prompts)
   if len(prompts) not in (0, 1, count):
     raise EditError(f'{len(prompts)} prompts for {count} pictures; give one, or one for each')
   texts = generator.texts(prompts, count)

@@ -111,6 +111,7 @@ def _description(generator, params) -> dict:
     'default_omega': law.nearest(1.0) if law is not None and not teacher else None,
     'levels': phase.sample_levels if teacher else None,
     'label_dropout': float(phase.label_dropout) if teacher else None,
+    'begun_from_weights': bool(phase.init_from) if teacher else None,
     'text': _described_text(config.text) if generator.takes_text else None,
     'diffusion': {key: float(value) for key, value in config.diffusion.items()},
     'precision': config.precision,
@@ -219,6 +220,7 @@ def set_up(config, kind: str, description: dict) -> None:
   config.evaluation.matmul_precision = description['matmul_precision']
   if kind == 'teacher':
     config.phases[kind].label_dropout = description['label_dropout']
+    config.phases[kind].init_from = 'weights' if description.get('begun_from_weights') else ''
   if 'autoencoder' in description:
     _set_up_autoencoder(config, description['autoencoder'])
   if text := description.get('text'):

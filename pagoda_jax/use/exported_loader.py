@@ -8,6 +8,8 @@ import hashlib, json, math, pathlib, sys, zlib  # noqa: E401, I001
 import jax, numpy as np  # noqa: E401
 from jax import export
 
+TEXTS = {'text': 'float32', 'text_mask': bool, 'text_pooled': 'float32'}
+
 def read(folder):
   config = json.loads(pathlib.Path(folder, 'config.json').read_text())
   seal, data = config.pop('seal'), {name: pathlib.Path(folder, name).read_bytes() for name in config['files']}
@@ -21,23 +23,23 @@ def read(folder):
   return config, jax.device_put(params), jax.jit(export.deserialize(bytearray(data['generator.stablehlo'])).call)
 
 def load(folder):
-  """generate(labels, or {text, text_mask, text_pooled}, seed=0, omega=None) -> uint8 [N, S, S, C], as
-  pagoda_jax.load(folder) has it."""
+  """generate(labels, or {text, text_mask, text_pooled}, seed=0, omega=None): images, as pagoda_jax.load has them."""
   config, params, draw = read(folder)
   def generate(labels, seed=0, omega=None):
-    texts = []
+    texts, default = [], config['default_omega']
+    if omega is not None and default is None:
+      raise ValueError(f'omega = {omega}: the program takes no strength of guidance')
     if text := config.get('text'):
-      kinds = {'text': 'float32', 'text_mask': bool, 'text_pooled': 'float32'}
-      if {*kinds} - {*getattr(labels, 'keys', list)()}:
-        raise ValueError(f"{folder}: draws what captions say: give {', '.join(kinds)}, made of them by "
+      if {*TEXTS} - {*getattr(labels, 'keys', list)()}:
+        raise ValueError(f"{folder}: draws what captions say: give {', '.join(TEXTS)}, made of them by "
                          f"the encoder {text['encoder']}, which is not in the folder")
-      texts = [np.asarray(labels[name], kind) for name, kind in kinds.items()]
+      texts = [np.asarray(labels[name], kind) for name, kind in TEXTS.items()]
       labels = [-1] * len(texts[0])
     elif wrong := [x for x in labels if config['num_classes'] and not 0 <= int(x) < config['num_classes']]:
       raise ValueError(f"labels: {wrong[0]} is no class; there are 0 to {config['num_classes'] - 1}")
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b'/prior') % 2**31)
     normal = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), config['noise_shape']))
-    noise, default = config['diffusion']['sigma_max'] * normal(np.arange(len(labels))), config['default_omega']
+    noise = config['diffusion']['sigma_max'] * normal(np.arange(len(labels)))
     omegas = [] if default is None else [np.full(len(labels), default if omega is None else omega, 'float32')]
     images = draw(params, noise, np.array(labels, 'int32'), *omegas, *texts)
     return np.clip(np.round((np.asarray(images) + 1) * 127.5), 0, 255).astype('uint8')

@@ -107,7 +107,7 @@ class Generator:
     Raises:
       ValueError: there is no such label, seed or strength; or labels and prompts, or of both the wrong one.
     """
-    prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts or ())
+    prompts = listed(prompts)
     if prompts and labels is not None:
       raise ValueError('labels and prompts: give one of them')
     if num_images is None and prompts:
@@ -195,11 +195,16 @@ class Generator:
     """float32 [count] of a strength of guidance or [count] of them; None of None. Raises as `check_guidance`."""
     if guidance is None:
       return None
-    omegas = np.asarray(guidance, np.float32)
+    omegas = np.asarray(guidance, np.float64)  # an end of the law's range, rounded, may lie outside of it
     if omegas.shape not in ((), (count,)):
       raise ValueError(f'guidance: {omegas.size} strengths for {count} images; give one, or one for each')
-    check_guidance(self.config, self.name, tuple(float(omega) for omega in np.unique(omegas)))
-    return np.broadcast_to(omegas, count)
+    check_guidance(self.config, self.name, tuple(np.unique(omegas).tolist()))
+    return np.broadcast_to(omegas.astype(np.float32), count)
+
+
+def listed(prompts) -> tuple[str, ...]:
+  """Prompts of a text, of several in a list or an array, or of None."""
+  return (prompts,) if isinstance(prompts, str) else () if prompts is None else tuple(prompts)
 
 
 def with_text_encoder(generator: Generator, name: str) -> Generator:
@@ -309,6 +314,8 @@ def of_weights(folder, kind: str = '', levels: int | None = None, **kwargs) -> G
     kind = _kind(folder, description, unet, kind)
   if kind == 'teacher':
     phase = configs.teacher() if levels is None else configs.teacher(sample_levels=levels)
+    if unet.text_width and folders.is_converted(folder):
+      phase.init_from = str(folder)  # no file tells how it was trained; published ones of captions can be guided
   else:
     if levels is not None:
       raise ValueError(f'--levels={levels}: {folder} holds a generator, which draws in one step')

@@ -36,6 +36,8 @@ def load(folder):
     count = len(next(iter(given.values())))
     normal = np.random.default_rng(seed).standard_normal((count, *config['noise_shape']), np.float32)
     given['noise'] = np.float32(config['sigma_max']) * normal
+    if omega is not None and config['default_omega'] is None:
+      raise ValueError(f'omega = {omega}: the model takes no strength of guidance')
     if config['default_omega'] is not None:
       given['omega'] = np.full(count, config['default_omega'] if omega is None else omega, np.float32)
     return np.clip(np.round((session.run(['images'], given)[0] + 1) * 127.5), 0, 255).astype(np.uint8)

@@ -5,6 +5,7 @@ import pathlib
 
 from etils import epath
 
+from pagoda_jax import config as configs
 from pagoda_jax.config import spaces
 from pagoda_jax.data.images import image_grid, write_png
 from pagoda_jax.runtime import files
@@ -43,7 +44,7 @@ def write(generator, folder, workdir=None, title: str = '', licence: str = 'othe
     columns = min(generator.num_classes, 10) if generator.num_classes > 1 else min(len(prompts), 10)
     write_png(target / SAMPLES, image_grid(images, columns, 64))
     config = files.read_sealed(target / exported.CONFIG)
-    evaluation = _evaluation(epath.Path(workdir) / generator.name, generator.source['step']) if workdir else {}
+    evaluation = _evaluation(epath.Path(workdir), generator) if workdir else {}
     described = data or (_data(generator.config) if workdir else '')
     card = _card(generator, config, title or pathlib.Path(folder).name, licence, described, evaluation, labels, prompts)
     (target / CARD).write_text(card)
@@ -57,17 +58,28 @@ def gaps(folder) -> list[str]:
   return [line.split(TO_SAY, 1)[1].strip(' :') for line in lines if TO_SAY in line]
 
 
-def _evaluation(phase_folder, step: int) -> dict:
-  """File name -> figures of a phase's checkpoint, from those of `pagoda run` and `pagoda evaluate`; {} without."""
-  found = {}
+def _evaluation(workdir, generator) -> dict:
+  """Where from -> figures of the generator's weights, of those of `pagoda run` and `pagoda evaluate`; {} without."""
+  phase_folder, step, found = workdir / generator.name, generator.source['step'], {}
+  first, *_ = configs.ema_names(generator.config.phases[generator.name])  # which `pagoda run` measures
   for path in [*phase_folder.glob('evaluation.json'), *sorted(phase_folder.glob(f'evaluate/step_{step}_*.json'))]:
     try:
       values = files.read_sealed(path)
     except (OSError, ValueError) as error:
       raise exported.ExportError(f'{path}: damaged ({error}); delete it to publish without') from None
-    if values.get('step', step) == step:
-      found[path.name] = {key: values[key] for key in ('metrics', 'held_out') if key in values} or values
+    drawn = values.get('samples', {})
+    if values.get('step', step) == step and drawn.get('ema', first) == generator.source.get('average', first):
+      figures = {key: values[key] for key in ('metrics', 'held_out') if key in values} or values
+      found[f'`{path.name}`{_how(drawn)}'] = figures
   return found
+
+
+def _how(drawn: dict) -> str:
+  """In words, of how many samples figures are, and at which strength of guidance; '' where the file does not tell."""
+  said = [f'{drawn["count"]:,} samples'] if 'count' in drawn else []
+  if drawn.get('guidance') is not None:
+    said.append(f'guidance {drawn["guidance"]:g}')
+  return f' ({", ".join(said)})' if said else ''
 
 
 def _data(config) -> str:
@@ -102,10 +114,10 @@ def _origin(generator, version: str) -> str:
 
 def _card(generator, config, title, licence, data, evaluation, labels, prompts) -> str:
   kind = 'one-step generator' if config['kind'] == 'generator' else 'diffusion teacher'
-  tables = ['\n'.join([f'From `{name}`:', '', '| | |', '|---|---|', *_rows(values)])
+  tables = ['\n'.join([f'From {name}:', '', '| | |', '|---|---|', *_rows(values)])
             for name, values in evaluation.items()]
-  example = 'labels=[0, 1]' if generator.num_classes else 'num_images=2'
-  given = '[0, 1]' if generator.num_classes else '[-1, -1]'
+  given = [0, min(1, generator.num_classes - 1)] if generator.num_classes else [-1, -1]
+  example = f'labels={given}' if generator.num_classes else 'num_images=2'
   listed = ', '.join(f'`{name}`' for name in config['files'])
   shape = 'x'.join(map(str, config['noise_shape']))
   guided = ''

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from absl import logging
 
 from pagoda_jax.weights import text_encoders
 
@@ -12,7 +13,7 @@ def encode(config, prompts: Sequence[str]) -> dict[str, np.ndarray]:
 
   Args:
     config: an experiment with captions; of a work directory, config.text.sha256 says which encoder it was trained on.
-    prompts: the texts; too long ones are truncated.
+    prompts: the texts; of too long ones the end is left out, with a warning.
 
   Returns:
     {'text': [N, L, W] float32, 'text_mask': [N, L] bool, 'text_pooled': [N, P] float32}.
@@ -27,4 +28,8 @@ def encode(config, prompts: Sequence[str]) -> dict[str, np.ndarray]:
     raise text_encoders.TextEncoderError(f'{error} (encoder {text.encoder!r}: where it lies elsewhere, give '
                                          'text_encoder, --text_encoder of the commands)') from None
   text_encoders.check_same(text, encoder.sha256)
-  return {name: array for name, array in encoder(prompts).items() if name != 'truncated'}
+  found = encoder(prompts)
+  if cut := [prompt for prompt, truncated in zip(prompts, found.pop('truncated')) if truncated]:
+    more = f' and {len(cut) - 1} more' if cut[1:] else ''
+    logging.warning('prompts: of %r%s only the first %d tokens are read', cut[0][:80], more, text.length)
+  return found

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import published_files
 import pytest
+import tiny
 from PIL import Image
 from runs import pagoda
 
@@ -95,6 +96,21 @@ def test_figures_of_a_run_need_nothing_downloaded_and_no_devices_or_batches_chan
   assert found['samples']['sha256'] == file_digest(tmp_path / 'x.npz')
 
 
+@pytest.mark.parametrize('name, asked, expected', [
+  ('teacher', (), None), ('teacher', (3.0,), 3.0), ('distill', (), 2.0), ('distill', (3.0,), 3.0)])
+def test_images_that_are_measured_are_guided_as_those_that_are_drawn(
+    name, asked, expected, tmp_path, tiny_inception, monkeypatch):
+  config, seen = tiny.get_config('guided'), []
+  config.base_resolution, config.guidance.low = 16, 2.0
+  monkeypatch.setattr(evaluate, 'sweep', lambda step, rows, *rest: seen.extend(rows(np.arange(3))[2:]))
+  monkeypatch.setattr(evaluate.starts, 'read_average', lambda *where: ({}, 4))
+  monkeypatch.setattr(references, 'open_reference', lambda *where: None)
+  request = evaluate.Request('is', num_images=8, guidance=asked)
+  found = next(evaluate.of_phase(config, tmp_path, name, '', request))
+  assert [strengths.tolist() for strengths in seen] == ([] if expected is None else [[expected] * 3])
+  assert found['samples']['guidance'] == expected
+
+
 def test_the_datas_features_are_kept_made_again_where_damaged_and_learn_without_labels(tmp_path, quick):
   source = sources.open_whole('mnist')
   of = lambda source: sets.of_source(source, 'mnist', 16, 1)
@@ -114,6 +130,16 @@ def test_the_datas_features_are_kept_made_again_where_damaged_and_learn_without_
   with pytest.raises(EvaluationError, match='no labels'):
     plan = plans.make('is', 'data', references.Reference({}, pictures=pictures), False)
     plan.check_outputs({f'data/{name}': width for name, width in found.widths(16, 16, 1).items()}, None)
+
+
+@pytest.mark.parametrize('labels, first, kind', [
+  ([0, 1] * 10, 0, 'labels'), ([0, 1] * 9 + [1, -1], 0, 'contrast'), (None, 3, 'labels'), (None, -1, 'contrast')])
+def test_the_datas_features_are_of_labels_only_where_each_picture_has_one(tmp_path, monkeypatch, labels, first, kind):
+  kinds, known = [], {'class_names': ('cat', 'dog'), 'all_labels': labels and np.array(labels)}
+  source = type('Source', (dict,), known)({0: {'label': first}})
+  monkeypatch.setattr(data_features, 'train', lambda reference, kind, outputs: kinds.append(kind) or {'a': np.ones(1)})
+  data_features.encoder(sets.Pictures(None, 20, 16, 16, 1, {}, source), tmp_path)
+  assert kinds == [kind]
 
 
 class _Unlabelled:
@@ -360,6 +386,14 @@ def test_metrics_that_cannot_be_had_are_refused_with_what_is_missing(metrics, fe
   reference = references.Reference({}, pictures=sets.of_array(np.zeros((5, 8, 8, 3), np.uint8), '', {}))
   with pytest.raises(EvaluationError, match=said):
     plans.make(metrics, features, reference, False)
+
+
+def test_a_resize_that_no_network_would_take_is_refused(tmp_path):
+  write_pictures(tmp_path / 'x.npz', 4)
+  of = evaluate.Request('psnr', reference=str(tmp_path / 'x.npz'))
+  assert evaluate.of_images(str(tmp_path / 'x.npz'), of)['metrics'] == {'psnr': 100.0}
+  with pytest.raises(EvaluationError, match='--resize=clean_fid: is of Inception'):
+    evaluate.of_images(str(tmp_path / 'x.npz'), dataclasses.replace(of, resize='clean_fid'))
 
 
 def test_too_few_pictures_are_refused_before_any_is_looked_at(tmp_path, tiny_inception):

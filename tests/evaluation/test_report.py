@@ -113,6 +113,13 @@ def stands_alone(shown):
           and not [key for _, attributes in shown.found for key in attributes if key.startswith('on')])
 
 
+def test_results_of_several_averages_are_told_apart():
+  titled = lambda ema: page._result('teacher', 'step_4_ab.json', {
+    'metrics': {'fid': 3.0}, 'samples': {'step': 4, 'count': 2000, 'guidance': 2.0, 'ema': ema}})
+  assert '>teacher, step 4, 2,000 samples, guidance 2, average std_0.1<' in titled('std_0.1')
+  assert '>teacher, step 4, 2,000 samples, guidance 2<' in titled('ema')
+
+
 def test_the_page_of_a_run_shows_all_of_it_and_fetches_nothing(tmp_path):
   shown = page_of(write_run(tmp_path, experiment()))
   assert stands_alone(shown) and "default-src 'none'" in shown.all('meta')[1]['content']

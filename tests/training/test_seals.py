@@ -145,17 +145,34 @@ def test_a_work_directory_of_an_earlier_version_is_sealed_by_the_run_that_goes_o
   assert pagoda('inspect', f'--workdir={copied}') == 0
 
 
-@pytest.mark.parametrize('content', [*NO_OBJECTS, None], ids=lambda content: (content or 'edited')[:20])
-def test_figures_that_cannot_be_believed_are_measured_again(tmp_path, monkeypatch, capsys, content):
-  config, measured = tiny.get_config(), []
-  real = types.SimpleNamespace(held_images=None, held_labels=None, accuracy=lambda images, labels: 0.5,
-                               frechet=lambda images, components: 1.0)
-  monkeypatch.setattr(small_data, 'reference', lambda config, name: measured.append(name) or real)
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+  """Phases whose made-up figures were measured, in a work directory with a teacher."""
+  found, black = [], lambda count: np.zeros((count, 8, 8, 1), np.uint8)
+  real = types.SimpleNamespace(held_images=black(10), held_labels=np.arange(10), accuracy=lambda images, labels: 0.5,
+                               frechet=lambda images, components: components, recall=lambda images, components: 0.25)
+  monkeypatch.setattr(small_data, 'reference', lambda config, name: found.append(name) or real)
   monkeypatch.setattr(small_data.checkpoints, 'read_generator', lambda folder: ({}, 4))
   monkeypatch.setattr(small_data.sampling, 'Sampler', lambda *args: types.SimpleNamespace(
-    draw=lambda params, seed, labels: np.zeros((len(labels), 8, 8, 1), np.uint8)))
+    draw=lambda params, seed, labels, omega=None: black(len(labels))))
   (tmp_path / 'teacher').mkdir()
-  path = tmp_path / 'teacher' / 'evaluation.json'
+  return found
+
+
+def test_figures_of_other_samples_strengths_or_components_are_measured_anew(tmp_path, measured, monkeypatch):
+  config = tiny.get_config('guided')
+  config.evaluation.samples = 20
+  monkeypatch.setattr(small_data.workdir, 'progress', lambda folder, config, name: 4 * (name == 'teacher'))
+  assert 'omega' not in small_data.summary(config, tmp_path) and len(measured) == 1
+  config.evaluation.guidance, config.evaluation.components = (1.0, 2.0), 4
+  said = small_data.summary(config, tmp_path)
+  assert [row.split()[2] for row in said.splitlines()[-3:]] == ['1', '2', 'held']
+  assert '4.000' in said.splitlines()[1] and len(measured) == 2
+
+
+@pytest.mark.parametrize('content', [*NO_OBJECTS, None], ids=lambda content: (content or 'edited')[:20])
+def test_figures_that_cannot_be_believed_are_measured_again(tmp_path, measured, capsys, content):
+  config, path = tiny.get_config(), tmp_path / 'teacher' / 'evaluation.json'
   figures = small_data.evaluate(config, tmp_path, 'teacher')
   assert small_data.evaluate(config, tmp_path, 'teacher') == figures and measured == ['teacher']
   good = path.read_text()

@@ -16,6 +16,7 @@ from test_to_published import trained_phase
 import pagoda_jax
 from pagoda_jax.method import inverse_problems
 from pagoda_jax.runtime import sharding
+from pagoda_jax.runtime.files import write_sealed
 from pagoda_jax.stages import models
 from pagoda_jax.training import inverting
 from pagoda_jax.use import edit, picture_files
@@ -152,6 +153,18 @@ def test_by_inversion_noise_is_of_the_strength_that_it_is_drawn_with(tmp_path, m
     np.testing.assert_array_equal(found.images, generator.of_noise(found.noise, labels, [expected] * 2))
     noise[omega] = found.noise
   assert np.abs(noise[3.0] - noise[1.0]).max() > 1
+
+
+def test_by_inversion_noise_is_standardised_as_the_generator_has_learnt_it(tmp_path, monkeypatch):
+  config, noise = tiny.get_config(), np.full((2, 8, 8, 1), 50, np.float32)
+  config.phases.distill.standardize_noise = True
+  generator = pagoda_jax.load(made_up_run(tmp_path / 'run', config, 'distill'))
+  manifest = {'count': 4500, 'shard_size': 1024, 'shape': [8, 8, 1], 'dtype': 'float32', 'mean': 10.0, 'std': 20.0}
+  write_sealed(tmp_path / 'run' / 'invert' / 'manifest.json', manifest | {'origin': {}, 'shards': {}})
+  monkeypatch.setattr(edit.starts, 'read_start', lambda *where: ({}, None))
+  monkeypatch.setattr(edit.inverting, 'Solver', lambda *of: lambda pictures: {'noise': noise})
+  found = edit.invert(generator, np.zeros((2, 8, 8, 1), np.uint8), [3, 5])
+  np.testing.assert_allclose(found, np.full_like(noise, (50 - 10) * 80 / 20))
 
 
 @pytest.mark.parametrize('edited, said', [
@@ -302,10 +315,12 @@ def test_wrong_command_lines(run, files, tmp_path, capsys):
       (('reconstruct', here), 'takes 1 picture file, and 0 are given'),
       (('interpolate', a, here), 'takes 2 picture files, and 1 is given'),
       (('inpaint', a, here), 'needs --mask'),
+      (('inpaint', a, here, '--mask='), 'needs --mask'),
       (('restyle', a, here), 'needs --label'),
       (('interpolate', a, a, here, '--from_label=3'), '--from_label=3: needs --label beside it'),
       (('interpolate', a, a, here, '--from_prompt=x'), '--from_prompt=x: needs --prompt beside it'),
       (('reconstruct', a, here, '--blur=2'), '--blur=2.0: is of deblur'),
+      (('reconstruct', a, here, '--by=inversion', '--tries=2'), '--tries=2: is of Adam'),
       (('inpaint', a, here, f'--mask={files}/small_mask.png'), 'mask of 16 x 16 pixels, picture of 32 x 32'),
       (('super_resolve', a, here), '32 x 32 pixels: no smaller than what the generator makes, 16 px'),
       (('reconstruct', a, here, '--label=12'), '12 is no class'),

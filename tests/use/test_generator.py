@@ -1,6 +1,8 @@
 """`pagoda_jax.load`: a generator in three lines, from wherever it lies, drawing what `pagoda sample` draws."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import step_tools
 import tiny
+from absl import logging
 from runs import ROOT, pagoda
 from test_sample_weights import random_folder
 from test_to_published import trained_phase
@@ -18,6 +21,7 @@ from pagoda_jax.runtime import files, sharding
 from pagoda_jax.stages import models
 from pagoda_jax.training import checkpoints, workdir
 from pagoda_jax.use import exported, exported_loader, publish
+from pagoda_jax.use.generator import Generator
 
 
 @pytest.fixture(scope='module')
@@ -82,6 +86,7 @@ def test_truncation_scales_the_noise(run):
   ({'guidance': [1.0, 2.0], 'labels': [1]}, '2 strengths for 1 images'),
   ({'guidance': float('inf')}, 'inf must be a number in [0, 100]'),
   ({'prompts': ['a dog']}, 'was not trained with captions'),
+  ({'prompts': np.array(['a dog', 'a cat'])}, 'was not trained with captions'),
 ], ids=str)
 def test_what_it_cannot_draw_is_refused(run, arguments, said):
   with pytest.raises(ValueError) as error:
@@ -133,6 +138,16 @@ def test_guidance_is_an_argument_and_survives_export(guided, tmp_path):
   assert np.abs(alone.astype(int) - expected[3]).max() <= 1
 
 
+def test_the_ends_of_the_strengths_that_it_was_trained_at_are_no_guess(monkeypatch):
+  config, said = tiny.get_config('guided'), []
+  config.guidance.update({'low': 1.3, 'high': 2.7})  # which as float32 lie outside
+  monkeypatch.setattr(logging, 'warning', lambda form, *values: said.append(form % values))
+  generator = Generator(config, 'distill', '', {}, dict)
+  assert generator.strengths([1.3, 2.7], 2).dtype == np.float32 and not said
+  generator.strengths(3, 2)
+  assert said == ['--guidance: distill was trained with strengths of 1.3 to 2.7; what it makes at 3 is a guess']
+
+
 def only_jax(folder, expression, tmp_path):
   """What an exported folder's loader draws in a process that cannot import this package, flax or orbax."""
   code = f'''import sys
@@ -150,7 +165,7 @@ np.save({str(tmp_path / "alone.npy")!r}, {expression})'''
 def hub(run, tmp_path_factory):
   folder = tmp_path_factory.mktemp('hub') / 'digits'
   files.write_sealed(run / 'grow_16' / 'evaluation.json', {'step': 4, 'accuracy': 0.9321, 'frechet': 1.25})
-  result = {'metrics': {'fid': 3.25}, 'held_out': {'fid': 1.5}, 'samples': {'count': 50_000}}
+  result = {'metrics': {'fid': 3.25}, 'held_out': {'fid': 1.5}, 'samples': {'count': 50_000, 'guidance': 2.0}}
   for step in (2, 4):  # only the latter is of the checkpoint that is published
     files.write_sealed(run / 'grow_16' / 'evaluate' / f'step_{step}_ab.json', result)
   assert pagoda('publish', f'--workdir={run}', f'--output={folder}', '--licence=apache-2.0') == 0
@@ -169,16 +184,58 @@ def test_the_loader_needs_only_jax_and_draws_any_number(run, hub, tmp_path):
   assert len([line for line in body.splitlines() if line.strip()]) <= 22
 
 
+def test_a_strength_that_the_program_does_not_take_is_refused_by_its_loader(monkeypatch):
+  config = {'default_omega': None, 'num_classes': 10, 'noise_shape': [4, 4, 1], 'diffusion': {'sigma_max': 80.0}}
+  drawn = lambda params, noise, labels: noise[..., 0]
+  monkeypatch.setattr(exported_loader, 'read', lambda folder: (config, {}, drawn))
+  assert exported_loader.load('.')([3]).shape == (1, 4, 4)
+  with pytest.raises(ValueError, match='omega = 2: the program takes no strength of guidance'):
+    exported_loader.load('.')([3], omega=2)
+
+
 def test_a_card_says_what_it_is(hub):
   card = (hub / publish.CARD).read_text()
   for text in ('license: "apache-2.0"', '![samples](samples.png)', '| accuracy | 0.9321 |', 'mnist', '500 held out',
                '10 classes', "pagoda_jax.load('PATH OF THIS FOLDER')", 'phase grow_16, step 4'):
     assert text in card
   assert '| metrics fid | 3.25 |' in card and '| held_out fid | 1.5 |' in card
-  assert 'step_4_ab.json' in card and 'step_2' not in card
+  assert 'From `step_4_ab.json` (50,000 samples, guidance 2):' in card
+  assert 'step_2' not in card
   assert publish.gaps(hub) == [] and (hub / publish.SAMPLES).stat().st_size > 1000
   assert {path.name for path in hub.iterdir()} == {
     'README.md', 'samples.png', 'config.json', 'load.py', 'model.safetensors', 'generator.stablehlo'}
+
+
+def test_a_card_shows_figures_of_the_average_that_is_published(tmp_path):
+  figures = {'fid': 3.25}
+  files.write_sealed(tmp_path / 'teacher' / 'evaluation.json', {'step': 4, 'accuracy': 0.5})  # of the first average
+  for ema in ('std_0.05', 'std_0.1'):
+    for omega in (None, 2.0):
+      files.write_sealed(tmp_path / 'teacher' / 'evaluate' / f'step_4_{ema}_{omega}.json', {
+        'metrics': figures, 'samples': {'count': 50_000, 'guidance': omega, 'ema': ema}})
+  config = tiny.get_config()
+  config.phases.teacher.ema_std = (0.05, 0.1)
+  found = {}
+  for source in ({}, {'average': 'std_0.05'}, {'average': 'std_0.1'}):
+    generator = Generator(config, 'teacher', '', {'step': 4} | source, dict)
+    found[source.get('average')] = publish._evaluation(tmp_path, generator)
+  assert found['std_0.1'] == {'`step_4_std_0.1_None.json` (50,000 samples)': {'metrics': figures},
+                              '`step_4_std_0.1_2.0.json` (50,000 samples, guidance 2)': {'metrics': figures}}
+  assert found[None] == found['std_0.05'] and len(found[None]) == 3
+  assert found[None]['`evaluation.json`'] == {'step': 4, 'accuracy': 0.5}
+
+
+def test_the_examples_of_a_card_run_where_there_is_one_class():
+  config = tiny.get_config()
+  config.data.num_classes = 1
+  generator = Generator(config, 'distill', 'phase distill, step 4', {}, dict, folder='run')
+  described = {'kind': 'generator', 'parameters': 1, 'files': {}, 'noise_shape': [8, 8, 1], 'guidance': None,
+               'text': None, 'params_sha256': '', 'pagoda_jax': '1'}
+  card = publish._card(generator, described, 'One', 'other', '', {}, [0] * 8, ())
+  given = re.findall(r"generator\(labels=(.*), seed=0|load\('\.'\)\((.*), seed=0", card)
+  for labels in map(''.join, given):
+    assert generator.labels(json.loads(labels), None, 0).tolist() == [0, 0]
+  assert len(given) == 2
 
 
 def test_the_three_platforms_and_a_symbolic_batch_are_in_the_program(hub):

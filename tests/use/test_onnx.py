@@ -97,6 +97,10 @@ def test_its_loader_draws_what_the_model_draws_and_refuses_damage(tmp_path, seen
   for label in (10, '10', -1):  # of which the network would draw an image of no class
     with pytest.raises(ValueError, match=f'labels: {label} is no class; there are 0 to 9'):
       onnx_loader.load(tmp_path)([3, label])
+  describe(tmp_path, default_omega=None)
+  with pytest.raises(ValueError, match='omega = 2: the model takes no strength of guidance'):
+    onnx_loader.load(tmp_path)([3], omega=2)
+  describe(tmp_path)
   for content in (b'modem', b'mode', b''):
     (tmp_path / 'generator.onnx').write_bytes(content)
     with pytest.raises(ValueError, match='damaged'):

@@ -1,5 +1,6 @@
 """`pagoda sample`: truncation, captions, folders of pictures, animations; great circles of noise."""
 
+import captioned
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,7 +9,8 @@ from test_to_published import trained_phase
 
 import pagoda_jax
 from pagoda_jax.data.images import image_grid
-from pagoda_jax.use import sample
+from pagoda_jax.stages import sampler
+from pagoda_jax.use import sample, text
 
 
 @pytest.fixture(scope='module')
@@ -93,6 +95,13 @@ def test_slerp():
   np.testing.assert_allclose(each[0], a[0], rtol=1e-5, atol=1e-4)
 
 
+def test_labels_of_a_network_without_classes():
+  for given in ('cycle', 'random'):
+    assert sampler.parse_labels(given, 3, 0, 0).tolist() == [-1, -1, -1]
+  with pytest.raises(ValueError, match='--labels=3,5: the network knows no classes'):
+    sampler.parse_labels('3,5', 3, 0, 0)
+
+
 @pytest.mark.parametrize('flags, code, said', [
   (('--truncate=-1',), 2, 'truncate'), (('--truncate=nan',), 1, 'truncate = nan: must be in 0 to 10'),
   (('--captions', '--out=x.npz'), 1, '--captions: is of a .png'),
@@ -104,3 +113,12 @@ def test_what_is_refused(run, flags, code, said, capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert pagoda('sample', f'--workdir={run}', *flags) == code
   assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_prompt_whose_end_is_left_out_is_named(monkeypatch):
+  config, said = captioned.config_of_digits('ngrams'), []
+  monkeypatch.setattr(text.logging, 'warning', lambda form, *values: said.append(form % values))
+  long = 'a red flag on a high white tower by the sea'
+  found = text.encode(config, ['red', long, ''])
+  assert {*found} == {'text', 'text_mask', 'text_pooled'} and len(found['text']) == 3
+  assert said == [f"prompts: of '{long}' only the first 4 tokens are read"]

@@ -11,6 +11,7 @@ from pagoda_jax import validation
 from pagoda_jax.networks.unet import DEEPFLOYD, UNet
 from pagoda_jax.stages import architectures, models
 from pagoda_jax.training import first_state, starts
+from pagoda_jax.use import exported
 from pagoda_jax.use import generator as generators
 from pagoda_jax.weights.convert import deepfloyd
 from pagoda_jax.weights.convert.mapping import ConversionError
@@ -77,6 +78,17 @@ def test_a_generator_begins_as_the_teacher_but_grey_and_its_teacher_draws_for_na
   labelled = generators.Generator(step_tools.CONFIG, 'teacher', 'weights', {}, dict)
   with pytest.raises(ValueError, match='was not trained with captions'):
     generators.with_text_encoder(labelled, 'ngrams')
+
+
+def test_a_converted_teacher_can_be_guided_also_once_it_is_exported(tmp_path, monkeypatch):
+  described = {'format': 'deepfloyd', 'options': published(64), 'source': {'file': 'if.safetensors'}}
+  (tmp_path / generators.folders.DESCRIPTION).touch()
+  monkeypatch.setattr(generators.folders, 'read_description', lambda folder: described)
+  converted = generators.of_weights(tmp_path, 'teacher')
+  assert converted.strengths(7.0, 2).tolist() == [7, 7]
+  config = architectures.experiment_of(converted.networks.unet, 'teacher', c.teacher())
+  exported.set_up(config, 'teacher', exported._description(converted, {}))
+  generators.check_guidance(config, 'teacher', (7.0,))
 
 
 def test_discriminators_see_the_captions_vector_where_the_network_pools_tokens():

@@ -221,7 +221,8 @@ def _result(phase, file, result) -> Markup:
   group = lambda name: value if isinstance(value := result.get(name), dict) else {}
   samples, held, ratios = group('samples'), group('held_out'), (group('fd_ratio').get('of') or {})
   strength = '' if samples.get('guidance') is None else f', guidance {number(samples["guidance"])}'
-  title = f'{phase}, step {number(samples.get("step"))}, {number(samples.get("count"))} samples{strength}'
+  average = '' if samples.get('ema', 'ema') == 'ema' else f', average {samples["ema"]}'  # of a phase that keeps several
+  title = f'{phase}, step {number(samples.get("step"))}, {number(samples.get("count"))} samples{strength}{average}'
   rows = [[name, number(value, 5), number(held.get(name), 5), number(ratios.get(name))]
           for name, value in group('metrics').items()]
   about = f'Held out: {number(held["count"])} pictures. ' if 'count' in held else ''
