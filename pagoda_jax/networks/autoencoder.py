@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pagoda_jax.networks import layers
+
 
 class AutoencoderKL(nn.Module):
   """Images <-> latents at 1 / 2^(levels - 1) of the size; `encode` and `decode` are the methods to apply.
@@ -48,9 +50,9 @@ class AutoencoderKL(nn.Module):
     self.encoder = Encoder(2 * self.latent_channels, **options)
     self.decoder = Decoder(self.channels, **options)
     if self.quant_conv:
-      self.quantize = nn.Conv(2 * self.latent_channels, (1, 1), dtype=self.dtype)
+      self.quantize = layers.Conv(2 * self.latent_channels, (1, 1), dtype=self.dtype)
     if self.post_quant_conv:
-      self.unquantize = nn.Conv(self.latent_channels, (1, 1), dtype=self.dtype)
+      self.unquantize = layers.Conv(self.latent_channels, (1, 1), dtype=self.dtype)
 
   def __call__(self, images: jax.Array) -> jax.Array:
     """The reconstruction from the mean latents; initialises every variable."""
@@ -84,13 +86,13 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name='conv_in')(x)
+    x = layers.Conv(self.widths[0], (3, 3), dtype=self.dtype, name='conv_in')(x)
     for level, width in enumerate(self.widths):
       for index in range(self.blocks):
         x = residual_block(x, width, self.groups, self.remat, self.dtype, f'level{level}_block{index}')
       if level + 1 < len(self.widths):
         # Padded below and on the right only.
-        conv = nn.Conv(width, (3, 3), 2, ((0, 1), (0, 1)), dtype=self.dtype, name=f'level{level}_down')
+        conv = layers.Conv(width, (3, 3), 2, ((0, 1), (0, 1)), dtype=self.dtype, name=f'level{level}_down')
         x = conv(x)
     x = MiddleBlock(self.groups, self.mid_attention, self.remat, self.dtype, name='middle')(x)
     return _output(x, self.features, self.groups, self.dtype)
@@ -109,7 +111,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.Conv(self.widths[-1], (3, 3), dtype=self.dtype, name='conv_in')(x)
+    x = layers.Conv(self.widths[-1], (3, 3), dtype=self.dtype, name='conv_in')(x)
     x = MiddleBlock(self.groups, self.mid_attention, self.remat, self.dtype, name='middle')(x)
     for level in reversed(range(len(self.widths))):
       width = self.widths[level]
@@ -117,7 +119,7 @@ class Decoder(nn.Module):
         x = residual_block(x, width, self.groups, self.remat, self.dtype, f'level{level}_block{index}')
       if level:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        x = nn.Conv(width, (3, 3), dtype=self.dtype, name=f'level{level}_up')(x)
+        x = layers.Conv(width, (3, 3), dtype=self.dtype, name=f'level{level}_up')(x)
     return _output(x, self.features, self.groups, self.dtype)
 
 
@@ -155,9 +157,9 @@ class ResidualBlock(nn.Module):
     skip = x
     for index in range(2):
       x = nn.silu(group_norm(self.groups, self.dtype, f'norm{index}')(x))
-      x = nn.Conv(self.features, (3, 3), dtype=self.dtype, name=f'conv{index}')(x)
+      x = layers.Conv(self.features, (3, 3), dtype=self.dtype, name=f'conv{index}')(x)
     if skip.shape[-1] != self.features:
-      skip = nn.Conv(self.features, (1, 1), dtype=self.dtype, name='skip')(skip)
+      skip = layers.Conv(self.features, (1, 1), dtype=self.dtype, name='skip')(skip)
     return x + skip
 
 
@@ -171,10 +173,10 @@ class SpatialAttention(nn.Module):
   def __call__(self, x):
     batch, height, width, channels = x.shape
     h = group_norm(self.groups, self.dtype, 'norm')(x).reshape(batch, height * width, channels)
-    q, k, v = (nn.Dense(channels, dtype=self.dtype, name=name)(h) for name in ('query', 'key', 'value'))
+    q, k, v = (layers.Dense(channels, dtype=self.dtype, name=name)(h) for name in ('query', 'key', 'value'))
     scores = jnp.einsum('bqc,bkc->bqk', q, k).astype(jnp.float32) * channels**-0.5
     h = jnp.einsum('bqk,bkc->bqc', jax.nn.softmax(scores, axis=-1).astype(self.dtype), v)
-    return x + nn.Dense(channels, dtype=self.dtype, name='out')(h).reshape(x.shape)
+    return x + layers.Dense(channels, dtype=self.dtype, name='out')(h).reshape(x.shape)
 
 
 def group_norm(groups: int, dtype, name: str) -> nn.GroupNorm:
@@ -185,4 +187,4 @@ def group_norm(groups: int, dtype, name: str) -> nn.GroupNorm:
 def _output(x, features, groups, dtype):
   """Group norm, SiLU, convolution to the output channels; called inside a compact method."""
   x = nn.silu(group_norm(groups, dtype, 'norm_out')(x))
-  return nn.Conv(features, (3, 3), dtype=dtype, name='conv_out')(x)
+  return layers.Conv(features, (3, 3), dtype=dtype, name='conv_out')(x)

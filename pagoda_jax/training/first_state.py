@@ -47,7 +47,7 @@ def init_generator(config, folder, name: str, networks, frozen, key) -> tuple[st
     # The input for omega is new, and does nothing yet; levels above the teacher's begin as growth's do.
     params, report = models.grown(networks.unet, params, generator_key)
     where = f'{where}: {report}' if networks.unet.grown else where
-  if phase.stage == 'distill' and networks.unet.ddpm_levels:
+  if phase.stage == 'distill' and networks.unet.ddpm_levels and not starts.begins_as_generator(phase):
     # The teacher's answer is noise, and the generator's shall be the picture: it begins as grey.
     params = params | {'out_conv': jax.tree.map(np.zeros_like, params['out_conv'])}
     where = f'{where}, its last convolution as zeros'

@@ -63,6 +63,16 @@ def read_average(config, phase_folder: epath.Path, average: str = '', step: int 
   return checkpoints.read_generator(phase_folder, step, average if average in others else '')
 
 
+def begins_as_generator(phase) -> bool:
+  """Whether what lies at a phase's `init_from` is a generator of another run, which makes pictures already.
+
+  Converted weights are taken for a teacher's, as nothing in them tells.
+  """
+  if not phase.init_from or folders.is_converted(path := _checked(phase.init_from)):
+    return False
+  return _phase_at(path)['stage'] in configs.GENERATOR_STAGES
+
+
 def mark(init_from: str) -> str:
   """A short text that changes with what lies at `init_from`, but not with where it lies."""
   path = _checked(init_from)
@@ -129,12 +139,17 @@ def _network_at(path: epath.Path) -> UNet:
 
 def _check_same_noise(config, name: str, path: epath.Path) -> None:
   """A generator of another run knows its noise standardised, or as it was inverted: so it must be here."""
-  there = claims.read(path)
-  before = there['config']['phases'][there['phase']].get('standardize_noise')
+  before = _phase_at(path).get('standardize_noise')
   ours = config.phases[name].get('standardize_noise')
   if config.phases[name].stage == 'grow' and before not in (None, ours):
     raise StartError(f'{path}: its generator knows noise of standardize_noise = {before}, and '
                      f'config.phases.{name}.standardize_noise = {ours}; must be {before}')
+
+
+def _phase_at(path: epath.Path) -> dict:
+  """The config of a phase of another run."""
+  there = claims.read(path)
+  return there['config']['phases'][there['phase']]
 
 
 def _expected(config, name: str) -> UNet:

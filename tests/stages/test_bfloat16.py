@@ -26,6 +26,14 @@ def test_a_step_sums_nothing_in_bfloat16(name, features, monkeypatch):
   assert step_tools.sums_in_bfloat16(programs.make(config, name).trace().jaxpr.jaxpr) == []
 
 
+def test_an_autoencoders_step_sums_nothing_in_bfloat16():
+  config = configs.experiment(base_resolution=8, precision='bfloat16')
+  config.autoencoder.update({'widths': (4, 4), 'blocks': 1, 'groups': 2})
+  configs.add_phase(config, 'autoencoder', configs.autoencoder(
+    batch_size=2, discriminator=configs.discriminator(channels=4, conditional=False, scales=1)))
+  assert step_tools.sums_in_bfloat16(programs.make(config, 'autoencoder').trace().jaxpr.jaxpr) == []
+
+
 def experiment(name, precision):
   config = tiny.get_config()
   config.precision = precision

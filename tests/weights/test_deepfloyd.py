@@ -1,5 +1,7 @@
 """DeepFloyd IF as a teacher: its published sizes, the config that says them, what a generator begins as."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from pagoda_jax import config as c
 from pagoda_jax import validation
 from pagoda_jax.networks.unet import DEEPFLOYD, UNet
 from pagoda_jax.stages import architectures, models
-from pagoda_jax.training import first_state, starts
+from pagoda_jax.training import claims, first_state, starts, workdir
 from pagoda_jax.use import exported
 from pagoda_jax.use import generator as generators
 from pagoda_jax.weights.convert import deepfloyd
@@ -53,7 +55,7 @@ def test_another_architecture_is_shown():
     deepfloyd.leaves(published(32) | {'grown': ((32, 1, False),)})
 
 
-def test_a_generator_begins_as_the_teacher_but_grey_and_its_teacher_draws_for_named_encoders(monkeypatch):
+def test_a_generator_begins_as_the_teacher_but_grey_and_its_teacher_draws_for_named_encoders(monkeypatch, tmp_path):
   config = tiny.get_config('text')
   config.guidance.law, config.guidance.recaptions.law, config.phases.distill.guide = 'none', '', ''
   config.network.update({'form': 'deepfloyd', 'text_attention': 'added_kv', 'text_pool_heads': 2})
@@ -67,6 +69,13 @@ def test_a_generator_begins_as_the_teacher_but_grey_and_its_teacher_draws_for_na
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(begun.params['out_conv']))
   assert all(np.all(leaf == 1) for name in begun.params if name != 'out_conv'
              for leaf in jax.tree.leaves(begun.params[name]))
+  # Another run's generator makes pictures already, and stays what it is; another run's teacher does not.
+  config.phases.distill.update({'teacher': '', 'init_from': str(tmp_path)})
+  monkeypatch.setattr(starts.checkpoints, 'newest_step', lambda _: 1)
+  for stage, kept in (('distill', True), ('teacher', False)):
+    claims.write(tmp_path, stage, {}, json.loads(workdir.as_json(config)))
+    begun, _ = first_state.init_generator(config, '', 'distill', networks, {}, jax.random.key(0))
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(begun.params['out_conv'])) == kept
   draw = jax.eval_shape(lambda: networks.generate(teacher, np.zeros((2, 8, 8, 1)), models.any_cond(networks.unet, 2)))
   assert draw.shape == (2, 8, 8, 1)
 
