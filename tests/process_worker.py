@@ -10,7 +10,7 @@ from pagoda_jax.runtime import distributed, sharding, trees
 
 
 def step(folder):
-  """One train step of each stage on all devices; process 0 leaves the parameters and the loss."""
+  """A train step of each of ACROSS_PROCESSES on all devices; process 0 leaves the parameters and the loss."""
   import step_tools
 
   sharding.SHARDED_FROM = 16

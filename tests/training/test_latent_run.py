@@ -319,6 +319,7 @@ def test_another_autoencoder_in_its_place_is_refused(root, run, tmp_path, capsys
   assert 'config.autoencoder.weights' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_step_through_the_decoder_is_the_same_on_one_device_and_on_eight(root, run):
   config, found = settled(root), []
   for count in (1, 8):

@@ -130,14 +130,24 @@ def test_an_encoder_learns_squared_and_absolute_errors_of_the_solvers_noise(run)
   assert metrics['loss'] == pytest.approx(np.mean(apart**2) + np.mean(np.abs(apart)), rel=1e-4)
 
 
-def test_noise_to_data_distillation_learns_the_teachers_own_images(finished):
-  """L_rec compares them, of noise of the prior, with the generator's; the data's pictures it does not look at."""
+def noise_to_data(finished):
+  """(config, distill phase, its state at step 0, a batch) where the pairs are the teacher's own."""
   config = tiny.get_config()
   config.phases.distill.pairs = 'teacher'
   validation.validate(config, 8)
   parts = loop.make_phase(config, finished, 'distill')
-  begun, batch = jax.device_get(parts.init()[0]), next(parts.stream.batches(8))
-  metrics, _ = assert_same_on_eight(parts, begun, batch, 1e-4)  # several steps of an untaught teacher
+  return config, parts, jax.device_get(parts.init()[0]), next(parts.stream.batches(8))
+
+
+@pytest.mark.slow
+def test_noise_to_data_distillation_is_the_same_on_eight_devices(finished):
+  assert_same_on_eight(*noise_to_data(finished)[1:], 1e-4)  # several steps of an untaught teacher
+
+
+def test_noise_to_data_distillation_learns_the_teachers_own_images(finished):
+  """L_rec compares them, of noise of the prior, with the generator's; the data's pictures it does not look at."""
+  config, parts, begun, batch = noise_to_data(finished)
+  _, metrics = stepped(parts, begun, batch, 1)
   blank = {key: np.zeros_like(batch[key]) for key in ('image', 'base_image')}
   _, of_blank = stepped(parts, begun, batch | blank, 1)
   assert of_blank['loss'] == metrics['loss']
