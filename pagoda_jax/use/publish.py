@@ -69,6 +69,7 @@ def _evaluation(workdir, generator) -> dict:
       raise exported.ExportError(f'{path}: damaged ({error}); delete it to publish without') from None
     drawn = values.get('samples', {})
     if values.get('step', step) == step and drawn.get('ema', first) == generator.source.get('average', first):
+      values.pop('asked', None)  # no figure
       figures = {key: values[key] for key in ('metrics', 'held_out') if key in values} or values
       found[f'`{path.name}`{_how(drawn)}'] = figures
   return found

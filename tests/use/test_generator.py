@@ -164,7 +164,8 @@ np.save({str(tmp_path / "alone.npy")!r}, {expression})'''
 @pytest.fixture(scope='module')
 def hub(run, tmp_path_factory):
   folder = tmp_path_factory.mktemp('hub') / 'digits'
-  files.write_sealed(run / 'grow_16' / 'evaluation.json', {'step': 4, 'accuracy': 0.9321, 'frechet': 1.25})
+  figures = {'step': 4, 'asked': {'samples': 2000}, 'accuracy': 0.9321, 'frechet': 1.25}
+  files.write_sealed(run / 'grow_16' / 'evaluation.json', figures)
   result = {'metrics': {'fid': 3.25}, 'held_out': {'fid': 1.5}, 'samples': {'count': 50_000, 'guidance': 2.0}}
   for step in (2, 4):  # only the latter is of the checkpoint that is published
     files.write_sealed(run / 'grow_16' / 'evaluate' / f'step_{step}_ab.json', result)
@@ -198,7 +199,7 @@ def test_a_card_says_what_it_is(hub):
   for text in ('license: "apache-2.0"', '![samples](samples.png)', '| accuracy | 0.9321 |', 'mnist', '500 held out',
                '10 classes', "pagoda_jax.load('PATH OF THIS FOLDER')", 'phase grow_16, step 4'):
     assert text in card
-  assert '| metrics fid | 3.25 |' in card and '| held_out fid | 1.5 |' in card
+  assert '| asked' not in card and '| metrics fid | 3.25 |' in card and '| held_out fid | 1.5 |' in card
   assert 'From `step_4_ab.json` (50,000 samples, guidance 2):' in card
   assert 'step_2' not in card
   assert publish.gaps(hub) == [] and (hub / publish.SAMPLES).stat().st_size > 1000
