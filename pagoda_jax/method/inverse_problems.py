@@ -96,6 +96,7 @@ def descend(generate: Callable, measure: Measurement, measured, fit: Fit, steps:
     better = each < fit.best
     best_w = jnp.where(better[:, None, None, None], fit.w, fit.best_w)
     update, optimizer = adam.update(gradient, fit.optimizer)
-    return Fit(fit.w + update, optimizer, jnp.minimum(each, fit.best), best_w), None
+    best = jnp.where(better, each, fit.best)  # also after an objective that is no number
+    return Fit(fit.w + update, optimizer, best, best_w), None
 
   return jax.lax.scan(step, fit, length=steps)[0]

@@ -195,6 +195,13 @@ def test_what_cannot_be_edited_is_refused(generator, pictures, edited, said):
   assert said in str(error.value)
 
 
+def test_what_was_found_before_the_objective_is_no_number_stays():
+  leaves = lambda w: jnp.where(w > 1, jnp.nan, w)
+  fit = inverse_problems.begin(jnp.zeros((1, 4, 4, 1)))
+  fit = inverse_problems.descend(leaves, inverse_problems.whole(4, 1), jnp.full((1, 4, 4, 1), 5.0), fit, 40, 0.1, 1, 0)
+  assert np.all(fit.w > 1) and np.isfinite(fit.best).all() and 0.5 < fit.best_w.min() <= fit.best_w.max() <= 1
+
+
 def test_a_search_that_finds_nothing_finite_says_so(generator, pictures, monkeypatch):
   monkeypatch.setattr(generator, 'params', jax.tree.map(lambda x: x * jnp.nan, generator.params))
   with pytest.raises(edit.EditError, match='no noise with a finite objective'):
