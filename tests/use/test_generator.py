@@ -180,6 +180,8 @@ def test_the_loader_needs_only_jax_and_draws_any_number(run, hub, tmp_path):
     assert found.dtype == np.uint8 and np.abs(found.astype(int) - expected).max() <= 1
   with pytest.raises(ValueError, match='labels: 10 is no class; there are 0 to 9'):
     exported_loader.load(hub)([3, 10])
+  with pytest.raises(ValueError, match='seed = 4294967296: must be in 0 to 4294967295'):
+    exported_loader.load(hub)([3], seed=2**32)
   loader = (hub / exported.LOADER).read_text()
   body = loader.split('def load(')[1].split('if __name__')[0]
   assert len([line for line in body.splitlines() if line.strip()]) <= 22
