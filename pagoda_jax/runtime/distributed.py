@@ -24,6 +24,7 @@ from pagoda_jax.runtime import rendezvous
 from pagoda_jax.runtime.rendezvous import HostsError
 
 POLL_SECONDS = 2.0
+JOIN_SECONDS = 10  # for a thread to come back from a call of JAX's client, on however busy a machine
 SILENCE_SECONDS = 100  # after which a process that gives no sign of life (its Python threads do not run) is given up
 COMPILATION = '/jax/core/compile/'  # tracing, lowering and compilation, as JAX tells those who listen
 
@@ -256,7 +257,7 @@ class _Watch:
     finally:
       self._over.set()
       for thread in self._threads:
-        thread.join(5 * POLL_SECONDS)  # one that waits for a process 0 that is stopped does not end
+        thread.join(JOIN_SECONDS)  # one that waits for a process 0 that is stopped does not end
 
   def standings(self) -> dict[int, dict]:
     """What each process has last told of itself; see `_standing`."""

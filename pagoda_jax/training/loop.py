@@ -172,7 +172,7 @@ class _Loop:
       begun, said = self.parts.init()
       distributed.say(f'{self.name}: {said}')
       return sharding.place(begun, self.mesh), 0
-    # By shapes alone: what the phase started from, gigabytes at full size, is not read again.
+    # By shapes alone: to make the first state again would read gigabytes at full size.
     shapes = first_state.shapes(self.config, self.name, self.parts.networks, self.parts.frozen)
     restored, position = self.saved.restore(step, sharding.abstract(shapes, self.mesh))
     self.batches.set_state(position)

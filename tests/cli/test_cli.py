@@ -19,7 +19,7 @@ from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.planning import plan
 from pagoda_jax.runtime import files, sharding, topologies, trees
-from pagoda_jax.training import checkpoints, grids, starts, workdir
+from pagoda_jax.training import checkpoints, first_state, grids, starts, workdir
 from pagoda_jax.use import edit
 
 
@@ -55,7 +55,8 @@ def test_a_run_that_went_on_is_bit_identical_to_one_that_never_stopped(finished,
   assert checkpoints.finished_steps(copied / phase) == [2]
   # As if this chip's peak were known: telling MFU changes nothing else.
   monkeypatch.setitem(topologies.CHIPS, 'cpu', topologies.Chip(1e12, None, ('cpu',), 8))
-  monkeypatch.setattr(starts, 'read_start', None)  # what it started from is not read again
+  for begin in ('init_teacher', 'init_generator'):  # its first state is not made again
+    monkeypatch.setattr(first_state, begin, lambda *args: pytest.fail('begins'))
   assert pagoda('train', CONFIG, f'--workdir={copied}', f'--phase={phase}') == 0
   assert digest(copied, phase) == digest(finished, phase)
   lines = [json.loads(line) for line in (copied / phase / 'metrics.jsonl').read_text().splitlines()]

@@ -223,6 +223,7 @@ def test_a_second_run_is_refused_a_killed_one_replaced_at_once_and_a_suspended_o
 
   second = start(tmp_path)
   second.send_signal(signal.SIGSTOP)
+  os.waitpid(second.pid, os.WUNTRACED)  # on a busy machine a thread may touch the lock until then
   monkeypatch.setattr(lock, 'LOOK_SECONDS', 0.01)
   monkeypatch.setattr(lock, 'BEAT_SECONDS', 0.5)  # time enough for the suspended one to have been long away
   with lock.hold(tmp_path):
