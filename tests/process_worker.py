@@ -1,4 +1,4 @@
-"""What the processes of test_processes.py run: python process_worker.py TASK ADDRESS COUNT INDEX LIMIT [FOLDER]."""
+"""What the processes of test_processes.py run: process_worker.py TASK ADDRESS COUNT INDEX LIMIT [FOLDER [NAME]]."""
 
 import sys
 import time
@@ -9,15 +9,14 @@ import numpy as np
 from pagoda_jax.runtime import distributed, sharding, trees
 
 
-def step(folder):
-  """A train step of each of ACROSS_PROCESSES on all devices; process 0 leaves the parameters and the loss."""
+def step(folder, name):
+  """A train step of one of ACROSS_PROCESSES on all devices; process 0 leaves the parameters and the loss."""
   import step_tools
 
   sharding.SHARDED_FROM = 16
-  for name, axes in step_tools.ACROSS_PROCESSES.items():
-    after, metrics = step_tools.run_step(name, jax.device_count(), **axes)
-    if distributed.is_primary():
-      np.savez(f'{folder}/{name}.npz', loss=metrics['loss'], **trees.flat_leaves(after.params))
+  after, metrics = step_tools.run_step(name, jax.device_count(), **step_tools.ACROSS_PROCESSES[name])
+  if distributed.is_primary():
+    np.savez(f'{folder}/step.npz', loss=metrics['loss'], **trees.flat_leaves(after.params))
 
 
 def agree(folder):
@@ -103,7 +102,7 @@ if __name__ == '__main__':
     if task == 'compiling':
       distributed.POLL_SECONDS = 0.2
     distributed.start(None if address == '-' else address, count, index, limit, run=task)
-    globals()[task](*sys.argv[6:7] or [None])
+    globals()[task](*sys.argv[6:] or [None])
   except (distributed.HostsError, OSError) as error:
     print(error)
     if distributed.several():

@@ -19,8 +19,8 @@ from pagoda_jax.training import loop
 PLAIN = ('teacher', 'distill', 'grow_16')
 # 'guided:' of the experiment's variant, with EDM2's form of the networks
 PHASES = (*PLAIN, 'guided:guide', 'guided:distill')
-# Which of them also on two processes, and how placed.
-ACROSS_PROCESSES = {'distill': {'fsdp': 2, 'zero1': 2}}
+# How those that two processes take a step of are placed; in CI distillation's.
+ACROSS_PROCESSES = {'distill': {'fsdp': 2, 'zero1': 2}, 'teacher': {'zero1': 8}, 'guided:guide': {'fsdp': 2}}
 RNG = jax.random.key(0)
 CONFIG = tiny.get_config()
 GUIDED = tiny.get_config('guided')

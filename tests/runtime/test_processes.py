@@ -87,15 +87,16 @@ def wait_for(condition, processes):
     time.sleep(0.05)
 
 
-def test_a_step_on_two_processes_of_four_devices_is_the_step_on_one_device(tmp_path):
-  for code, output in workers('step', tmp_path, devices=4, limit=300):
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[] if name == 'distill' else pytest.mark.slow)
+                                  for name in step_tools.ACROSS_PROCESSES])
+def test_a_step_on_two_processes_of_four_devices_is_the_step_on_one_device(name, tmp_path):
+  for code, output in workers('step', tmp_path, name, devices=4, limit=300):
     assert code == 0, output
-  for name in step_tools.ACROSS_PROCESSES:
-    one, metrics = step_tools.run_step(name, 1)
-    two = np.load(tmp_path / f'{name}.npz')
-    assert two['loss'] == pytest.approx(metrics['loss'], rel=1e-6)
-    for path, a in trees.flat_leaves(one.params).items():
-      np.testing.assert_allclose(a, two[path], rtol=1e-5, atol=1e-5 * np.abs(a).max(), err_msg=path)
+  one, metrics = step_tools.run_step(name, 1)
+  two = np.load(tmp_path / 'step.npz')
+  assert two['loss'] == pytest.approx(metrics['loss'], rel=1e-6)
+  for path, a in trees.flat_leaves(one.params).items():
+    np.testing.assert_allclose(a, two[path], rtol=1e-5, atol=1e-5 * np.abs(a).max(), err_msg=path)
 
 
 def test_two_processes_survive_a_kill_and_a_sigterm_and_one_goes_on_with_the_same_pictures(tmp_path):

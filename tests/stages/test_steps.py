@@ -17,6 +17,8 @@ from pagoda_jax.networks import chips, growth
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import distill, models, state
 
+GUIDED_GROWTH = pytest.param('guided:grow_16', marks=pytest.mark.slow)  # in CI training/test_guided_run.py grows
+
 
 def largest_change(a, b):
   changes = jax.tree.map(lambda x, y: np.max(np.abs(np.asarray(x) - np.asarray(y)), initial=0), a, b)
@@ -27,9 +29,9 @@ def largest_change(a, b):
 @pytest.mark.parametrize('name, devices, axes', [
   ('teacher', 8, {'fsdp': 2}), ('guided:distill', 8, {'fsdp': 2}),
   *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-    ('teacher', 8, {'zero1': 8}), ('distill', 8, {'fsdp': 2}), ('distill', 8, {'zero1': 8}), ('grow_16', 8, {}),
-    ('distill', 8, {'fsdp': 2, 'zero1': 2}), ('grow_16', 8, {'fsdp': 2}), ('grow_16', 8, {'fsdp': 8}),
-    ('guided:guide', 8, {'fsdp': 2}), ('guided:grow_16', 8, {'fsdp': 2, 'zero1': 2})))])
+    *(('distill', 8, axes) for axes in ({'fsdp': 2}, {'zero1': 8}, {'fsdp': 2, 'zero1': 2})),
+    *(('grow_16', 8, axes) for axes in ({}, {'fsdp': 2}, {'fsdp': 8})),
+    ('guided:grow_16', 8, {'fsdp': 2, 'zero1': 2})))])
 def test_a_step_is_the_same_on_any_mesh(name, devices, axes, monkeypatch):
   monkeypatch.setattr(sharding, 'SHARDED_FROM', 16)  # so that the tiny networks are sharded at all
   one, one_metrics = step_tools.run_step(name, 1)
@@ -40,8 +42,7 @@ def test_a_step_is_the_same_on_any_mesh(name, devices, axes, monkeypatch):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max())
 
 
-# With guidance growth's is slow: training/test_guided_run.py grows.
-@pytest.mark.parametrize('name', [*PHASES, pytest.param('guided:grow_16', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name', [*PHASES, GUIDED_GROWTH])
 def test_a_step_changes_every_trained_leaf_and_counts(name):
   _, start = step_tools.setup(name)
   after, metrics = step_tools.run_step(name, 1)
@@ -63,8 +64,9 @@ def test_growth_trains_only_new_blocks_the_last_old_level_and_the_head():
     assert set(tree) == set(start.params)
 
 
-@pytest.mark.parametrize('name', [name for name in PHASES if name != 'guided:guide'])  # it learns from no pictures
+@pytest.mark.parametrize('name', [*(name for name in PHASES if name != 'guided:guide'), GUIDED_GROWTH])
 def test_a_step_with_a_nan_is_skipped_and_counted(name):
+  """Of pictures or noise; a guide learns from neither."""
   _, start = step_tools.setup(name)
   broken = step_tools.batch_of(*step_tools.of(name))
   if 'noise' in broken:
