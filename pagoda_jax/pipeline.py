@@ -16,7 +16,7 @@ from pagoda_jax.planning import plan
 from pagoda_jax.runtime import distributed, lock, topologies
 from pagoda_jax.runtime.interrupts import Interrupted, StopRequest
 from pagoda_jax.runtime.progress import duration
-from pagoda_jax.training import autoencoding, checkpoints, inverting, loop, workdir
+from pagoda_jax.training import autoencoding, checkpoints, inverting, loop, starts, workdir
 from pagoda_jax.weights import autoencoders, frozen_weights, text_encoders
 
 
@@ -34,8 +34,9 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None, fini
   Raises:
     ConfigError: the config cannot be run, or names no such phase.
     MissingWeightsError, WrongDigestError: a published file that a phase needs is not there or not whole.
+    StartError, ConversionError: what lies at a phase's init_from cannot start it.
     TextEncoderError: the embeddings of captions are of another encoder.
-    AutoencoderError, ConversionError: the autoencoder of latent space is not there, damaged or another one.
+    AutoencoderError: the autoencoder of latent space is not there, damaged or another one.
     SourceError: the pictures are missing or damaged, or do not fit the config.
     WorkdirError: the work directory belongs to another experiment, or lacks what a phase starts from.
     LockError: another run works on the work directory.
@@ -55,6 +56,7 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None, fini
       workdir.check_claim(folder, config, name)
   workdir.check_same_everywhere(config, chosen, max_steps)
   frozen_weights.check_present(config, chosen)
+  starts.check_outside(config, folder, chosen)
   if configs.has_text(config):
     text_encoders.check(config)
   page = report.Page(folder)

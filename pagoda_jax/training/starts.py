@@ -7,6 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pagoda_jax import config as configs
+from pagoda_jax.config import spaces
 from pagoda_jax.networks import growth
 from pagoda_jax.networks.unet import UNet
 from pagoda_jax.runtime import distributed, trees
@@ -16,6 +17,10 @@ from pagoda_jax.weights.convert import folders, formats
 
 # stage -> the key that names the earlier phase
 REFERENCES = {'invert': 'teacher', 'guide': 'teacher', 'distill': 'teacher', 'grow': 'start'}
+# stage -> stages of another run whose weights mean something to it; a teacher is trained on from any of its shape. A
+# teacher, a generator and an encoder can have the same leaves.
+FITTING = {'invert': ('teacher',), 'guide': ('teacher',), 'distill': ('teacher', *configs.GENERATOR_STAGES),
+           'grow': configs.GENERATOR_STAGES}
 
 
 class StartError(ValueError):
@@ -63,6 +68,20 @@ def read_average(config, phase_folder: epath.Path, average: str = '', step: int 
   return checkpoints.read_generator(phase_folder, step, average if average in others else '')
 
 
+def check_outside(config, folder, names) -> None:
+  """Refuses an `init_from` that cannot start its phase, of all these phases, before the first of them runs.
+
+  What another phase of this run is still to leave is looked at when its turn comes.
+
+  Raises:
+    StartError, ConversionError, WorkdirError: as `read_start`.
+  """
+  for name in names:
+    init_from = config.phases[name].get('init_from')
+    if init_from and epath.Path(init_from).expanduser().absolute().parent != epath.Path(folder).absolute():
+      _check_fits(config, name, _checked(init_from))
+
+
 def begins_as_generator(phase) -> bool:
   """Whether what lies at a phase's `init_from` is a generator of another run, which makes pictures already.
 
@@ -108,15 +127,11 @@ def _read_outside(config, name: str) -> tuple[dict, str]:
   path, here = _checked(init_from), mark(init_from)
   if here != (there := distributed.from_primary(f'{name}: init_from', lambda: here)):
     raise StartError(f'{path}: holds {here}, and in process 0 {there}: all processes start from the same')
-  theirs = _network_at(path)
-  ours = _expected(config, name)
-  if rows := architectures.differences(theirs, ours):
-    raise StartError(f'{path}: a network with other options than phase {name} has:\n  ' + '\n  '.join(rows))
+  ours = _check_fits(config, name, path)
   if folders.is_converted(path):
     variables, _ = folders.load_converted(path)
     params, where = variables['params'], str(path)
   else:
-    _check_same_noise(config, name, path)
     params, step = checkpoints.read_generator(path)
     where = f'{path}, step {step}'
   shapes = models.unet_shapes(ours)
@@ -137,13 +152,52 @@ def _network_at(path: epath.Path) -> UNet:
   return models.make_unet(ConfigDict(there['config']), there['phase'])
 
 
-def _check_same_noise(config, name: str, path: epath.Path) -> None:
-  """A generator of another run knows its noise standardised, or as it was inverted: so it must be here."""
-  before = _phase_at(path).get('standardize_noise')
-  ours = config.phases[name].get('standardize_noise')
-  if config.phases[name].stage == 'grow' and before not in (None, ours):
-    raise StartError(f'{path}: its generator knows noise of standardize_noise = {before}, and '
-                     f'config.phases.{name}.standardize_noise = {ours}; must be {before}')
+def _check_fits(config, name: str, path: epath.Path) -> UNet:
+  """Refuses what lies at a path, but for its numbers; returns the network that phase `name` starts from."""
+  theirs, ours = _network_at(path), _expected(config, name)
+  if rows := architectures.differences(theirs, ours):
+    raise StartError(f'{path}: a network with other options than phase {name} has:\n  ' + '\n  '.join(rows))
+  if not folders.is_converted(path) and config.phases[name].stage != 'teacher':
+    _check_meaning(config, name, path, ours)
+  return ours
+
+
+def _check_meaning(config, name: str, path: epath.Path, unet: UNet) -> None:
+  """Leaves of another run's phase may fit and mean something else: what its network was, and what it saw."""
+  there, phase, before = ConfigDict(claims.read(path)['config']), config.phases[name], _phase_at(path)
+  wanted = FITTING[phase.stage]
+  if before['stage'] not in wanted:
+    raise StartError(f'{path}: a phase of stage {before["stage"]}, and config.phases.{name} (stage {phase.stage}) '
+                     f'starts from one of stage {" or ".join(wanted)}')
+  # A generator of another run knows its noise standardised, or as it was inverted: so it must be here.
+  known = before.get('standardize_noise')
+  if phase.stage == 'grow' and known not in (None, phase.standardize_noise):
+    raise StartError(f'{path}: its generator knows noise of standardize_noise = {known}, and '
+                     f'config.phases.{name}.standardize_noise = {phase.standardize_noise}; must be {known}')
+  dropout = before.get('label_dropout')
+  if phase.stage in ('invert', 'guide') and configs.has_guidance(config) and not dropout:
+    raise StartError(f'{path}: trained with label_dropout = {dropout}, and config.guidance.law = '
+                     f'{config.guidance.law!r} asks it without label too; must be a teacher trained with some, or the '
+                     "law 'none'")
+  keys = [] if unet.ddpm_levels else ['diffusion.sigma_data']
+  keys += ['diffusion.sigma_max'] * (before['stage'] in configs.GENERATOR_STAGES)
+  if spaces.is_latent(config) or spaces.is_latent(there):
+    keys += ['space', 'autoencoder.sha256', 'autoencoder.scaling', 'autoencoder.shift']
+  keys += ['text.sha256'] * configs.has_text(config)
+  pairs = {key: (_value(there, key), _value(config, key)) for key in keys}
+  # Digests, scaling and shift are settled by runs alone.
+  rows = [f'config.{key}: there {theirs!r}, in the config {ours!r}' for key, (theirs, ours) in pairs.items()
+          if theirs != ours and (theirs and ours or key == 'space')]
+  if rows:
+    raise StartError(f'{path}: its network knows other noise, latents or captions than phase {name} has:\n  '
+                     + '\n  '.join(rows))
+
+
+def _value(config, key: str):
+  """Of a dotted key; None where an earlier version had no such group."""
+  for part in key.split('.'):
+    config = config.get(part) if config is not None else None
+  return config
 
 
 def _phase_at(path: epath.Path) -> dict:

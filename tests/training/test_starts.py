@@ -13,7 +13,7 @@ from pagoda_jax.config import ladder
 from pagoda_jax.networks.unet import EDM_ADM, EDM_DDPMPP, GUIDED_ADM, UNet
 from pagoda_jax.runtime import trees
 from pagoda_jax.stages import architectures, models
-from pagoda_jax.training import checkpoints, starts, workdir
+from pagoda_jax.training import checkpoints, claims, starts, workdir
 from pagoda_jax.weights.convert import folders, formats
 
 
@@ -141,6 +141,68 @@ def test_growth_from_another_run_agrees_with_it_about_the_noise(finished):
     starts.read_start(config, finished, 'grow_16')
   config.phases.grow_16.standardize_noise = False
   starts.read_start(config, finished, 'grow_16')
+
+
+def other_run(tmp_path, monkeypatch, start, other):
+  """config.json of a phase of another run, said to have a checkpoint."""
+  claims.write(tmp_path / start, start, {}, json.loads(workdir.as_json(other)))
+  monkeypatch.setattr(starts.checkpoints, 'newest_step', lambda path: 1)
+
+
+@pytest.mark.parametrize('name, start, key, there, said', [
+  ('invert', 'distill', '', None, 'a phase of stage distill, and config.phases.invert .* from one of stage teacher'),
+  ('distill', 'invert', '', None, 'of stage invert, and config.phases.distill .* of stage teacher or distill or grow'),
+  ('grow_16', 'teacher', '', None, 'a phase of stage teacher, and .* starts from one of stage distill or grow'),
+  ('invert', 'teacher', 'diffusion.sigma_data', 1.0, 'config.diffusion.sigma_data: there 1.0, in the config 0.5'),
+  ('invert', 'teacher', 'diffusion.sigma_max', 70.0, ''),  # a teacher knows all noise levels
+  ('grow_16', 'distill', 'diffusion.sigma_max', 70.0, 'config.diffusion.sigma_max: there 70.0, in the config 80.0'),
+])
+def test_what_fits_by_its_leaves_alone_is_no_start(monkeypatch, tmp_path, name, start, key, there, said):
+  """A network of another kind, or that knows other noise, was taken, and gave noise or pictures of nothing."""
+  other, config = tiny.get_config(), experiment(tmp_path / start)
+  config.phases.grow_16.update({'start': '', 'init_from': str(tmp_path / start)})
+  if key:
+    group, last = key.split('.')
+    other[group][last] = there
+  other_run(tmp_path, monkeypatch, start, other)
+  if not said:
+    return starts.check_outside(config, tmp_path / 'run', (name,))
+  with pytest.raises(starts.StartError, match=said):
+    starts.check_outside(config, tmp_path / 'run', (name,))
+
+
+@pytest.mark.parametrize('group, key, there, here', [
+  ('autoencoder', 'sha256', 'a' * 64, 'b' * 64), ('autoencoder', 'scaling', 0.5, 0.25), ('text', 'sha256', 'a', 'b')])
+def test_a_start_knows_the_same_latents_and_captions(monkeypatch, tmp_path, group, key, there, here):
+  other, config = tiny.get_config(), experiment(tmp_path / 'teacher')
+  for each, value in ((other, there), (config, here)):
+    each.update({'space': 'latent'} if group == 'autoencoder' else {'text': {'encoder': 'ngrams'}})
+    each[group][key] = value
+  other_run(tmp_path, monkeypatch, 'teacher', other)
+  with pytest.raises(starts.StartError, match=f'config.{group}.{key}: there {there!r}, in the config {here!r}'):
+    starts.check_outside(config, tmp_path / 'run', ('invert',))
+  config[group][key] = there
+  starts.check_outside(config, tmp_path / 'run', ('invert',))
+
+
+def test_guidance_asks_for_a_teacher_of_dropped_labels_elsewhere_too(monkeypatch, tmp_path):
+  config, other = experiment(tmp_path / 'teacher'), tiny.get_config()
+  config.guidance.law = 'constant'
+  other_run(tmp_path, monkeypatch, 'teacher', other)
+  with pytest.raises(starts.StartError, match="label_dropout = 0.0, and config.guidance.law = 'constant'"):
+    starts.check_outside(config, tmp_path / 'run', ('invert',))
+  other.phases.teacher.label_dropout = 0.1
+  other_run(tmp_path, monkeypatch, 'teacher', other)
+  starts.check_outside(config, tmp_path / 'run', ('invert',))
+
+
+def test_a_start_that_is_not_there_is_told_before_the_first_phase(tmp_path, capsys):
+  """And not when the phases before it have been trained; but for what one of these is to leave."""
+  command = ['run', f'--config={tiny.__file__}', f'--workdir={tmp_path / "run"}', '--config.phases.distill.teacher=']
+  assert main.main([*command, f'--config.phases.distill.init_from={tmp_path / "nowhere"}']) == 1
+  assert 'neither a folder that `pagoda convert` has written' in capsys.readouterr().err
+  assert not (tmp_path / 'run').exists()
+  starts.check_outside(experiment(tmp_path / 'run' / 'teacher'), tmp_path / 'run', ('invert', 'distill'))
 
 
 def test_another_architecture_is_refused_key_by_key(tmp_path, base):
