@@ -1,6 +1,7 @@
 """What `validate` refuses: each message names the key, its value and what would be right."""
 
 import math
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -401,6 +402,12 @@ def test_figures_need_held_out_pictures_of_several_classes():
     changed.data[key] = value
     with pytest.raises(configs.ConfigError, match=f'evaluation.samples = 100: .* config.data.{key} >= 2, not {value}'):
       validation.validate(changed, 8)
+  config = tiny.get_config('guided')  # whose table tells recall, by third neighbours
+  for samples, holdout, key in ((3, 4, 'evaluation.samples'), (4, 3, 'data.holdout'), (4, 4, '')):
+    config.data.holdout = holdout
+    config.evaluation.update({'samples': samples, 'guidance': (1.0,)})
+    with pytest.raises(configs.ConfigError, match=f'{key} = 3: must be at least 4') if key else nullcontext():
+      validation.validate(config, 8)
 
 
 def test_projected_features_of_large_pictures_need_sides_that_halve_evenly():

@@ -71,6 +71,10 @@ def validate_guidance(config):
          "must be 'none' without labels or captions to guide to: config.data.num_classes is 0")
   check(not measured or config.evaluation.samples, 'config.evaluation.guidance', measured,
          'must be () without config.evaluation.samples, how many to draw at each')
+  # Recall looks at the third neighbour of each (evaluation/metrics/precision_recall.py).
+  for key, count in (('evaluation.samples', config.evaluation.samples), ('data.holdout', config.data.holdout)):
+    check(not measured or count >= 4, f'config.{key}', count,
+           f'must be at least 4 with config.evaluation.guidance = {measured}: recall at each strength takes that many')
   _validate_law(law, 'config.guidance')
   if again.law:
     _validate_law(again, 'config.guidance.recaptions')
