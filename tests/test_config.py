@@ -88,6 +88,10 @@ BAD = [
   ('phases.teacher.optimizer.clip_norm', -1.0, ['clip_norm = -1.0', '[0, 1e9]']),
   ('phases.teacher.optimizer.weight_decay', 0.1, ["weight_decay = 0.1: must be 0 for 'radam'; adadelta,"]),
   ('phases.teacher.optimizer.b1', 2.0, ['b1 = 2.0', '[0, 1)']),
+  ('phases.teacher.optimizer', configs.optimizer(name='sgd', b1=0.5),
+   ["teacher.optimizer.b1 = 0.5: must be left at 0.9 for 'sgd'", 'adamw']),
+  ('phases.distill.discriminator_optimizer', configs.optimizer(name='rmsprop', b2=0.9),
+   ["discriminator_optimizer.b2 = 0.9: must be left at 0.999 for 'rmsprop'"]),
   ('phases.teacher.optimizer.warmup_steps', -1, ['warmup_steps = -1', '[0, ']),
   ('phases.teacher.optimizer.learning_rate', math.nan, ['learning_rate = nan', '(0, 100]']),
   ('phases.teacher.optimizer.name', 'clip', ["'clip'", 'one of']),
@@ -464,6 +468,23 @@ def test_weights_decay_by_what_is_asked_for_alone():
       if jnp.any(updates[0] != updates[1]):
         decaying.add(name)
     assert decaying == (set(configs.DECAYING) if decay else set()), decay
+
+
+def test_moments_decay_as_is_asked_of_those_optimizers_that_are_said_to_have_them():
+  moved = set()
+  for name in configs.OPTIMIZERS:
+    updates = []
+    for b1, b2 in ((0.9, 0.999), (0.5, 0.999), (0.9, 0.5)):
+      optimizer, params = state.make_optimizer(configs.optimizer(name=name, b1=b1, b2=b2), 10), jnp.ones(3)
+      inner = optimizer.init(params)
+      for size in (3.0, 1.0, -0.006):  # the last turns only what forgets the first two
+        change, inner = optimizer.update(size * jnp.arange(1.0, 4.0), inner, params)
+      updates.append(jnp.concatenate([change, *(jnp.ravel(leaf) for leaf in jax.tree.leaves(inner))]))
+    if all(jnp.any(other != updates[0]) for other in updates[1:]):
+      moved.add(name)
+    else:
+      assert all(jnp.array_equal(other, updates[0]) for other in updates[1:]), name
+  assert moved == set(configs.OF_MOMENTS)
 
 
 def test_a_schedule_is_one_of_steps_whatever_number_of_updates_each_makes():

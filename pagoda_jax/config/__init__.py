@@ -33,6 +33,7 @@ from pagoda_jax.config.phases import (
   BACKBONES,
   DECAYING,
   EDM_AUGMENTATIONS,
+  OF_MOMENTS,
   OPTIMIZERS,
   PHASES,
   TEACHER_AUGMENTATIONS,

@@ -34,6 +34,8 @@ BACKBONES = ('tf_efficientnet_lite0', 'deit_base_distilled_patch16_224')
 OPTIMIZERS = ('adabelief', 'adadelta', 'adafactor', 'adagrad', 'adam', 'adamax', 'adamaxw', 'adamw', 'adan', 'amsgrad',
               'fromage', 'lamb', 'lars', 'lion', 'nadam', 'nadamw', 'novograd', 'radam', 'rmsprop', 'sgd', 'sign_sgd',
               'yogi')
+OF_MOMENTS = ('adabelief', 'adam', 'adamax', 'adamaxw', 'adamw', 'adan', 'amsgrad', 'lamb', 'lion', 'nadam', 'nadamw',
+              'novograd', 'radam', 'yogi')  # take b1 and b2
 DECAYING = ('adadelta', 'adamaxw', 'adamw', 'adan', 'lamb', 'lars', 'lion', 'nadamw', 'novograd')  # take a weight decay
 
 
@@ -48,7 +50,7 @@ def optimizer():
     # whose weights of fixed magnitude learn as fast in the end as at first)
     'schedule': ('constant', one_of('constant', 'cosine', 'inverse_sqrt')),
     'decay_from': (35_000, integer('[1, 1_000_000_000]')),
-    'b1': (0.9, number('[0, 1)')),
+    'b1': (0.9, number('[0, 1)')),  # this and the next: of moments, of those that have both (adam, radam, lion ...)
     'b2': (0.999, number('[0, 1)')),
     'clip_norm': (0.0, number('[0, 1e9]')),  # largest global gradient norm; 0 = no clipping
     'weight_decay': (0.0, number('[0, 1]')),  # of those that take one (adamw, lion ...); PaGoDA has none

@@ -290,5 +290,9 @@ def _validate_training(phase, path):
       decay, name = phase[key].weight_decay, phase[key].name
       check(not decay or name in configs.DECAYING, f'{path}.{key}.weight_decay', decay,
              f'must be 0 for {name!r}; {", ".join(configs.DECAYING)} take one')
+      for moment in ('b1', 'b2'):
+        default, _ = configs.optimizer.table()[moment]
+        check(name in configs.OF_MOMENTS or phase[key][moment] == default, f'{path}.{key}.{moment}', phase[key][moment],
+               f'must be left at {default} for {name!r}, which takes none; {", ".join(configs.OF_MOMENTS)} do')
       check(phase[key].schedule != 'cosine' or warmup < phase.steps, f'{path}.{key}.warmup_steps', warmup,
              f'leaves no step for the cosine: must be less than {path}.steps = {phase.steps}')
