@@ -180,7 +180,7 @@ def experiment():
       'samples': (0, integer('[2, 1_000_000]', also=0)),
       'components': (32, integer('[1, 4096]')),
       'guidance': ((), each(OMEGA, 0, 10)),  # strengths to measure teacher and generators at besides
-      # of all images drawn, in sample grids and by `pagoda sample` too
+      # of all images drawn, in sample grids, by `pagoda sample`, and by a teacher for a phase that learns from them
       'matmul_precision': ('highest', MATMUL_PRECISION),
     },
   }

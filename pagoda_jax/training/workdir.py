@@ -24,7 +24,7 @@ OF_PROCESS = ('workers', 'path', 'init_from', 'max_unreadable', 'verify', 'weigh
 # Ends of the names of keys that came later: what was computed before, by phases whose config.json lacks them. A phase
 # stands there by its stage.
 EARLIER = {
-  'matmul_precision': 'default',
+  'matmul_precision': 'default', 'evaluation.matmul_precision': 'highest',
   # Teachers had one average of constant decay, and no augmentation.
   'ema_halflife': [], 'ema_rampup': 0.05, 'ema_std': [], 'start_ema': '',
   # Networks were EDM's, and learning rates constant or a cosine.
@@ -64,6 +64,9 @@ def identity(config, name: str) -> dict:
   values = {key: config[key] for key in SHARED_GROUPS} | {'phases': {n: config.phases[n] for n in names}}
   if configs.has_guidance(config) and config.phases[name].stage != 'teacher':  # it knows no strength; others have none
     values['guidance'] = config.guidance
+  drawn = config.evaluation.get('matmul_precision', 'highest')
+  if drawn != 'highest' and any(_learns_from_drawn(config.phases[n]) for n in names):
+    values['evaluation'] = {'matmul_precision': drawn}
   if configs.has_text(config):
     values['text'] = config.text
   if spaces.is_latent(config):
@@ -77,6 +80,11 @@ def identity(config, name: str) -> dict:
     for key, value in _flat(json.loads(as_json(values)), 'config').items()
     if not key.endswith(tuple(f'.{free}' for free in FREE_KEYS))
   }
+
+
+def _learns_from_drawn(phase) -> bool:
+  """Whether a phase learns from images that its teacher draws."""
+  return phase.stage == 'guide' or configs.learns_from_teacher(phase)
 
 
 def as_json(values) -> str:

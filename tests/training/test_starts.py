@@ -262,3 +262,24 @@ def test_empty_references_are_no_inputs(tmp_path):
   assert workdir.upstream(config, 'invert') == []
   assert workdir.upstream(config, 'distill') == ['invert']
   assert 'config.phases.invert.init_from' not in workdir.identity(config, 'distill')
+
+
+def test_a_phase_that_learns_from_drawn_images_goes_on_with_the_precision_that_they_were_drawn_at(tmp_path):
+  config = tiny.get_config('guided')
+  for name in ('teacher', 'guide', 'distill'):
+    claims.write(tmp_path / name, name, workdir.identity(config, name), {})  # says nothing of it, as earlier versions
+  config.evaluation.matmul_precision = 'default'
+  workdir.check_claim(tmp_path, config, 'teacher')  # of which images are only shown
+  for name in ('guide', 'distill'):  # the latter by the estimator's eyes
+    with pytest.raises(claims.WorkdirError, match="evaluation.matmul_precision: there 'highest', here 'default'"):
+      workdir.check_claim(tmp_path, config, name)
+  claims.write(tmp_path / 'guide', 'guide', workdir.identity(config, 'guide'), {})
+  config.evaluation.matmul_precision = 'highest'
+  with pytest.raises(claims.WorkdirError, match="config.evaluation.matmul_precision: there 'default', here 'absent'"):
+    workdir.check_claim(tmp_path, config, 'guide')
+  config = tiny.get_config()
+  config.evaluation.matmul_precision = 'high'
+  key = 'config.evaluation.matmul_precision'
+  assert key not in workdir.identity(config, 'distill')
+  config.phases.distill.pairs = 'teacher'
+  assert workdir.identity(config, 'grow_16')[key] == 'high'
