@@ -70,7 +70,7 @@ def _leave_weights(config, folder, name):
   if target.exists():
     distributed.say(f'{target}: of another checkpoint, or damaged; written anew')
     target.rmtree() if '://' in str(target) else shutil.rmtree(target)
-  measured = measure(config, params)
+  measured = measure(config, params, config.phases[name].sizes)
   options = autoencoders.options(config, measured['scaling'], measured['shift'])
   folders.write_converted(
     target, Converted({'params': params}, options, autoencoders.FORMAT), source | {'measured': measured})
@@ -91,11 +91,10 @@ def _is_left(target, source) -> bool:
   return {key: before.get(key) for key in source} == source
 
 
-def measure(config, params) -> dict:
+def measure(config, params, sizes: int) -> dict:
   """Of an autoencoder's parameters: 'scaling' and 'shift' of its latents, the mean 'deviation' of their distributions,
-  and 'psnr' of held-out pictures ('held_out' of them) at each size that it learns."""
-  side, sizes = config.base_resolution, next(
-    phase.sizes for phase in config.phases.values() if phase.stage == 'autoencoder')
+  and 'psnr' of held-out pictures ('held_out' of them) at each of the `sizes` that it has learnt."""
+  side = config.base_resolution
   count = len(streams.open_source(config.data, 'train'))
   chosen = np.sort(np.random.default_rng(0).permutation(count)[:MEASURED])
   encode, decode = map(jax.jit, _coder(config))

@@ -23,7 +23,7 @@ from pagoda_jax.data import stream as streams
 from pagoda_jax.planning import plan
 from pagoda_jax.runtime import sharding, topologies
 from pagoda_jax.stages import autoencoder, decoding
-from pagoda_jax.training import checkpoints, loop
+from pagoda_jax.training import autoencoding, checkpoints, loop
 from pagoda_jax.weights import autoencoders
 from pagoda_jax.weights.convert import folders
 
@@ -103,6 +103,18 @@ def test_weights_that_are_not_whole_are_written_anew(root, mine, harm, capsys):
   said = capsys.readouterr().out
   assert ('written anew' in said) == (harm != 'gone')
   assert re.search(r'PSNR of 3 held-out pictures from their mean latents: [\d.]+ dB at 16 px, [\d.]+ dB at 8 px', said)
+
+
+def test_each_of_two_autoencoders_is_measured_at_its_own_sizes(tmp_path, monkeypatch):
+  config, measured = latent_tools.get_autoencoder_config(tmp_path), []
+  assert config.phases.autoencoder.sizes == 2
+  c.add_phase(config, 'smaller', c.autoencoder(sizes=1))
+  monkeypatch.setattr(checkpoints, 'read_generator', lambda folder: ({'x': np.zeros(1)}, 4))
+  monkeypatch.setattr(autoencoding, 'measure', lambda config, params, sizes: measured.append(sizes) or 1 / 0)
+  for name in config.order:
+    with pytest.raises(ZeroDivisionError):
+      autoencoding.leave_weights(config, tmp_path, name)
+  assert measured == [2, 1]
 
 
 @pytest.mark.slow
