@@ -162,7 +162,7 @@ def time_lines(config, name: str, topology, counted, found: PhaseCosts, images: 
   lines = [
     _row('time', f'{_time(step.total)} a step (images a chip: {found.images / together.count:g}): {parts}; bound '
          f'by {step.bound}, MFU {reached:.3g}{hidden}'),
-    _row('in all', work_text(flops, seconds, topology) if images else 'not known'),
+    _row('in all', work_text(flops, seconds, topology) if images is not None else 'not known'),
   ]
   if not counted.program.trains:
     return [*lines, _row('recommended', 'any number of chips: hosts work apart, at equal chip-hours')]

@@ -312,6 +312,12 @@ def test_the_command_ends_with_the_headline(again, capsys):
   assert 'recommended any number of chips' in out and re.search(r'recommended \d+ chips?, data=\d+ fsdp=1', out)
 
 
+def test_inversion_that_stores_nothing_takes_no_time_of_its_own(capsys):
+  assert pagoda_plan('--topology=v5e-8', '--phases=invert', '--config.phases.invert.store=False') == 0
+  out = capsys.readouterr().out
+  assert 'held-out pictures only' in out and '0 FLOP, 0 chip-hours' in out and 'not known' not in out
+
+
 def test_compiling_for_real_devices_and_pictures_that_are_not_here(capsys):
   flags = ['--config.data.source=folder', '--config.data.path=nowhere', '--config.data.num_classes=-1']
   assert pagoda_plan('--topology=cpu:8', '--aot', '--phases=invert', '--num_images=1000', *flags) == 0
