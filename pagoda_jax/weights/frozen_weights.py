@@ -14,7 +14,7 @@ from pagoda_jax import config as configs
 from pagoda_jax.config import spaces
 from pagoda_jax.method import perception
 from pagoda_jax.networks.frozen.clip_image import CLIPImage
-from pagoda_jax.runtime import randomness
+from pagoda_jax.runtime import distributed, randomness
 from pagoda_jax.stages import decoding, models
 from pagoda_jax.weights import autoencoders, locate
 from pagoda_jax.weights.convert import formats, random_projections, stylegan_xl, torch_files
@@ -48,6 +48,22 @@ def check_present(config, phase_names) -> None:
   """
   for name in dict.fromkeys(file for phase in phase_names for file in names(config.phases[phase])):
     locate.find(name, config.weights_dir)
+  if config.data.num_classes == IMAGENET_CLASSES and any(_knows_classes(config.phases[name]) for name in phase_names):
+    _class_embedding(config)  # which may be missing, and not damaged
+
+
+def _knows_classes(phase) -> bool:
+  """Whether a phase has a discriminator that begins with the published class embedding where that can be had."""
+  seen = phase.get('discriminator')
+  return phase.stage in configs.GENERATOR_STAGES and seen.features == 'projected' and seen.conditional
+
+
+def _class_embedding(config):
+  """(the file, ''), or (None, why there is none)."""
+  try:
+    return locate.find(CLASS_EMBEDDING, config.weights_dir), ''
+  except locate.MissingWeightsError as error:
+    return None, str(error)
 
 
 def load(config, phase_name: str) -> dict:
@@ -171,16 +187,20 @@ def with_class_embedding(config, phase_name: str, discriminator: dict) -> tuple[
 
   Raises:
     WrongDigestError, WeightsFileError: the file is damaged.
+    MissingWeightsError: process 0 has it and this one not, or the other way round.
   """
-  phase = config.phases[phase_name].discriminator
-  if phase.features != 'projected' or not phase.conditional:
+  if not _knows_classes(config.phases[phase_name]):
     return discriminator, ''
   if config.data.num_classes != IMAGENET_CLASSES:
     return discriminator, f"class embedding random: {config.data.num_classes} classes, not ImageNet's"
-  try:
-    path = locate.find(CLASS_EMBEDDING, config.weights_dir)
-  except locate.MissingWeightsError as error:
-    return discriminator, f'class embedding random: {error}'
+  path, lacking = _class_embedding(config)
+  if (there := distributed.from_primary('class embedding', lambda: not lacking)) == bool(lacking):
+    have, lack = ('process 0', 'this one') if there else ('this process', 'process 0')
+    raise locate.MissingWeightsError(
+      f'{CLASS_EMBEDDING}: {have} has the file, and {lack} has not: their discriminators would begin with other '
+      f'numbers. {lacking or path}')
+  if lacking:
+    return discriminator, f'class embedding random: {lacking}'
   (embedding,) = torch_files.read(path).tensors.values()
   heads = {
     name: stylegan_xl.with_class_embedding({'params': params}, np.asarray(embedding))['params']

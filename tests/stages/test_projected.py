@@ -252,7 +252,7 @@ def test_a_backbone_of_another_size_is_refused_leaf_by_leaf(folder, monkeypatch)
     frozen_weights.load(experiment(backbones=(LITE,)), 'distill')
 
 
-def test_the_published_class_embedding_is_taken_for_imagenet_and_said(folder):
+def test_the_published_class_embedding_is_taken_for_imagenet_and_said(folder, monkeypatch):
   config = experiment(backbones=(LITE,))
   discriminator = {'params': {LITE: {'head0_embedding': {'embedding': np.zeros((1000, 320))}, 'head0_logits': {}}}}
   same, said = frozen_weights.with_class_embedding(config, 'distill', discriminator)
@@ -264,6 +264,15 @@ def test_the_published_class_embedding_is_taken_for_imagenet_and_said(folder):
   filled, said = frozen_weights.with_class_embedding(config, 'distill', discriminator)
   assert said.startswith('class embedding of ')
   assert np.std(filled['params'][LITE]['head0_embedding']['embedding']) == pytest.approx(1, abs=0.01)
+  frozen_weights.check_present(config, ('distill',))
+  with monkeypatch.context() as one, pytest.raises(locate.MissingWeightsError, match='this process has .* 0 has not'):
+    one.setattr(frozen_weights.distributed, 'from_primary', lambda place, make: False)  # which lacks it
+    frozen_weights.with_class_embedding(config, 'distill', discriminator)
+  # A damaged one is told before the phases that come before its own.
+  path = locate.find(frozen_weights.CLASS_EMBEDDING)
+  path.write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(locate.WrongDigestError, match='in_embeddings'):
+    frozen_weights.check_present(config, ('distill',))
 
 
 def test_lpips_trains_on_its_two_published_files(folder):
