@@ -406,6 +406,11 @@ def test_figures_need_held_out_pictures_of_several_classes():
     changed.data[key] = value
     with pytest.raises(configs.ConfigError, match=f'evaluation.samples = 100: .* config.data.{key} >= 2, not {value}'):
       validation.validate(changed, 8)
+  config.phases.grow_16.resolution = config.data.resolution = 256
+  validation.validate(config, 8)  # of grey pictures: 65,536 numbers each
+  config.data.channels = 3
+  with pytest.raises(configs.ConfigError, match='evaluation.samples = 100: .* their 196,608 numbers .* of 309 GB: '):
+    validation.validate(config, 8)  # which ended a finished run for want of memory
   config = tiny.get_config('guided')  # whose table tells recall, by third neighbours
   for samples, holdout, key in ((3, 4, 'evaluation.samples'), (4, 3, 'data.holdout'), (4, 4, '')):
     config.data.holdout = holdout

@@ -13,6 +13,7 @@ from pagoda_jax.config import ConfigError, ladder, spaces
 from pagoda_jax.validation import conditions, losses
 from pagoda_jax.validation.checks import check, check_keys, choose
 
+MOST_NUMBERS = 2**16  # of a picture whose principal components are taken (evaluation/small_data.py): 34 GB a covariance
 PHASE_NAME = re.compile(r'\w[\w-]*', re.ASCII)  # a folder's, in a key and on the command line
 
 
@@ -86,6 +87,11 @@ def _validate_shared(config):
          f'must be below config.diffusion.sigma_max = {d.sigma_max}')
   check(not measured or data.holdout >= 2, 'config.evaluation.samples', measured,
          f'compares with held-out pictures: needs config.data.holdout >= 2, not {data.holdout}')
+  numbers = (data.resolution * spaces.factor(config)) ** 2 * data.channels
+  check(not measured or numbers <= MOST_NUMBERS, 'config.evaluation.samples', measured,
+         f'takes principal components of pictures, and their {numbers:,} numbers (config.data.resolution = '
+         f'{data.resolution}) have a covariance of {8 * numbers**2 / 1e9:,.0f} GB: must be 0; `pagoda evaluate` '
+         f'measures such pictures. At most {MOST_NUMBERS:,}')
   check(not measured or data.num_classes not in (0, 1), 'config.evaluation.samples', measured,
          f'grades samples by their class: needs config.data.num_classes >= 2, not {data.num_classes}')
 
