@@ -388,6 +388,10 @@ def test_every_key_of_every_stage_refuses_what_it_cannot_be(make, of, never, als
   ('data.mirror=maybe', 'flag --config.data.mirror=maybe: must be true or false'),
   ('phases.grow_16.update=both', "config.phases.grow_16.update = 'both': must be one of joint, separate"),
   ('phases.distill.optimizer.b1=nan', 'config.phases.distill.optimizer.b1 = nan: must be a number in [0, 1)'),
+  ('zzz=1', '--config.zzz: no such key zzz\n'),  # of which the name alone was said
+  ('phases.new.stage=teacher', '--config.phases.new.stage: no such key new\n'),
+  ('data.sourse=x', '--config.data.sourse: no such key sourse; did you mean source?'),
+  ('phases.distill.steps.x=1', '--config.phases.distill.steps.x: no such key x\n'),
   ('network.channel_mult=x', "config.network.channel_mult = ('x',): must be a tuple of 1 to 10 values, each a number"),
 ])
 def test_an_override_is_refused_with_what_would_be_right(override, said, capsys):

@@ -106,8 +106,21 @@ def of_command_line(error: BaseException, args: list[str]) -> str:
       return f'{path}: there is no function get_config in it'
   if path and not os.path.isfile(path):
     return f'--config={path}: {"is a folder" if os.path.isdir(path) else "there is no such file"}'
+  if said := _no_key(error, args):
+    return said
   expected = (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError)
   return ' '.join(text(error).split()) if isinstance(error, expected) else ''
+
+
+def _no_key(error, args) -> str:
+  """Of an override of a key that the config has not, of which config_flags says the key's name alone; else ''."""
+  inner = error.args[0] if isinstance(error, AttributeError) and error.args else error  # what absl wraps
+  found = isinstance(inner, KeyError) and re.match(r"'(\w+)'|.*>\.(\w+) does not exist", str(inner.args[0]))
+  key = found and (found[1] or found[2])
+  flag = next((name for name in (arg.partition('=')[0] for arg in args)
+               if re.match('--?config[.]', name) and key in name.split('.')), '')
+  near = flag and re.search(r'Did you mean "(\w+)"', str(inner.args[0]))
+  return f'{flag}: no such key {key}{f"; did you mean {near[1]}?" if near else ""}' if flag else ''
 
 
 def _experiment(args) -> str:
