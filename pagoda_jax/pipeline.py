@@ -61,6 +61,7 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None, fini
     text_encoders.check(config)
   page = report.Page(folder)
   with lock.hold(folder):
+    distributed.from_primary('inputs of phases', lambda: workdir.check_ahead(folder, config, chosen, max_steps))
     with StopRequest() as stop:
       for name in chosen:
         if stop.wanted_before(name):

@@ -1,5 +1,6 @@
 """The work directory: <phase>/{checkpoints/, metrics.jsonl, samples/, config.json}, and whose it is."""
 
+import contextlib
 import json
 
 from etils import epath
@@ -283,6 +284,31 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_sealed(path, inputs)
   return inputs
+
+
+def check_ahead(folder, config, names, max_steps: int | None = None) -> None:
+  """Refuses to take a phase beyond the step that another of these phases was made from: before it is done.
+
+  `check_inputs` would refuse the other phase afterwards, when it can no longer go on either.
+
+  Raises:
+    WorkdirError: names both.
+  """
+  rows = []
+  for name in names:
+    before = {}
+    if progress(folder, config, name):
+      with contextlib.suppress(OSError, ValueError):  # what is damaged is named when its turn comes
+        before, _ = read_to_compare(epath.Path(folder) / name / 'inputs.json')
+    for other in upstream(config, name):
+      made_from, wanted = before.get(other), target(config, other, max_steps)
+      goes_on = other in names and progress(folder, config, other) < wanted
+      if goes_on and isinstance(made_from, int) and made_from < wanted:
+        rows.append(f'  {epath.Path(folder) / name}: made from {other} at step {made_from}, which is to go on to '
+                    f'{wanted}')
+  if rows:
+    raise WorkdirError('This run would take phases beyond what others were made from:\n' + '\n'.join(rows)
+                       + '\nLeave them at those steps, or delete the folders to make these phases again.')
 
 
 def _read_inputs(path, inputs):

@@ -190,6 +190,19 @@ def test_a_phase_made_from_something_that_went_on_is_not_taken_for_finished(copi
   assert 'was made from teacher at step 2, which has gone on to step 4' in capsys.readouterr().err
 
 
+def test_a_phase_is_not_taken_beyond_what_others_were_made_from(copied, capsys):
+  """The teacher was trained on, and only then the noise refused that was made of it as it had been."""
+  more = (CONFIG, f'--workdir={copied}', '--config.phases.teacher.steps=6')
+  assert pagoda('run', *more) == 1
+  said = capsys.readouterr().err
+  assert all(f'{name}: made from teacher at step 4, which is to go on to 6' in said for name in ('invert', 'distill'))
+  assert checkpoints.newest_step(copied / 'teacher') == 4
+  assert pagoda('run', *more, '--phases=invert,distill', '--max_steps=4') == 0
+  workdir.check_ahead(copied, tiny.get_config(), ('teacher', 'invert', 'distill'), max_steps=1)  # finished, and more
+  shutil.rmtree(copied / 'teacher' / 'checkpoints' / '4')  # to be made again
+  workdir.check_ahead(copied, tiny.get_config(), ('teacher', 'invert', 'distill'))
+
+
 def test_a_full_disk_leaves_the_checkpoint_before_it_good(finished, copied):
   shutil.rmtree(copied / 'teacher' / 'checkpoints' / '4')
   limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # configs fit, checkpoints do not
