@@ -266,10 +266,7 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
   for other in upstream(config, name):
     inputs[other] = readable(folder, config, other)
     if not inputs[other]:
-      raise WorkdirError(
-        f'{epath.Path(folder) / other}: {_lacking(folder, config, other)}, and phase {name} starts from it; '
-        f'run {other} first'
-      )
+      raise WorkdirError(_not_run(folder, config, name, other))
   init_from = config.phases[name].get('init_from')
   if init_from:
     inputs['init_from'] = starts.mark(init_from)
@@ -287,12 +284,14 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
 
 
 def check_ahead(folder, config, names, max_steps: int | None = None) -> None:
-  """Refuses to take a phase beyond the step that another of these phases was made from: before it is done.
+  """Refuses what `check_inputs` would refuse of one of these phases when others had been run: before they are.
 
-  `check_inputs` would refuse the other phase afterwards, when it can no longer go on either.
+  That is a phase that starts from one which is neither there nor among them, and one to be taken beyond the step that
+  another was made from, which could then not go on either.
 
   Raises:
     WorkdirError: names both.
+    CheckpointError: as `readable`.
   """
   rows = []
   for name in names:
@@ -301,6 +300,8 @@ def check_ahead(folder, config, names, max_steps: int | None = None) -> None:
       with contextlib.suppress(OSError, ValueError):  # what is damaged is named when its turn comes
         before, _ = read_to_compare(epath.Path(folder) / name / 'inputs.json')
     for other in upstream(config, name):
+      if other not in names and not readable(folder, config, other):
+        raise WorkdirError(_not_run(folder, config, name, other))
       made_from, wanted = before.get(other), target(config, other, max_steps)
       goes_on = other in names and progress(folder, config, other) < wanted
       if goes_on and isinstance(made_from, int) and made_from < wanted:
@@ -327,6 +328,11 @@ def _read_inputs(path, inputs):
       f'{path}: damaged ({error}): what {path.parent.name} was made from is not known. If from what is there now '
       f'({listed}), delete the file and start the same command again; otherwise delete {path.parent}'
     ) from None
+
+
+def _not_run(folder, config, name, other) -> str:
+  return (f'{epath.Path(folder) / other}: {_lacking(folder, config, other)}, and phase {name} starts from it; run '
+          f'{other} first')
 
 
 def _lacking(folder, config, name):

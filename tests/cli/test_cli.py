@@ -176,6 +176,10 @@ def test_samples_before_any_phase_has_finished(tmp_path, capsys):
 def test_a_phase_whose_teacher_is_missing(tmp_path, capsys):
   assert pagoda('train', CONFIG, f'--workdir={tmp_path}', '--phase=distill') == 1
   assert 'run teacher first' in capsys.readouterr().err
+  # Where another phase comes before, it is not run for nothing.
+  assert pagoda('run', CONFIG, f'--workdir={tmp_path}', '--phases=teacher,distill') == 1
+  assert 'and phase distill starts from it; run invert first' in capsys.readouterr().err
+  assert not (tmp_path / 'teacher').exists()
 
 
 def test_a_teacher_of_other_shapes_is_refused_leaf_by_leaf():
