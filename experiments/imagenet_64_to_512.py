@@ -32,7 +32,7 @@ Published (Kim et al. 2024), one evaluation an image, without guidance, FID-50k:
 
                   v5e-256                       v5p-64 (32 chips)               8xh100
   teacher     9.9 GB  121 ms   5,260 h   11.1 GB  343 ms  1,860 h   10.8 GB  946 ms   1,280 h
-  invert      3.0 GB  9.08 s     101 h    3.0 GB  3.9 s      43 h    2.3 GB 1.33 s      30 h
+  invert      3.0 GB  9.47 s     105 h    3.0 GB 4.01 s      45 h    2.3 GB 1.43 s      32 h
   distill     9.1 GB  100 ms     641 h   12.1 GB  131 ms    104 h   11.9 GB  331 ms     66 h
   grow_128    3.7 GB   59 ms     378 h    5.4 GB  111 ms     89 h    5.3 GB  276 ms     55 h
   grow_256    4.5 GB   84 ms     538 h    8.5 GB  207 ms    166 h    8.3 GB  499 ms    100 h

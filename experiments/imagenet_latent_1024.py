@@ -14,7 +14,7 @@ for its mirror image: 880 GB for ImageNet.
              --topology=v5e-256                        --topology=8xh100
   grow_128   5.5 GB    58 ms     371 chip-hours        8.9 GB   112 ms    22 chip-hours
 
-The five phases: 400 EFLOP, 3,230 chip-hours, 12.6 hours on 256 v5e, or 352 chip-hours, 44 hours on 8 H100.
+The five phases: 400 EFLOP, 3,240 chip-hours, 12.6 hours on 256 v5e, or 354 chip-hours, 44 hours on 8 H100.
 """
 
 import importlib.util

@@ -37,14 +37,14 @@ paper's run:
 
               --topology=v5e-256              --topology=8xh100
   teacher     6.0 GB   372 ms   16,100 h      6.0 GB  3.30 s   4,470 h
-  invert      6.5 GB    13 s     2,700 h      6.1 GB  1.95 s     813 h
-  guide       1.9 GB   322 ms      229 h      2.3 GB  2.50 s      56 h
-  distill     5.0 GB   339 ms    2,170 h      7.8 GB  1.13 s     227 h
-  grow_128    2.6 GB   207 ms    1,320 h      5.1 GB  780 ms     156 h
-  grow_256    3.2 GB   217 ms    1,390 h      5.4 GB  907 ms     181 h
-  grow_512    5.9 GB   315 ms    2,020 h     17.1 GB  1.80 s     360 h
+  invert      6.5 GB  14.2 s     2,960 h      6.1 GB  2.26 s     940 h
+  guide       1.9 GB   657 ms      467 h      2.3 GB  3.15 s      70 h
+  distill     5.0 GB   297 ms    1,900 h      7.8 GB  1.05 s     210 h
+  grow_128    2.6 GB   165 ms    1,050 h      5.1 GB  698 ms     140 h
+  grow_256    3.2 GB   175 ms    1,120 h      5.4 GB  825 ms     165 h
+  grow_512    5.9 GB   273 ms    1,750 h     17.1 GB  1.72 s     344 h
 
-h: hours of one chip. published: without the first row, 9,830 h and 1,790 h. State split 8 ways (`fsdp`), four images a
+h: hours of one chip. published: without the first row, 9,250 h and 1,870 h. State split 8 ways (`fsdp`), four images a
 device at once (the teacher 16), the U-Net's blocks at 64 and 32 px computed again in the backward pass. Inversion has
 16 pictures a chip at once (H100: 8), each with and without its caption, on whole copies of the teacher.
 """

@@ -249,6 +249,9 @@ def count(config, name: str, topology) -> Counted:
   if trained.get('pairs_discriminator'):  # a further loss of the generator's
     sums['params'] += 1
     gathers['params'] += 1
+  evaluated = passes.evaluations(config, name)
+  passed = evaluated['teacher'] * models.count(state) if not program.trains else passes.parameters(
+    trained, held, sums['params'], fresh, evaluated)
   first_flops, further_flops = costs.first_and_further(traced)
   jaxpr, chip = traced.jaxpr.jaxpr, topology.platform if config.attention != 'xla' else ''
   most = memory.peak_bytes(jaxpr, [leaf.shape for leaf in jax.tree.leaves((state, program.frozen))], chip)
@@ -260,7 +263,7 @@ def count(config, name: str, topology) -> Counted:
     sums=sums,
     gathers=gathers,
     renewals={'params': 1 + again},
-    passed=passes.parameters(trained, held, sums['params'], fresh) if program.trains else 0,
+    passed=passed,
     flops=first_flops + further_flops,
     further_flops=further_flops,
     products=costs.float32_products(jaxpr),

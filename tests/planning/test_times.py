@@ -66,12 +66,32 @@ def test_parameters_are_passed_as_often_as_the_step_is_written():
   tree = lambda count: {'kernel': FLOAT32(count)}
   trained = {'params': tree(27), 'discriminator': tree(5), 'pairs_discriminator': {}}
   held = {'fixed': tree(270), 'frozen': {'features': tree(90)}}
-  assert passes.parameters(trained, held, 2, True) == 7 * 27 + 8 * 5 + 3 * 270 + 7 * 90
-  assert passes.parameters(trained, held, 2, False) == 6 * 27 + 8 * 5 + 2 * 270 + 6 * 90
+  assert passes.parameters(trained, held, 2, True, {}) == 7 * 27 + 8 * 5 + 3 * 270 + 7 * 90
+  assert passes.parameters(trained, held, 2, False, {}) == 6 * 27 + 8 * 5 + 2 * 270 + 6 * 90
   paired = trained | {'pairs_discriminator': tree(5)}  # a loss, fresh fakes and a turn more
-  assert passes.parameters(paired, held, 3, True) == 11 * 27 + 16 * 5 + 5 * 270 + 11 * 90
+  assert passes.parameters(paired, held, 3, True, {}) == 11 * 27 + 16 * 5 + 5 * 270 + 11 * 90
   teacher = {'params': tree(27), 'discriminator': {}, 'pairs_discriminator': {}}
-  assert passes.parameters(teacher, {'fixed': {}, 'frozen': {}}, 1, False) == 3 * 27
+  assert passes.parameters(teacher, {'fixed': {}, 'frozen': {}}, 1, False, {}) == 3 * 27
+  # Networks that a step draws or inverts with, or asks once, are passed as often as it evaluates them.
+  of_others = {'teacher': tree(1000), 'guide': tree(100), 'null_text': tree(7)}
+  for frozen, more in ((of_others, 0), (of_others | held['frozen'], 7 * 90)):
+    found = passes.parameters(trained, held | {'frozen': frozen}, 2, True, {'teacher': 78, 'guide': 1, 'x': 5})
+    assert found == 7 * 27 + 8 * 5 + 3 * 270 + 78 * 1000 + 100 + more
+
+
+def test_evaluations_of_others_networks_in_a_step():
+  config = tiny.get_config('guided')  # two levels draw, three invert
+  assert [passes.evaluations(config, name) for name in ('teacher', 'guide', 'invert', 'distill')] == [
+    {}, {'teacher': 3}, {'teacher': 4}, {'teacher': 4, 'guide': 1}]
+  config = tiny.get_config('roads')
+  assert [passes.evaluations(config, name) for name in ('encode', 'encoded', 'distill')] == [
+    {'teacher': 4}, {'teacher': 1}, {'teacher': 1}]
+  config.phases.distill.update({'pairs': 'teacher', 'noise': 'invert'})
+  assert passes.evaluations(config, 'distill') == {'teacher': 5}
+  # They count in what is planned: an encoder's four passes, and inversion by it, which is one.
+  found = {name: plan.count(config, name, topologies.Topology('v5e', 1)) for name in ('encode', 'encoded')}
+  of_unet = models.count(found['encoded'].program.state)
+  assert found['encoded'].passed == of_unet and found['encode'].passed == (3 + 4) * of_unet
 
 
 def test_mfu_falls_with_the_images_of_a_chip():
