@@ -104,7 +104,8 @@ class Law(NamedTuple):
       return jax.random.uniform(rng, shape, jnp.float32, self.low, self.high)
     low, high = ((end - self.mean) / self.std for end in self.ends)
     # Rounding must not lead out of the range.
-    return jnp.clip(self.mean + self.std * jax.random.truncated_normal(rng, low, high, shape), self.low, self.high)
+    drawn = self.mean + self.std * jax.random.truncated_normal(rng, low, high, shape, jnp.float32)
+    return jnp.clip(drawn, self.low, self.high)
 
   def of_pictures(self, rng: jax.Array, keys: jax.Array, kinds: jax.Array | None = None) -> jax.Array:
     """float32 [B] of pictures' keys int32 [B]: each depends on rng and its own key alone."""

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pagoda_jax.data.images import normalize
@@ -32,7 +33,7 @@ def make_invert_step(networks: Networks, levels, clip_denoised: bool = True, add
     denoise = functools.partial(networks.denoise, params)
     images = normalize(batch['image'])
     if add_noise:
-      draw = lambda key: jax.random.normal(jax.random.fold_in(rng, key), images.shape[1:])
+      draw = lambda key: jax.random.normal(jax.random.fold_in(rng, key), images.shape[1:], jnp.float32)
       images += np.min(levels).astype(np.float32) * jax.vmap(draw)(batch['key'])
     if 'omega' in batch:
       denoise = guidance.guided(denoise, batch['omega'], null)

@@ -26,7 +26,7 @@ def normal(seed, count, shape):
   if not 0 <= seed < 2**32:  # JAX would take the low 32 bits
     raise ValueError(f'seed = {seed}: must be in 0 to {2**32 - 1}')
   key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b'/prior') % 2**31)
-  return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(np.arange(count))
+  return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape, 'float32'))(np.arange(count))
 
 def load(folder):
   """generate(labels, or {text, text_mask, text_pooled}, seed=0, omega=None): images, as pagoda_jax.load has them."""
