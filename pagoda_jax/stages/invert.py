@@ -8,7 +8,7 @@ import numpy as np
 
 from pagoda_jax.data.images import normalize
 from pagoda_jax.method import diffusion, guidance
-from pagoda_jax.stages.models import Networks
+from pagoda_jax.stages.models import Networks, condition_of
 
 
 def make_invert_step(networks: Networks, levels, clip_denoised: bool = True, add_noise: bool = False):
@@ -37,6 +37,6 @@ def make_invert_step(networks: Networks, levels, clip_denoised: bool = True, add
       images += np.min(levels).astype(np.float32) * jax.vmap(draw)(batch['key'])
     if 'omega' in batch:
       denoise = guidance.guided(denoise, batch['omega'], null)
-    return diffusion.invert(denoise, images, levels, guidance.condition_of(batch), clip_denoised)
+    return diffusion.invert(denoise, images, levels, condition_of(networks, batch), clip_denoised)
 
   return step

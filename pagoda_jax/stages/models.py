@@ -104,6 +104,25 @@ class Networks:
     return (batch, self.unet.resolution, self.unet.resolution, self.unet.image_channels)
 
 
+def condition_of(networks: Networks, batch, prefix: str = '') -> dict[str, jax.Array]:
+  """`guidance.condition_of` of a step's batch.
+
+  Raises:
+    ValueError: the U-Net knows classes, and the batch has no label, a whole number, for each image. Without any it
+      would learn images of no class.
+  """
+  cond = guidance.condition_of(batch, prefix)
+  if classes := getattr(getattr(networks, 'unet', None), 'num_classes', 0):  # a caller's own may be plainer
+    name, count = f'{prefix}label', len(batch[f'{prefix}image'])
+    if name not in batch:
+      raise ValueError(f"a network of {classes} classes needs batch['{name}']; got {sorted(batch)}")
+    label = cond['label'] = jnp.asarray(cond['label'])
+    if label.shape != (count,) or not jnp.issubdtype(label.dtype, jnp.integer):
+      raise ValueError(f"batch['{name}'] is {label.dtype} {list(label.shape)}; must be integers [{count}], the "
+                       "number of each image's class")
+  return cond
+
+
 def build(config, phase_name: str) -> Networks:
   """The networks that a phase trains (or, for `invert`, applies)."""
   phase = config.phases[phase_name]
