@@ -86,6 +86,8 @@ def test_truncation_scales_the_noise(run):
   ({'seed': -1}, 'must be in 0 to 4294967295'),
   ({'seed': 2**32}, 'must be in 0 to 4294967295'),
   ({'num_images': 0}, 'must be at least 1'),
+  ({'num_images': 2.5}, 'num_images = 2.5: must be at least 1, and whole'),
+  ({'batch_size': -1}, 'batch_size = -1: must be at least 1'),
   ({'truncate': float('nan')}, 'truncate = nan: must be in 0 to 10'),
   ({'guidance': 2.0}, 'was trained without guidance'),
   ({'guidance': [1.0, 2.0], 'labels': [1]}, '2 strengths for 1 images'),
@@ -97,6 +99,24 @@ def test_what_it_cannot_draw_is_refused(run, arguments, said):
   with pytest.raises(ValueError) as error:
     pagoda_jax.load(run)(**arguments)
   assert said in str(error.value)
+
+
+def test_labels_and_strengths_beside_noise_are_those_of_a_call(run):
+  generator = pagoda_jax.load(run)
+  noise = generator.noise(0, 2)
+  for labels, omegas, said in (
+    ([3, 10], None, '10 is no class; there are 0 to 9, and -1 for none'),
+    ([3, -2], None, '-2 is no class'),
+    (np.array([3, 2**32 + 5]), None, '4294967301 is no class'),  # 5 in 32 bits
+    ([3.7, 5.2], None, 'labels are float64 [2]; must be whole numbers [N]'),
+    ([], None, 'labels are float64 [0]'),
+    (3, None, 'labels are int64 []'),
+    (np.eye(10, dtype=int)[[3, 5]], None, 'labels are int64 [2, 10]'),
+    ([3, 5], np.ones(2), 'trained without guidance'),
+    ([3, 5], 2.0, 'omegas are []; must be [2]'),
+  ):
+    with pytest.raises(ValueError, match=re.escape(said)):
+      generator.of_noise(noise, labels, omegas)
 
 
 def test_what_is_no_generator_is_refused(run, tmp_path):
