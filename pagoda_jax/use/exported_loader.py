@@ -41,7 +41,7 @@ def load(folder):
                          f"the encoder {text['encoder']}, which is not in the folder")
       texts = [np.asarray(labels[name], kind) for name, kind in TEXTS.items()]
       labels = [-1] * len(texts[0])
-    elif wrong := [x for x in labels if config['num_classes'] and not 0 <= int(x) < config['num_classes']]:
+    elif wrong := [x for x in labels if config['num_classes'] and float(x) not in range(config['num_classes'])]:
       raise ValueError(f"labels: {wrong[0]} is no class; there are 0 to {config['num_classes'] - 1}")
     noise = config['diffusion']['sigma_max'] * normal(seed, len(labels), config['noise_shape'])
     omegas = [] if default is None else [np.full(len(labels), default if omega is None else omega, 'float32')]

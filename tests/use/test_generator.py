@@ -203,8 +203,9 @@ def test_the_loader_needs_only_jax_and_draws_any_number(run, hub, tmp_path):
     expected = pagoda_jax.load(run)(num_images=count, seed=5)
     found = only_jax(hub, f'load(".")(list(range({count})), seed=5)', tmp_path)
     assert found.dtype == np.uint8 and np.abs(found.astype(int) - expected).max() <= 1
-  with pytest.raises(ValueError, match='labels: 10 is no class; there are 0 to 9'):
-    exported_loader.load(hub)([3, 10])
+  for wrong in (10, 1.5):
+    with pytest.raises(ValueError, match=f'labels: {wrong} is no class; there are 0 to 9'):
+      exported_loader.load(hub)([3, wrong])
   with pytest.raises(ValueError, match='seed = 4294967296: must be in 0 to 4294967295'):
     exported_loader.load(hub)([3], seed=2**32)
   loader = (hub / exported.LOADER).read_text()
