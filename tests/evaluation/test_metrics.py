@@ -97,6 +97,7 @@ def test_precision_and_recall_on_a_line():
         lambda x: inception_score.inception_score(x, 4),
         lambda x: precision_recall.precision_recall(x, x, k=3),
         lambda x: precision_recall.precision_recall(x, x[:, :1], k=1),
+        lambda x: precision_recall.precision_recall(x, x * [[1], [1], [np.nan]], k=1),
     ],
 )
 def test_impossible_input_is_refused(call):
