@@ -18,7 +18,7 @@ from pagoda_jax.method import guidance, losses, microbatch
 from pagoda_jax.networks import growth
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import gradients, guide
-from pagoda_jax.stages.models import Networks, condition_of
+from pagoda_jax.stages.models import Networks, check_sizes, condition_of
 from pagoda_jax.stages.state import GeneratorState, global_norm, guarded, make_optimizer, mix, step_keys, updated
 
 
@@ -64,6 +64,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
   relativistic = config.adversarial.loss == 'relativistic'
 
   def step(state: GeneratorState, batch, frozen, rng):
+    check_sizes(networks, batch)
     keys = step_keys(rng, state.step, 9)
     reals = normalize(batch['real_image'])
     cond, real_cond = condition_of(networks, batch), condition_of(networks, batch, 'real_')

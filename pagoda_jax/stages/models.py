@@ -123,6 +123,20 @@ def condition_of(networks: Networks, batch, prefix: str = '') -> dict[str, jax.A
   return cond
 
 
+def check_sizes(networks: Networks, batch) -> None:
+  """Refuses a batch of images of another size than the generator's.
+
+  Feature networks resize what they are given, and would compare them.
+  """
+  if not isinstance(networks.unet, UNet):
+    return  # the caller's own
+  side = networks.unet.resolution << len(networks.unet.grown)
+  for name in ('image', 'real_image'):
+    if batch[name].shape[1:3] != (side, side):
+      raise ValueError(f"batch['{name}'] is {list(batch[name].shape)}; must be [B, {side}, {side}, C], as the "
+                       'generator makes them')
+
+
 def build(config, phase_name: str) -> Networks:
   """The networks that a phase trains (or, for `invert`, applies)."""
   phase = config.phases[phase_name]
