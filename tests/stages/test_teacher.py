@@ -109,6 +109,14 @@ def test_a_label_of_any_integers_is_dropped_to_none(kind):
   np.testing.assert_array_equal(found, expected)
 
 
+def test_parameters_that_an_average_would_not_follow_are_refused():
+  config = experiment()
+  networks = models.build(config, 'teacher')
+  params = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.bfloat16), models.unet_shapes(networks.unet))
+  with pytest.raises(ValueError, match=r"parameter \['.*'\] is bfloat16; must be float32"):
+    jax.eval_shape(lambda params: state.init_teacher(params, config.phases.teacher), params)
+
+
 def test_neither_labels_nor_dropout_reach_sampling_inversion_or_a_generator(monkeypatch):
   """Whatever the network was told in training: its input of labels is zero, and no key for dropout is given."""
   config = experiment()
