@@ -152,6 +152,8 @@ class Generator:
       text = labels or 'cycle'
       count = num_images or (1 if text in ('cycle', 'random') else text.count(',') + 1)
       return sampler.parse_labels(text, count, self.num_classes, seed)
+    if np.ndim(labels) > 1:  # one-hot rows would be so many labels of 0 and 1
+      raise ValueError(f'labels are {list(np.shape(labels))}; must be a class, or a list of them [N]')
     try:
       values = [operator.index(label) for label in np.asarray(labels).reshape(-1)]
     except TypeError:

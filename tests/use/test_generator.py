@@ -81,6 +81,7 @@ def test_truncation_scales_the_noise(run):
   ({'labels': [10]}, '10 is no class; there are 0 to 9'),
   ({'labels': [-1]}, '-1 is no class'),
   ({'labels': [1.5]}, 'must be whole numbers'),
+  ({'labels': [[0, 1, 0], [1, 0, 0]]}, 'labels are [2, 3]; must be a class, or a list of them [N]'),
   ({'labels': []}, 'there are none'),
   ({'labels': 'three'}, "must be 'cycle', 'random' or numbers"),
   ({'seed': -1}, 'must be in 0 to 4294967295'),
