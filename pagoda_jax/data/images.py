@@ -12,9 +12,15 @@ from pagoda_jax.runtime.files import replacing
 
 
 def normalize(images: jax.Array) -> jax.Array:
-  """uint8 0..255 -> float32 [-1, 1], on the device; floats (latents, images already scaled) pass as float32."""
+  """uint8 0..255 -> float32 [-1, 1], on the device; floats (latents, images already scaled) pass as float32.
+
+  Raises:
+    ValueError: images of another type, which would pass as they are.
+  """
   if images.dtype == jnp.uint8:
     return images.astype(jnp.float32) / 127.5 - 1
+  if not jnp.issubdtype(images.dtype, jnp.floating):
+    raise ValueError(f'images are {images.dtype}; must be uint8, 0 to 255, or floats in [-1, 1]')
   return images.astype(jnp.float32)
 
 

@@ -41,7 +41,7 @@ def nothing(cond: Mapping, null: Mapping | None = None) -> dict:
 
   def instead(key, value):
     if key == 'label':
-      return jnp.full_like(value, -1)
+      return jnp.full_like(value, -1, dtype=jnp.int32)  # of unsigned labels too, of which -1 would be the largest
     return jnp.broadcast_to(null[key], value.shape).astype(value.dtype) if key in TEXT else value
 
   return {key: instead(key, value) for key, value in cond.items()}
@@ -49,7 +49,7 @@ def nothing(cond: Mapping, null: Mapping | None = None) -> dict:
 
 def dropped(rng: jax.Array, cond: Mapping, rate: float, null: Mapping | None = None) -> dict:
   """`cond`, each row replaced by nothing with probability `rate`, for classifier-free guidance."""
-  if rate == 0:
+  if rate == 0 or not cond:
     return dict(cond)
   rows = jax.random.bernoulli(rng, rate, next(iter(cond.values())).shape[:1])
   chosen = lambda other, own: jnp.where(rows.reshape(-1, *(1,) * (own.ndim - 1)), other, own)
@@ -104,7 +104,8 @@ class Law(NamedTuple):
       return jax.random.uniform(rng, shape, jnp.float32, self.low, self.high)
     low, high = ((end - self.mean) / self.std for end in self.ends)
     # Rounding must not lead out of the range.
-    return jnp.clip(self.mean + self.std * jax.random.truncated_normal(rng, low, high, shape), self.low, self.high)
+    drawn = self.mean + self.std * jax.random.truncated_normal(rng, low, high, shape, jnp.float32)
+    return jnp.clip(drawn, self.low, self.high)
 
   def of_pictures(self, rng: jax.Array, keys: jax.Array, kinds: jax.Array | None = None) -> jax.Array:
     """float32 [B] of pictures' keys int32 [B]: each depends on rng and its own key alone."""

@@ -60,8 +60,8 @@ class Discriminator(nn.Module):
 
     Args:
       features: maps [B, H, W, C], as many as `widths`.
-      cond: 'label' int32 [B], needed when num_classes is not 0; 'omega' [B], needed if omega_embedding; other
-        entries are ignored.
+      cond: 'label' int32 [B], needed when num_classes is not 0, -1 for no class; 'omega' [B], needed if
+        omega_embedding; other entries are ignored.
       train: batch statistics and one power iteration, both stored; else the stored values.
 
     Returns:
@@ -92,7 +92,8 @@ class Discriminator(nn.Module):
     """The direction of class, text and guidance in the projected space, float32 [B, projection_width]."""
     init, embedding = nn.initializers.normal(1.0), 0.0
     if self.num_classes:
-      embed = nn.Embed(self.num_classes, self.embedding_width, embedding_init=init, name=f'{name}_embedding')
+      embed = layers.ClassEmbedding(
+          self.num_classes, self.embedding_width, embedding_init=init, name=f'{name}_embedding')
       embedding = embed(cond['label'])
     if self.omega_embedding:
       embedding += layers.OmegaEmbedding(self.embedding_width, name=f'{name}_omega')(cond['omega'])

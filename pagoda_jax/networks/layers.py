@@ -220,6 +220,13 @@ class LabelEmbedding(nn.Module):
     return jnp.where((label < 0)[:, None], 0.0, vectors)
 
 
+class ClassEmbedding(nn.Embed):
+  """`LabelEmbedding` with the parameters of `nn.Embed`, for discriminators: nn.Embed takes -1 for the last class."""
+
+  def __call__(self, label: jax.Array) -> jax.Array:
+    return jnp.where((label < 0)[:, None], 0.0, super().__call__(label))
+
+
 def upsampled(x: jax.Array) -> jax.Array:
   """[B, H, W, C] -> [B, 2H, 2W, C], nearest."""
   # Its gradient sums two by two in x's type: each sum is rounded once, as one of float32 would be.

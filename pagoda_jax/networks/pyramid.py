@@ -49,7 +49,7 @@ class ScaleDiscriminator(nn.Module):
     logits = convolve(x, 1, 1, 1, 'logit')[..., 0]
     embedded = 0.0
     if self.num_classes:  # projection of the features on the class (Miyato & Koyama 2018)
-      embedded = nn.Embed(self.num_classes, x.shape[-1], name='label_embed')(cond['label'])
+      embedded = layers.ClassEmbedding(self.num_classes, x.shape[-1], name='label_embed')(cond['label'])
     if self.omega_embedding:
       embedded += layers.OmegaEmbedding(x.shape[-1], name='omega_embed')(cond['omega'])
     if self.text:  # as large as a class's

@@ -42,8 +42,8 @@ class TokenDiscriminator(nn.Module):
 
     Args:
       features: sequences [B, N, C], any number of them.
-      cond: 'label' int32 [B], needed when num_classes is not 0; text_condition's entries, needed if text; 'omega'
-        [B], needed if omega_embedding; other entries are ignored.
+      cond: 'label' int32 [B], needed when num_classes is not 0, -1 for no class; text_condition's entries, needed if
+        text; 'omega' [B], needed if omega_embedding; other entries are ignored.
       train: one power iteration, stored; else the stored singular vectors.
 
     Raises:
@@ -74,7 +74,8 @@ class TokenDiscriminator(nn.Module):
     width, embedded = self.projection_width, 0.0
     if self.num_classes:
       init = nn.initializers.normal(1.0)
-      embedded = nn.Embed(self.num_classes, width, embedding_init=init, name=f'{name}_embedding')(cond['label'])
+      embed = layers.ClassEmbedding(self.num_classes, width, embedding_init=init, name=f'{name}_embedding')
+      embedded = embed(cond['label'])
     if self.text:
       embedded += TextProjection(width, name=f'{name}_text')(cond)
     if self.omega_embedding:

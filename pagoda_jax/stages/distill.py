@@ -18,7 +18,7 @@ from pagoda_jax.method import guidance, losses, microbatch
 from pagoda_jax.networks import growth
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import gradients, guide
-from pagoda_jax.stages.models import Networks
+from pagoda_jax.stages.models import Networks, check_sizes, condition_of
 from pagoda_jax.stages.state import GeneratorState, global_norm, guarded, make_optimizer, mix, step_keys, updated
 
 
@@ -64,9 +64,10 @@ def make_train_step(networks: Networks, config, parts: int = 1):
   relativistic = config.adversarial.loss == 'relativistic'
 
   def step(state: GeneratorState, batch, frozen, rng):
+    check_sizes(networks, batch)
     keys = step_keys(rng, state.step, 9)
     reals = normalize(batch['real_image'])
-    cond, real_cond = guidance.condition_of(batch), guidance.condition_of(batch, 'real_')
+    cond, real_cond = condition_of(networks, batch), condition_of(networks, batch, 'real_')
     kinds, real_kinds = batch.get('caption_kind'), batch.get('real_caption_kind')
     images, noise = pairs_of(networks, batch, frozen, keys[8], parts)
     pair_cond = cond | omega_of_pairs(networks, batch)
@@ -245,7 +246,7 @@ def pairs_of(networks: Networks, batch, frozen, key: jax.Array, parts: int) -> t
   The noise is what the batch brings, or inverted by the teacher here and now; where networks.draw is given, it is of
   the prior, and the images are what the teacher makes of it. The teacher works through the batch in so many parts.
   """
-  images, cond, null = normalize(batch['image']), guidance.condition_of(batch), frozen.get('null_text')
+  images, cond, null = normalize(batch['image']), condition_of(networks, batch), frozen.get('null_text')
   if networks.draw is not None:
     noise = networks.sigma_max * jax.random.normal(key, images.shape)
     draw = lambda noise, cond: networks.draw(frozen['teacher'], noise, cond, null)
@@ -280,7 +281,7 @@ def omega_of_reals(networks: Networks, batch, frozen, parts: int) -> dict[str, j
     return {}
   images = normalize(batch.get('real_base_image', batch['real_image']))
   estimated = microbatch.mapped(functools.partial(guide.estimated, networks, frozen), parts)
-  return {'omega': estimated(images, guidance.condition_of(batch, 'real_'))}
+  return {'omega': estimated(images, condition_of(networks, batch, 'real_'))}
 
 
 def factor_of_loss(config) -> float:

@@ -9,9 +9,8 @@ encoder has learnt it well: `invert` tells both, and `standardize_noise` scales 
 import jax.numpy as jnp
 
 from pagoda_jax.data.images import normalize
-from pagoda_jax.method import guidance
 from pagoda_jax.stages import distill, gradients
-from pagoda_jax.stages.models import Networks
+from pagoda_jax.stages.models import Networks, condition_of
 from pagoda_jax.stages.state import TeacherState, global_norm, guarded, make_optimizer, mix, step_keys, updated
 
 
@@ -37,7 +36,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
 
   def step(state: TeacherState, batch, frozen, rng):
     images, noise = distill.pairs_of(networks, batch, frozen, step_keys(rng, state.step, 1)[0], parts)
-    cond = guidance.condition_of(batch) | distill.omega_of_pairs(networks, batch)
+    cond = condition_of(networks, batch) | distill.omega_of_pairs(networks, batch)
     loss, grads = gradients.mean_and_grad(losses_of, parts)(state.params, images, noise, cond)
     norm = global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -54,7 +53,7 @@ def make_invert_step(networks: Networks):
 
   def step(params, batch, null=None):
     del null  # the encoder is told the strength of guidance, and evaluated once
-    cond = guidance.condition_of(batch) | ({'omega': batch['omega']} if 'omega' in batch else {})
+    cond = condition_of(networks, batch) | ({'omega': batch['omega']} if 'omega' in batch else {})
     return networks.sigma_max * networks.encode(params, normalize(batch['image']), cond)
 
   return step

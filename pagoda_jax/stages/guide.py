@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from pagoda_jax.data.images import normalize
-from pagoda_jax.method import guidance, microbatch
+from pagoda_jax.method import microbatch
 from pagoda_jax.stages import gradients
-from pagoda_jax.stages.models import Networks
+from pagoda_jax.stages.models import Networks, condition_of
 from pagoda_jax.stages.state import TeacherState, global_norm, guarded, make_optimizer, mix, step_keys, updated
 
 
@@ -41,7 +41,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
 
   def step(state: TeacherState, batch, frozen, rng):
     noise_key, omega_key = step_keys(rng, state.step, 2)
-    cond = guidance.condition_of(batch)
+    cond = condition_of(networks, batch)
     reals = normalize(batch['image'])
     noise = networks.sigma_max * jax.random.normal(noise_key, reals.shape)
     omegas = networks.law.draw(omega_key, reals.shape[:1], batch.get('caption_kind'))

@@ -3,11 +3,12 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pagoda_jax.data.images import normalize
 from pagoda_jax.method import diffusion, guidance
-from pagoda_jax.stages.models import Networks
+from pagoda_jax.stages.models import Networks, condition_of
 
 
 def make_invert_step(networks: Networks, levels, clip_denoised: bool = True, add_noise: bool = False):
@@ -32,10 +33,10 @@ def make_invert_step(networks: Networks, levels, clip_denoised: bool = True, add
     denoise = functools.partial(networks.denoise, params)
     images = normalize(batch['image'])
     if add_noise:
-      draw = lambda key: jax.random.normal(jax.random.fold_in(rng, key), images.shape[1:])
+      draw = lambda key: jax.random.normal(jax.random.fold_in(rng, key), images.shape[1:], jnp.float32)
       images += np.min(levels).astype(np.float32) * jax.vmap(draw)(batch['key'])
     if 'omega' in batch:
       denoise = guidance.guided(denoise, batch['omega'], null)
-    return diffusion.invert(denoise, images, levels, guidance.condition_of(batch), clip_denoised)
+    return diffusion.invert(denoise, images, levels, condition_of(networks, batch), clip_denoised)
 
   return step

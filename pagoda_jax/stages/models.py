@@ -104,6 +104,39 @@ class Networks:
     return (batch, self.unet.resolution, self.unet.resolution, self.unet.image_channels)
 
 
+def condition_of(networks: Networks, batch, prefix: str = '') -> dict[str, jax.Array]:
+  """`guidance.condition_of` of a step's batch.
+
+  Raises:
+    ValueError: the U-Net knows classes, and the batch has no label, a whole number, for each image. Without any it
+      would learn images of no class.
+  """
+  cond = guidance.condition_of(batch, prefix)
+  if classes := getattr(getattr(networks, 'unet', None), 'num_classes', 0):  # a caller's own may be plainer
+    name, count = f'{prefix}label', len(batch[f'{prefix}image'])
+    if name not in batch:
+      raise ValueError(f"a network of {classes} classes needs batch['{name}']; got {sorted(batch)}")
+    label = cond['label'] = jnp.asarray(cond['label'])
+    if label.shape != (count,) or not jnp.issubdtype(label.dtype, jnp.integer):
+      raise ValueError(f"batch['{name}'] is {label.dtype} {list(label.shape)}; must be integers [{count}], the "
+                       "number of each image's class")
+  return cond
+
+
+def check_sizes(networks: Networks, batch) -> None:
+  """Refuses a batch of images of another size than the generator's.
+
+  Feature networks resize what they are given, and would compare them.
+  """
+  if not isinstance(networks.unet, UNet):
+    return  # the caller's own
+  side = networks.unet.resolution << len(networks.unet.grown)
+  for name in ('image', 'real_image'):
+    if batch[name].shape[1:3] != (side, side):
+      raise ValueError(f"batch['{name}'] is {list(batch[name].shape)}; must be [B, {side}, {side}, C], as the "
+                       'generator makes them')
+
+
 def build(config, phase_name: str) -> Networks:
   """The networks that a phase trains (or, for `invert`, applies)."""
   phase = config.phases[phase_name]

@@ -19,7 +19,9 @@ CHUNK = 100  # images a call where nothing else is asked for
 def noise_of(seed: int, indices: np.ndarray, shape: tuple[int, ...], sigma_max: float) -> jax.Array:
   """[N, *shape] of standard deviation sigma_max: image i's noise depends on the seed and i alone."""
   key = randomness.key_for(seed, randomness.PRIOR)
-  draws = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(jnp.asarray(indices))
+  # Of float64, which jax_enable_x64 makes the default, a seed's numbers are others.
+  draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), shape, jnp.float32)
+  draws = jax.vmap(draw)(jnp.asarray(indices))
   return sigma_max * draws
 
 

@@ -135,7 +135,12 @@ def _whole_on_gpus() -> bool:
 
 
 def init_teacher(params: Tree, config) -> TeacherState:
-  """State at step 0. Its averages are copies: the state is donated, and one buffer cannot be donated twice."""
+  """State at step 0. Its averages are copies: the state is donated, and one buffer cannot be donated twice.
+
+  Raises:
+    ValueError: parameters of less than 32 bits.
+  """
+  _check_types(params)
   optimizer = make_optimizer(config.optimizer, config.steps)
   others = {name: copy(params) for name in configs.ema_names(config)[1:]}
   return TeacherState(
@@ -145,7 +150,12 @@ def init_teacher(params: Tree, config) -> TeacherState:
 def init_generator(
   params: Tree, fixed: Tree, discriminator: Tree, config, pairs_discriminator: Tree | None = None
 ) -> GeneratorState:
-  """State at step 0 of a generator whose trained leaves are `params` and whose other leaves are `fixed`."""
+  """State at step 0 of a generator whose trained leaves are `params` and whose other leaves are `fixed`.
+
+  Raises:
+    ValueError: trained parameters of less than 32 bits.
+  """
+  _check_types(params, discriminator['params'])
   discriminator_optimizer = make_optimizer(config.discriminator_optimizer, config.steps)
   of_pairs = {}
   if pairs_discriminator:
@@ -161,6 +171,15 @@ def init_generator(
     discriminator_opt_state=discriminator_optimizer.init(discriminator['params']),
     **of_pairs,
   )
+
+
+def _check_types(*trees: Tree) -> None:
+  """Refuses parameters that would hardly be trained: beside 8 or 11 bits most updates, and an average's, round away."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+    kind = jnp.result_type(leaf)
+    if jnp.issubdtype(kind, jnp.floating) and jnp.finfo(kind).bits < 32:
+      raise ValueError(f'parameter {jax.tree_util.keystr(path[1:])} is {kind}; must be float32, from which the '
+                       "networks compute in their own `dtype`")
 
 
 def _counters() -> dict[str, jax.Array]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from pagoda_jax.data.images import normalize
 from pagoda_jax.method import diffusion, edm_augment, guidance
 from pagoda_jax.stages import gradients
-from pagoda_jax.stages.models import Networks
+from pagoda_jax.stages.models import Networks, condition_of
 from pagoda_jax.stages.state import TeacherState, averaged, global_norm, guarded, make_optimizer, step_keys, updated
 
 
@@ -34,7 +34,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     drop_key, loss_key, dropout_key, augment_key = step_keys(rng, state.step, 4)
     images, told = normalize(batch['image']), None
     cond = guidance.dropped(
-      drop_key, guidance.condition_of(batch), config.label_dropout, frozen.get('null_text'))
+      drop_key, condition_of(networks, batch), config.label_dropout, frozen.get('null_text'))
     if config.augmentation.rate:
       images, told = edm_augment.augmented(
         images, jax.random.split(augment_key, len(images)), config.augmentation.rate, config.augmentation.transforms)

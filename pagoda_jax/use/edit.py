@@ -108,10 +108,8 @@ def _by(by, generator, measure, pictures, labels, options, report, omega, prompt
     return solve(generator, measure, pictures, labels, options, report, omega, prompts)
   if by != 'inversion':
     raise EditError(f"by = {by!r}: must be 'adam' or 'inversion'")
-  if labels is None and generator.num_classes:
-    raise EditError('by inversion a picture needs its label')
-  labels = _labels(generator, labels, len(pictures))
-  return _edit(generator, measure, _signed(pictures), invert(generator, pictures, labels, omega), labels, omega)
+  noise, labels = invert(generator, pictures, labels, omega), _labels(generator, labels, len(pictures))
+  return _edit(generator, measure, _signed(pictures), noise, labels, omega)
 
 
 def super_resolve(generator, pictures, labels=None, options=DEFAULTS, report=None, by: str = 'adam',
@@ -213,12 +211,17 @@ def invert(generator, pictures, labels, omega: float | None = None) -> np.ndarra
   Pictures of more than R pixels are made smaller as training pictures are.
 
   Raises:
-    EditError: the generator is of no work directory, or its phase names no inversion there.
+    EditError: the generator is of no work directory, its phase names no inversion there, or there is not one label, or
+      one for each picture, where it knows classes.
+    ValueError: there is no such label.
     NoiseStoreError: the store that tells mean and deviation is missing or damaged.
   """
   if generator.takes_text:
     raise EditError(f"{generator.where}: draws what captions say, and pictures are inverted with labels; take by = "
                     "'adam'")
+  if labels is None and generator.num_classes:
+    raise EditError('by inversion a picture needs its label')
+  labels = _labels(generator, labels if generator.num_classes else None, len(pictures))
   config, name = generator.config, generator.config.phases[generator.name].get('noise', '')
   if not generator.folder or name not in config.phases:
     raise EditError(f'{generator.where}: no teacher beside it to invert pictures with; give a work directory, or '
@@ -233,7 +236,7 @@ def invert(generator, pictures, labels, omega: float | None = None) -> np.ndarra
   with jax.set_mesh(generator.mesh):
     solver = inverting.Solver(config, name, params, generator.mesh)
     strengths = descent.strengths_of(generator, omega, len(small))
-    noise = solver({'image': small, 'label': np.asarray(labels, np.int32), 'key': np.arange(len(small))}
+    noise = solver({'image': small, 'label': labels, 'key': np.arange(len(small))}
                    | ({} if strengths is None else {'omega': strengths}))['noise']
   if not config.phases[generator.name].standardize_noise:
     return noise
@@ -256,12 +259,16 @@ def solve(generator, measure: inverse_problems.Measurement, measured: np.ndarray
   """Images that `measure` makes `measured` of, uint8 [B, m, m, c]; the other arguments are `reconstruct`'s.
 
   Raises:
-    EditError: as `reconstruct`, or an option is out of its range.
+    EditError: as `reconstruct`, `measured` is of another type or shape, or an option is out of its range.
   """
   _check_options(options)
   if generator.kind == 'teacher':
     raise EditError(f'{generator.where}: a teacher, which takes many evaluations an image; edits need a one-step '
                     'generator')
+  measured, side, channels = np.asarray(measured), measure.sides.shape[0], measure.mix.shape[1]
+  if measured.dtype != np.uint8 or measured.shape[1:] != (side, side, channels) or not len(measured):
+    raise EditError(f'measured is {measured.dtype} {list(measured.shape)}; must be uint8 [B, {side}, {side}, '
+                    f'{channels}]')
   count, target = len(measured), _signed(measured)
   texts = _texts(generator, prompts, count)
   tried = _candidates(generator, labels, count)  # [classes, B]

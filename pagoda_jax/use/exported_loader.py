@@ -26,7 +26,7 @@ def normal(seed, count, shape):
   if not 0 <= seed < 2**32:  # JAX would take the low 32 bits
     raise ValueError(f'seed = {seed}: must be in 0 to {2**32 - 1}')
   key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b'/prior') % 2**31)
-  return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(np.arange(count))
+  return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape, 'float32'))(np.arange(count))
 
 def load(folder):
   """generate(labels, or {text, text_mask, text_pooled}, seed=0, omega=None): images, as pagoda_jax.load has them."""
@@ -41,7 +41,7 @@ def load(folder):
                          f"the encoder {text['encoder']}, which is not in the folder")
       texts = [np.asarray(labels[name], kind) for name, kind in TEXTS.items()]
       labels = [-1] * len(texts[0])
-    elif wrong := [x for x in labels if config['num_classes'] and not 0 <= int(x) < config['num_classes']]:
+    elif wrong := [x for x in labels if config['num_classes'] and float(x) not in range(config['num_classes'])]:
       raise ValueError(f"labels: {wrong[0]} is no class; there are 0 to {config['num_classes'] - 1}")
     noise = config['diffusion']['sigma_max'] * normal(seed, len(labels), config['noise_shape'])
     omegas = [] if default is None else [np.full(len(labels), default if omega is None else omega, 'float32')]

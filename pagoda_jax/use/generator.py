@@ -145,12 +145,15 @@ class Generator:
 
   def labels(self, labels, num_images: int | None, seed: int) -> np.ndarray:
     """int32 [N] of what `__call__` takes as labels; -1 where the network knows no classes."""
-    if num_images is not None and num_images < 1:
-      raise ValueError(f'num_images = {num_images}: must be at least 1')
+    if num_images is not None and (num_images < 1 or num_images % 1):
+      raise ValueError(f'num_images = {num_images}: must be at least 1, and whole')
+    num_images = num_images and int(num_images)
     if labels is None or isinstance(labels, str):
       text = labels or 'cycle'
       count = num_images or (1 if text in ('cycle', 'random') else text.count(',') + 1)
       return sampler.parse_labels(text, count, self.num_classes, seed)
+    if np.ndim(labels) > 1:  # one-hot rows would be so many labels of 0 and 1
+      raise ValueError(f'labels are {list(np.shape(labels))}; must be a class, or a list of them [N]')
     try:
       values = [operator.index(label) for label in np.asarray(labels).reshape(-1)]
     except TypeError:
@@ -174,11 +177,26 @@ class Generator:
     return np.float32(truncate) * sampler.noise_of(seed, np.arange(count), shape, self.networks.sigma_max)
 
   def of_noise(self, noise, labels, omegas=None, batch_size: int | None = None, texts=None) -> np.ndarray:
-    """uint8 [N, S, S, C] of noise [N, R, R, C], labels int32 [N] as of `labels`, omegas as of `strengths`, texts as of
-    `texts`."""
+    """uint8 [N, S, S, C] of noise [N, R, R, C], labels [N] as of `labels` or -1 for none, omegas as of `strengths`,
+    texts as of `texts`.
+
+    Raises:
+      ValueError: they are of other shapes, there is no such label, or the network takes no strength.
+    """
     if self.takes_text and texts is None:
       raise ValueError(f'{self.name} was trained with captions: give prompts')
-    labels = np.asarray(labels, np.int32)
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in 'iu':
+      raise ValueError(f'labels are {labels.dtype} {list(labels.shape)}; must be whole numbers [N]')
+    if self.num_classes and (wrong := labels[(labels < -1) | (labels >= self.num_classes)].tolist()):
+      raise ValueError(f'labels: {wrong[0]} is no class; there are 0 to {self.num_classes - 1}, and -1 for none')
+    labels = labels.astype(np.int32)
+    if omegas is not None and np.shape(omegas) != labels.shape:
+      raise ValueError(f'omegas are {list(np.shape(omegas))}; must be {list(labels.shape)}')
+    if omegas is not None and self.kind == 'generator' and self.networks.law is None:
+      raise ValueError(f'omegas: {self.name} was trained without guidance and takes no strength of it')
+    if batch_size is not None and batch_size < 1:
+      raise ValueError(f'batch_size = {batch_size}: must be at least 1')
     if np.shape(noise) != self.networks.noise_shape(len(labels)):
       raise ValueError(f'noise is {list(np.shape(noise))}; must be {list(self.networks.noise_shape(len(labels)))}')
     size = batch_size or min(sampler.CHUNK, len(labels))

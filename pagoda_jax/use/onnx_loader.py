@@ -29,7 +29,7 @@ def load(folder):
         raise ValueError(f"{folder}: draws what captions say: give {', '.join(kinds)}, made of them by "
                          f"the encoder {text['encoder']}, which is not in the folder")
       given = {name: np.asarray(labels[name], kind) for name, kind in kinds.items()}
-    elif wrong := [x for x in labels if config['num_classes'] and not 0 <= int(x) < config['num_classes']]:
+    elif wrong := [x for x in labels if config['num_classes'] and float(x) not in range(config['num_classes'])]:
       raise ValueError(f"labels: {wrong[0]} is no class; there are 0 to {config['num_classes'] - 1}")
     else:
       given = {'label': np.array(labels, np.int32)}

@@ -95,8 +95,12 @@ def test_precision_and_recall_on_a_line():
         lambda x: frechet.frechet_distance(x[0], np.eye(2), x[0, :1], np.eye(1)),
         lambda x: frechet.frechet_distance(x[0] * np.nan, np.eye(2), x[0], np.eye(2)),
         lambda x: inception_score.inception_score(x, 4),
+        lambda x: inception_score.inception_score(x, 1),  # logits, or what else sums to 2
+        lambda x: inception_score.inception_score(x * [2, -1], 1),
+        lambda x: cmmd.cmmd(x, x),  # of length sqrt(2)
         lambda x: precision_recall.precision_recall(x, x, k=3),
         lambda x: precision_recall.precision_recall(x, x[:, :1], k=1),
+        lambda x: precision_recall.precision_recall(x, x * [[1], [1], [np.nan]], k=1),
     ],
 )
 def test_impossible_input_is_refused(call):

@@ -87,6 +87,8 @@ def test_strengths_are_drawn_by_their_law(mean, std, low, high):
   expected = stats.truncnorm((low - mean) / std, (high - mean) / std, mean, std)
   assert draws.min() >= low and draws.max() <= high and draws.dtype == np.float32
   assert stats.kstest(draws, expected.cdf).pvalue > 1e-3
+  with jax.enable_x64(True):
+    np.testing.assert_allclose(cut.draw(jax.random.key(0), (20_000,)), draws, rtol=1e-5)
   uniform = np.asarray(guidance.Law('uniform', low=low, high=high).draw(jax.random.key(0), (20_000,)))
   assert stats.kstest(uniform, stats.uniform(low, high - low).cdf).pvalue > 1e-3
   constant = guidance.Law('constant', mean)

@@ -92,6 +92,12 @@ def test_logits_depend_on_the_label_only_when_conditional():
   logits = [conditional.apply(variables, MAPS, {'label': jnp.full(3, y)}, train=False) for y in (0, 1)]
   # Heads of 16 / 4 and 8 / 2, less 3 for the last kernel: one place each.
   assert logits[0].shape == (3, 2) and not np.allclose(*logits)
+  # No label is no class, and not the last one.
+  table = lambda path, leaf: leaf * ('embedding' not in jax.tree_util.keystr(path))
+  without = variables | {'params': jax.tree_util.tree_map_with_path(table, variables['params'])}
+  none, last = (conditional.apply(variables, MAPS, {'label': jnp.full(3, y)}, train=False) for y in (-1, 2))
+  np.testing.assert_array_equal(none, conditional.apply(without, MAPS, LABEL, train=False))
+  assert not np.allclose(none, last)
   variables = initialized(plain)
   np.testing.assert_array_equal(
       plain.apply(variables, MAPS, {}, train=False), plain.apply(variables, MAPS, LABEL, train=False)

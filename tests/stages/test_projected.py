@@ -73,6 +73,15 @@ def norm_of_difference(a, b) -> float:
   return float(np.sqrt(sum(jax.tree.leaves(squares))))
 
 
+def test_images_of_another_size_than_the_generators_are_refused(folder):
+  """Feature networks resize all, and would take them."""
+  networks = models.build(config := experiment(), 'distill')
+  step = distill.make_train_step(networks, config.phases.distill)
+  for name in ('image', 'real_image'):
+    with pytest.raises(ValueError, match=rf"batch\['{name}'\] is \[8, 16, 16, 1\]; must be \[B, 8, 8, C\]"):
+      jax.eval_shape(step, None, batch() | {name: np.zeros((8, 16, 16, 1), np.uint8)}, {}, RNG)
+
+
 # In CI on eight alone: test_memory.py compares, with one small feature network.
 @pytest.mark.parametrize('devices', [(8,), pytest.param((8, 1), marks=pytest.mark.slow)])
 def test_a_step_with_projected_features_is_the_same_on_one_and_on_eight_devices(folder, devices):

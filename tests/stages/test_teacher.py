@@ -11,7 +11,7 @@ import tiny
 
 from pagoda_jax import config as configs
 from pagoda_jax import validation
-from pagoda_jax.method import ema
+from pagoda_jax.method import ema, guidance
 from pagoda_jax.networks.unet import UNet
 from pagoda_jax.planning import programs
 from pagoda_jax.runtime import sharding
@@ -80,6 +80,41 @@ def test_a_step_that_is_skipped_leaves_every_average():
   for a, b in zip(jax.tree.leaves(kept.other_emas), jax.tree.leaves(start.other_emas), strict=True):
     np.testing.assert_array_equal(a, b)
   assert kept.step == 1 and config.phases.teacher.ema_std
+
+
+def test_labels_and_images_that_would_be_taken_for_others_are_refused():
+  config = experiment()
+  networks, start = step_tools.start_of(config, 'teacher')
+  step, batch = teacher.make_train_step(networks, config.phases.teacher), step_tools.batch_of(config, 'teacher')
+  labels = batch['label']
+  for given, said in (
+    ({'label': labels[:, None]}, r'is int32 \[8, 1\]; must be integers \[8\]'),
+    ({'label': np.eye(10, dtype=np.int32)[labels]}, r'is int32 \[8, 10\]; must be integers \[8\]'),
+    ({'label': labels[:1]}, r'is int32 \[1\]; must be integers \[8\]'),
+    ({'label': labels.astype(np.float32)}, r'is float32 \[8\]; must be integers'),
+    ({'image': batch['image'].astype(np.int32)}, 'images are int32; must be uint8'),
+  ):
+    with pytest.raises(ValueError, match=said):
+      jax.eval_shape(step, start, batch | given, {}, step_tools.RNG)
+  with pytest.raises(ValueError, match=r"needs batch\['label'\]; got \['image', 'labels'\]"):
+    jax.eval_shape(step, start, {'image': batch['image'], 'labels': labels}, {}, step_tools.RNG)
+
+
+@pytest.mark.parametrize('kind', ['uint8', 'uint32', 'int64'])
+def test_a_label_of_any_integers_is_dropped_to_none(kind):
+  labels = np.arange(8)
+  found = guidance.dropped(step_tools.RNG, {'label': labels.astype(kind)}, 0.5)['label']
+  expected = guidance.dropped(step_tools.RNG, {'label': labels.astype(np.int32)}, 0.5)['label']
+  assert -1 in expected and guidance.dropped(step_tools.RNG, {}, 0.5) == {}
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_parameters_that_an_average_would_not_follow_are_refused():
+  config = experiment()
+  networks = models.build(config, 'teacher')
+  params = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.bfloat16), models.unet_shapes(networks.unet))
+  with pytest.raises(ValueError, match=r"parameter \['.*'\] is bfloat16; must be float32"):
+    jax.eval_shape(lambda params: state.init_teacher(params, config.phases.teacher), params)
 
 
 def test_neither_labels_nor_dropout_reach_sampling_inversion_or_a_generator(monkeypatch):

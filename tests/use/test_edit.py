@@ -188,6 +188,11 @@ def test_by_inversion_noise_is_standardised_as_the_generator_has_learnt_it(tmp_p
   (lambda g, p: edit.deblur(g, p, float('nan')), 'blur = nan'),
   (lambda g, p: edit.colorize(g, p), 'makes grey images itself'),
   (lambda g, p: edit.interpolate(g, p[0], p[1], frames=1), 'frames = 1'),
+  (lambda g, p: edit.solve(g, inverse_problems.whole(16, 1), p / 127.5 - 1, 1), 'measured is float64 [2, 16, 16, 1]'),
+  (lambda g, p: edit.solve(g, inverse_problems.whole(16, 1), p[:, :8, :8], 1), 'must be uint8 [B, 16, 16, 1]'),
+  (lambda g, p: edit.invert(g, p, None), 'a picture needs its label'),
+  (lambda g, p: edit.invert(g, p, 10), '10 is no class'),
+  (lambda g, p: edit.invert(g, p, [1.5, 2]), 'must be whole numbers'),
 ])
 def test_what_cannot_be_edited_is_refused(generator, pictures, edited, said):
   with pytest.raises(ValueError) as error:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import step_tools
@@ -67,7 +68,11 @@ def test_three_lines_draw_what_the_command_draws_from_everywhere(run, tmp_path, 
 
 def test_truncation_scales_the_noise(run):
   generator = pagoda_jax.load(run)
-  np.testing.assert_array_equal(generator.noise(3, 2, 0.5), generator.noise(3, 2) * np.float32(0.5))
+  noise = np.asarray(generator.noise(3, 2))
+  np.testing.assert_array_equal(generator.noise(3, 2, 0.5), noise * np.float32(0.5))
+  with jax.enable_x64(True):  # whoever computes in float64 is drawn the same picture of a seed, also by the loader
+    np.testing.assert_array_equal(generator.noise(3, 2), noise)
+    np.testing.assert_array_equal(80.0 * exported_loader.normal(3, 2, noise.shape[1:]), noise)
   none = generator([3, 3], seed=0, truncate=0)
   assert np.ptp(none.astype(int), axis=0).max() <= 1  # no noise: one image
 
@@ -76,11 +81,14 @@ def test_truncation_scales_the_noise(run):
   ({'labels': [10]}, '10 is no class; there are 0 to 9'),
   ({'labels': [-1]}, '-1 is no class'),
   ({'labels': [1.5]}, 'must be whole numbers'),
+  ({'labels': [[0, 1, 0], [1, 0, 0]]}, 'labels are [2, 3]; must be a class, or a list of them [N]'),
   ({'labels': []}, 'there are none'),
   ({'labels': 'three'}, "must be 'cycle', 'random' or numbers"),
   ({'seed': -1}, 'must be in 0 to 4294967295'),
   ({'seed': 2**32}, 'must be in 0 to 4294967295'),
   ({'num_images': 0}, 'must be at least 1'),
+  ({'num_images': 2.5}, 'num_images = 2.5: must be at least 1, and whole'),
+  ({'batch_size': -1}, 'batch_size = -1: must be at least 1'),
   ({'truncate': float('nan')}, 'truncate = nan: must be in 0 to 10'),
   ({'guidance': 2.0}, 'was trained without guidance'),
   ({'guidance': [1.0, 2.0], 'labels': [1]}, '2 strengths for 1 images'),
@@ -92,6 +100,24 @@ def test_what_it_cannot_draw_is_refused(run, arguments, said):
   with pytest.raises(ValueError) as error:
     pagoda_jax.load(run)(**arguments)
   assert said in str(error.value)
+
+
+def test_labels_and_strengths_beside_noise_are_those_of_a_call(run):
+  generator = pagoda_jax.load(run)
+  noise = generator.noise(0, 2)
+  for labels, omegas, said in (
+    ([3, 10], None, '10 is no class; there are 0 to 9, and -1 for none'),
+    ([3, -2], None, '-2 is no class'),
+    (np.array([3, 2**32 + 5]), None, '4294967301 is no class'),  # 5 in 32 bits
+    ([3.7, 5.2], None, 'labels are float64 [2]; must be whole numbers [N]'),
+    ([], None, 'labels are float64 [0]'),
+    (3, None, 'labels are int64 []'),
+    (np.eye(10, dtype=int)[[3, 5]], None, 'labels are int64 [2, 10]'),
+    ([3, 5], np.ones(2), 'trained without guidance'),
+    ([3, 5], 2.0, 'omegas are []; must be [2]'),
+  ):
+    with pytest.raises(ValueError, match=re.escape(said)):
+      generator.of_noise(noise, labels, omegas)
 
 
 def test_what_is_no_generator_is_refused(run, tmp_path):
@@ -178,8 +204,9 @@ def test_the_loader_needs_only_jax_and_draws_any_number(run, hub, tmp_path):
     expected = pagoda_jax.load(run)(num_images=count, seed=5)
     found = only_jax(hub, f'load(".")(list(range({count})), seed=5)', tmp_path)
     assert found.dtype == np.uint8 and np.abs(found.astype(int) - expected).max() <= 1
-  with pytest.raises(ValueError, match='labels: 10 is no class; there are 0 to 9'):
-    exported_loader.load(hub)([3, 10])
+  for wrong in (10, 1.5):
+    with pytest.raises(ValueError, match=f'labels: {wrong} is no class; there are 0 to 9'):
+      exported_loader.load(hub)([3, wrong])
   with pytest.raises(ValueError, match='seed = 4294967296: must be in 0 to 4294967295'):
     exported_loader.load(hub)([3], seed=2**32)
   loader = (hub / exported.LOADER).read_text()

@@ -94,7 +94,7 @@ def test_its_loader_draws_what_the_model_draws_and_refuses_damage(tmp_path, seen
   assert images.shape == (2, 8, 8, 1) and set(images.reshape(-1)) == {191}
   assert seen[0]['omega'].tolist() == [1, 1] and seen[0]['label'].dtype == np.int32
   assert seen[0]['noise'].shape == (2, 4, 4, 1) and 40 < seen[0]['noise'].std() < 120
-  for label in (10, '10', -1):  # of which the network would draw an image of no class
+  for label in (10, '10', -1, 1.5):  # of which the network would draw an image of no class
     with pytest.raises(ValueError, match=f'labels: {label} is no class; there are 0 to 9'):
       onnx_loader.load(tmp_path)([3, label])
   describe(tmp_path, default_omega=None)

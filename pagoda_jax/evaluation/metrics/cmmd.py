@@ -19,15 +19,20 @@ def cmmd(samples: np.ndarray, reference: np.ndarray, block: int = 1024,
 
   Args:
     samples: embeddings [N, C] of length 1.
-    reference: embeddings [M, C].
+    reference: embeddings [M, C], of length 1 too.
     block: rows of the matrices of kernels that are held at a time; memory is block * max(N, M) * 16 bytes.
     distances: `squared_distances`, in float64 here, or those of precision_recall.on_devices.
 
   Raises:
-    ValueError: a set is empty, or they have other widths.
+    ValueError: a set is empty, they have other widths, or an embedding's length is not 1 (to 1 %).
   """
   if samples.shape[1] != reference.shape[1] or not min(len(samples), len(reference)):
     raise ValueError(f'features of shapes {samples.shape} and {reference.shape}')
+  for name, rows in (('samples', samples), ('reference', reference)):
+    lengths = np.linalg.norm(np.asarray(rows, np.float32), axis=1)
+    if wrong := np.flatnonzero(~(np.abs(lengths - 1) < 0.01)).tolist():
+      raise ValueError(f'{name}: embedding {wrong[0]} has the length {lengths[wrong[0]]:g}; must be 1, as '
+                       'the kernel is of')
   if distances is squared_distances:
     samples, reference = (np.asarray(x, np.float64) for x in (samples, reference))
   else:  # distances of small vectors lose less to float32

@@ -53,11 +53,14 @@ def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float,
     splits: how many groups; their sizes differ by at most one image.
 
   Raises:
-    ValueError: fewer images than splits.
+    ValueError: fewer images than splits, or a row that is no probabilities (to 1 %).
   """
   count, classes = np.shape(probabilities)
   if count < splits:
     raise ValueError(f'{count} images in {splits} splits')
+  sums = np.sum(probabilities, axis=1, dtype=np.float64)
+  if np.min(probabilities) < 0 or not np.all(np.abs(sums - 1) < 0.01):
+    raise ValueError('rows of probabilities must be of no negative numbers and sum to 1; softmax makes them of logits')
   edges = np.arange(1, splits) * count // splits
   groups = Splits(np.searchsorted(edges, np.arange(count), side='right'), classes)
   groups.add(0, probabilities)

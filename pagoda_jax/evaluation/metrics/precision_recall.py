@@ -49,10 +49,12 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3, block: int 
     distances: `squared_distances`, in float64 here, or those of `on_devices`.
 
   Raises:
-    ValueError: no k + 1 points in one of the sets, or other feature widths.
+    ValueError: no k + 1 points in one of the sets, other feature widths, or a value is not finite.
   """
   if real.shape[1] != fake.shape[1] or min(len(real), len(fake)) <= k:
     raise ValueError(f'features of shapes {real.shape} and {fake.shape} for k = {k}: more than k points are needed')
+  if not (np.isfinite(real).all() and np.isfinite(fake).all()):  # a NaN would lie in no ball, and be in none's way
+    raise ValueError('the features are not finite')
   if distances is squared_distances:
     real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
   else:  # what all points have in common would cost the squares of float32 digits
