@@ -156,18 +156,17 @@ def claim(folder, config, name: str) -> None:
 
 
 def read_config(folder) -> ConfigDict:
-  """The experiment whose phases a work directory holds, as its newest config.json has it.
+  """The experiment whose phases a work directory holds, as the newest config.json that has them all tells.
 
   Keys that came later are as they were before them.
 
   Raises:
     WorkdirError: there is none, or it is damaged.
   """
-  paths = list(epath.Path(folder).glob(f'*/{claims.FILE}'))
-  if not paths:
+  folders = claims.phase_folders(folder)
+  if not folders:
     raise WorkdirError(f'{folder}: no phase of any experiment there; start one with `pagoda run`')
-  newest = max(paths, key=lambda path: path.stat().mtime)
-  config = _completed(claims.read(newest.parent)['config'], configs.experiment.table())
+  config = _completed(claims.fullest(claims.read(folders[0])['config'], folders), configs.experiment.table())
   for phase in config['phases'].values():
     _completed(phase, configs.PHASES[phase['stage']].table())
   return ConfigDict(config, sort_keys=False)
