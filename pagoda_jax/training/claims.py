@@ -4,6 +4,8 @@ Earlier versions wrote it without a seal. Such a file is compared with the confi
 believed: `pagoda run` then writes it anew, sealed. Who knows no config (`sample`, `inspect`, `init_from`) refuses it.
 """
 
+import os
+
 from etils import epath
 
 from pagoda_jax.runtime.files import SEAL, NotSealedError, read_json, read_sealed, read_to_compare, write_sealed
@@ -38,6 +40,19 @@ def _of_something_else(path) -> bool:
   except (OSError, ValueError):
     return False  # damaged: it may be a phase's
   return bool(keys) and not keys & _KEYS
+
+
+def at_its_place(phase_folder) -> epath.Path:
+  """A phase's folder by its own name in its work directory, where it is given as '.' or by a link; others as they are.
+
+  Raises:
+    WorkdirError: as `read`.
+  """
+  path = epath.Path(phase_folder)
+  if '://' in str(path) or not (path / FILE).exists():
+    return path
+  own = path.absolute()
+  return own if own.name == read(path)['phase'] else epath.Path(os.path.realpath(own))
 
 
 def fullest(config: dict, folders: list[epath.Path]) -> dict:
