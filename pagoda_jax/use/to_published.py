@@ -32,6 +32,9 @@ def read_phase(phase_folder, step: int | None = None, attention_order: str | Non
   form = config.network.form
   if form not in FORMATS or (form != 'guided' and unet.grown):
     raise ConversionError(f'no published code computes a {"grown " if unet.grown else ""}network of form {form!r}')
+  if attention_order and form != 'guided':
+    raise ConversionError(f'--attention_order={attention_order}: is of networks of form guided, and this one is of '
+                          f'form {form}')
   if unet.omega_embedding:
     raise ConversionError('no published code computes a network with the strength of guidance as an input')
   params, step = checkpoints.read_generator(phase_folder, step)
