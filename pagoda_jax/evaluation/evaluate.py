@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from typing import Any
 
 import jax
@@ -93,7 +94,8 @@ def of_phase(config, folder, name: str, step: str, asked: Request, ema: str = ''
   side, channels = configs.phase_resolution(config, name) * spaces.factor(config), config.data.channels
   said = prompts.of_data(config) if configs.has_text(config) else None
   captions = said and said.captions
-  run = _Run(asked, reference, (side, side, channels), mesh, folder, 'noise' in config.phases[name], captions)
+  kept_in = folder if can_keep(folder, name) else ''
+  run = _Run(asked, reference, (side, side, channels), mesh, kept_in, 'noise' in config.phases[name], captions)
   run.plan.check(asked.num_images, 'the samples')
   networks = models.build(config, name)
   default = networks.law and networks.law.nearest(1.0)  # what a Sampler takes where nothing is asked for
@@ -266,6 +268,18 @@ def _chosen(count: int, most: int) -> np.ndarray:
   numbers = np.arange(count)
   return numbers if count <= most else np.sort(
     np.random.RandomState(SHUFFLE_SEED).choice(numbers, most, replace=False))
+
+
+def can_keep(folder, name: str) -> bool:
+  """Whether `write` can write the results of a phase: not to a run that others share, read-only. Makes their folder."""
+  place = epath.Path(folder) / name / FOLDER
+  if not place.parent.is_dir():
+    return True  # there is no such phase yet, which whoever reads it says
+  try:
+    place.mkdir(exist_ok=True)
+  except OSError:
+    return False
+  return '://' in str(place) or os.access(place, os.W_OK | os.X_OK)
 
 
 def write(folder, result: dict) -> epath.Path:
