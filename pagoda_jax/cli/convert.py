@@ -80,7 +80,7 @@ def _to_jax(fv):
   _refuse_given(fv, ('step',), 'is of --to=torch and a phase')
   path, published_format = _located(fv.input, fv.weights_dir)
   linear = _located(fv.linear, fv.weights_dir)[0] if fv.linear else ''
-  _refuse_existing(fv.output)
+  folders.refuse_existing(fv.output)
   asked = {name: fv[name].value for name in _ASKED}
   asked['resolution'] = _resolution(path.name, asked['resolution'])
   told = _of_autoencoder(path, fv.format or published_format)
@@ -173,9 +173,3 @@ def _refuse_given(fv, names, why: str) -> None:
   """Refuses flags that would have no effect."""
   if given := sorted(name for name in names if fv[name].present):
     raise ConversionError(f'--{given[0]}={fv[given[0]].value}: {why}')
-
-
-def _refuse_existing(output: str) -> None:
-  """Before minutes of work, and not after."""
-  if epath.Path(output).exists():
-    raise ConversionError(f'{output} exists already; remove it, or choose another --output')

@@ -265,6 +265,9 @@ def test_what_cannot_be_written_in_the_end_is_refused_before_hours_of_drawing(tm
   for command, flag, more in (('sample', 'out', []), ('evaluate', 'out', []), ('report', 'output', REQUIRED['report'])):
     assert runs.pagoda(command, f'--{flag}={tmp_path}/shared/new/x.png', *more) == 2
     assert f'{tmp_path}/shared is a folder that cannot be written to\n' in capsys.readouterr().err
+  # An output that exists is said before the run is looked at, which is none here.
+  assert runs.pagoda('ema', f'--workdir={tmp_path}', '--std=0.1', f'--output={tmp_path}/shared') == 1
+  assert f'{tmp_path}/shared exists already' in capsys.readouterr().err
   # A run that is read-only is measured into a file of one's own, result by result.
   run, out = tmp_path / 'shared', tmp_path / 'own' / 'x.json'
   (run / 'teacher').mkdir()
