@@ -1,13 +1,14 @@
 """The work directory: <phase>/{checkpoints/, metrics.jsonl, samples/, config.json}, and whose it is."""
 
 import json
+import os
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from pagoda_jax import config as configs
 from pagoda_jax.config import spaces
-from pagoda_jax.data import noise_store
+from pagoda_jax.data import listing, noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.runtime import distributed
 from pagoda_jax.runtime.files import read_to_compare, write_sealed
@@ -123,6 +124,21 @@ def _by_stage(key: str, values: dict) -> str:
   if rest[:1] == ['phases']:
     rest[1] = values.get(f'{root}.phases.{rest[1]}.stage', rest[1])
   return '.'.join((root, *rest))
+
+
+def check_apart(folder, config) -> None:
+  """Refuses a work directory among the pictures, whose files would be counted among them when the run goes on.
+
+  Raises:
+    WorkdirError: it is.
+  """
+  data = config.data
+  if data.source != 'folder' or '://' in str(folder) or os.path.lexists(os.path.join(data.path, listing.CAPTIONS)):
+    return
+  photos, here = (os.path.realpath(os.path.expanduser(path)) for path in (data.path, folder))
+  if photos == os.path.commonpath([photos, here]) and not listing.is_hidden(os.path.relpath(here, photos)):
+    raise WorkdirError(f'{folder}: lies in config.data.path = {data.path!r}, and its grids and checkpoints would be '
+                       'counted among the pictures there; use a --workdir beside it')
 
 
 def check_same_everywhere(config, names, max_steps: int | None = None) -> None:

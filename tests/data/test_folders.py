@@ -81,6 +81,22 @@ def test_a_run_does_not_go_on_with_pictures_swapped_within_the_folder(tmp_path, 
   prepare.prepare(folders.open_folder(folder, check=False), **plan)
 
 
+def test_a_work_directory_among_the_pictures_is_refused_at_once(photos, tmp_path, monkeypatch, capsys):
+  """Its grids, and files of checkpoints, would be pictures of one more class when the run goes on."""
+  (tmp_path / 'link').symlink_to(photos)
+  monkeypatch.chdir(photos)
+  flags = [f'--config={tiny.__file__}', '--config.data.source=folder', '--config.data.channels=3']
+  places = (photos, photos / 'run'), ('.', 'runs/a'), (tmp_path / 'link', photos), ('../photos/', '../link/a')
+  for path, folder in places:
+    assert main.main(['run', *flags, f'--config.data.path={path}', f'--workdir={folder}']) == 1
+    assert f'{folder}: lies in config.data.path = ' in capsys.readouterr().err
+  assert sorted(path.name for path in photos.iterdir()) == list(make_data.CLASSES)
+  for folder in (tmp_path / 'photos2', tmp_path, photos / '.runs' / 'a'):
+    workdir.check_apart(folder, experiment(photos))
+  (photos / listing.CAPTIONS).touch()  # which lists the pictures
+  workdir.check_apart(photos / 'run', experiment(photos))
+
+
 def test_a_picture_that_changes_under_a_run_stops_the_reading_and_one_that_is_linked_does_not(photos, tmp_path):
   source, (first, second) = folders.open_folder(photos), [photos / 'bird' / f'0{i}.png' for i in range(2)]
   os.link(first, tmp_path / 'backup.png')
