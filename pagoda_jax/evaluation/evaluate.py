@@ -97,8 +97,10 @@ def of_phase(config, folder, name: str, step: str, asked: Request, ema: str = ''
   kept_in = folder if can_keep(folder, name) else ''
   run = _Run(asked, reference, (side, side, channels), mesh, kept_in, 'noise' in config.phases[name], captions)
   run.plan.check(asked.num_images, 'the samples')
+  _check_drawn(run.plan, asked)
   networks = models.build(config, name)
-  default = networks.law and networks.law.nearest(1.0)  # what a Sampler takes where nothing is asked for
+  # What a Sampler takes where nothing is asked for.
+  default = networks.law.nearest(1.0) if networks.law and run.plan.needs_samples else None
   draw = _drawing(config, name, networks, run, asked.seed, mesh, said)
   for wanted in chosen:
     params, at = starts.read_average(config, phase_folder, ema, wanted)
@@ -126,6 +128,16 @@ def of_phase(config, folder, name: str, step: str, asked: Request, ema: str = ''
       yield run.result(sums, described, more)
 
 
+def _check_drawn(plan, asked: Request) -> None:
+  """Refuses what says how samples are drawn where none are."""
+  given = [field for field in ('guidance', 'labels', 'seed') if getattr(asked, field) != getattr(Request, field)]
+  if given and not plan.needs_samples:
+    value = getattr(asked, given[0])
+    shown = value if isinstance(value, (str, int)) else ','.join(f'{omega:g}' for omega in value)
+    raise EvaluationError(f'--{given[0]}={shown}: is of samples, and {" and ".join(plan.metrics)} compare '
+                          'reconstructions of training pictures, which have their own')
+
+
 def steps_of(phase_folder, text: str, config) -> list[int | None]:
   """Steps of checkpoints, ascending, that --step asks for; [None] for the newest.
 
@@ -134,7 +146,9 @@ def steps_of(phase_folder, text: str, config) -> list[int | None]:
     ValueError, CheckpointError: as starts.chosen_step.
   """
   first, dash, last = text.partition('-')
-  if text != 'all' and not (dash and first.isdecimal() and last.isdecimal()):
+  if dash and not (first.isdecimal() and last.isdecimal()):
+    raise EvaluationError(f"--step={text}: must be a number, 'best', a range such as 1000-5000, or 'all'")
+  if text != 'all' and not dash:
     return [starts.chosen_step(phase_folder, text, config)]
   there = sorted(checkpoints.finished_steps(phase_folder))
   found = there if text == 'all' else [step for step in there if int(first) <= step <= int(last)]
