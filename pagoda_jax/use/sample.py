@@ -1,5 +1,6 @@
 """Images of a generator, and the files that hold them: grids, folders of pictures, arrays, animations."""
 
+import contextlib
 import io
 import json
 import textwrap
@@ -199,15 +200,7 @@ def write(path, images: np.ndarray, labels: np.ndarray, omegas: tuple[float, ...
     return
   if not path.suffix:
     check_empty(path)
-    digits, rows = len(str(len(images) - 1)), []
-    for number, (image, text) in enumerate(zip(images, captions(labels, omegas))):
-      ending = ''.join(f'_{part}' for part in text.replace('omega ', 'omega').split(', ') if part)
-      write_png(path / f'{number:0{digits}d}{ending}.png', image)
-      rows.append(f'{number:0{digits}d}{ending}.png')
-    if prompts:
-      with replacing(path / 'captions.jsonl') as file:
-        file.write(''.join(json.dumps({'file': name, 'caption': prompt}, ensure_ascii=False) + '\n' for name, prompt
-                           in zip(rows, prompts_of(labels, omegas, prompts))).encode())
+    _write_folder(path, images, labels, omegas, prompts)
     return
   buffer = io.BytesIO()
   more = {'omega': np.resize(np.float32(omegas), len(images))} if omegas else {}
@@ -216,6 +209,26 @@ def write(path, images: np.ndarray, labels: np.ndarray, omegas: tuple[float, ...
   np.savez(buffer, arr_0=images, arr_1=labels.astype(np.int64), **more)
   with replacing(path) as file:
     file.write(buffer.getbuffer())
+
+
+def _write_folder(path, images, labels, omegas, prompts) -> None:
+  digits, there, rows = len(str(len(images) - 1)), path.exists(), []
+  try:
+    for number, (image, text) in enumerate(zip(images, captions(labels, omegas))):
+      ending = ''.join(f'_{part}' for part in text.replace('omega ', 'omega').split(', ') if part)
+      write_png(path / f'{number:0{digits}d}{ending}.png', image)
+      rows.append(f'{number:0{digits}d}{ending}.png')
+    if prompts:
+      with replacing(path / 'captions.jsonl') as file:
+        file.write(''.join(json.dumps({'file': name, 'caption': prompt}, ensure_ascii=False) + '\n' for name, prompt
+                           in zip(rows, prompts_of(labels, omegas, prompts))).encode())
+  except BaseException:  # a full disk, Ctrl-C: fewer than were asked for would be taken for all, and stand in the way
+    with contextlib.suppress(OSError):
+      for name in rows:
+        (path / name).unlink()
+      if not there:
+        path.rmdir()
+    raise
 
 
 def check_empty(folder) -> None:

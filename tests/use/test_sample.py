@@ -44,6 +44,26 @@ def test_a_folder_of_pictures_holds_what_the_arrays_hold(run, tmp_path, capsys):
   assert sorted(path.name for path in folder.iterdir()) == names
 
 
+@pytest.mark.parametrize('stop', [OSError(28, 'No space left on device'), KeyboardInterrupt()])
+def test_nothing_is_left_of_a_folder_that_could_not_be_written_to_its_end(tmp_path, monkeypatch, stop):
+  written = []
+
+  def write_png(path, image):
+    if len(written) == 3:
+      raise stop
+    written.append(path)
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+
+  monkeypatch.setattr(sample, 'write_png', write_png)
+  (tmp_path / 'there').mkdir()
+  for name in ('new', 'there'):
+    written.clear()
+    with pytest.raises(type(stop)):
+      sample.write(tmp_path / name, np.zeros((5, 4, 4, 1), np.uint8), np.arange(5))
+  assert [path.name for path in tmp_path.rglob('*')] == ['there']
+
+
 def test_captions_stand_below_the_images(run, tmp_path):
   plain = np.asarray(Image.open(drawn(run, tmp_path / 'a.png')))
   grid = np.asarray(Image.open(drawn(run, tmp_path / 'b.png', '--captions')))
