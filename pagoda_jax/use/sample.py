@@ -17,6 +17,7 @@ from pagoda_jax.use.generator import check_guidance
 FORMATS = ('.png', '.npz', '.webp')
 STOPS = 4  # noises that an animation passes through, before it is back at the first
 FRAME = 60  # ms
+LARGEST_WEBP = 16_383  # pixels of a side
 LARGEST_PROMPTS = 2**24  # bytes of a file
 LINE = 24  # characters of a caption's line
 
@@ -235,6 +236,19 @@ def check_empty(folder) -> None:
   """Refuses a folder that pictures would be mixed with others in."""
   if epath.Path(folder).exists() and any(epath.Path(folder).iterdir()):
     raise ValueError(f'{folder}: there are files in it already; remove them, or choose another --out')
+
+
+def check_webp(side: int, count: int) -> None:
+  """Refuses more images of `side` pixels than the grid of an animation can hold, before they are drawn.
+
+  Raises:
+    ValueError: says how many it holds.
+  """
+  shown = side * max(1, -(-32 // side))  # as image_grid shows them
+  columns = LARGEST_WEBP // shown
+  if count > columns**2:
+    raise ValueError(f'{count} images of {side} px: a .webp has at most {LARGEST_WEBP} pixels a side, which hold '
+                     f'{columns**2} of them; take fewer, or another --out')
 
 
 def write_webp(path, frames: np.ndarray, milliseconds: int = FRAME) -> None:

@@ -127,6 +127,7 @@ def test_labels_of_a_network_without_classes():
   (('--captions', '--out=x.npz'), 1, '--captions: is of a .png'),
   (('--frames=3',), 1, '--frames: is of a .webp'), (('--out=x.webp', '--frames=0'), 2, 'frames'),
   (('--out=x.webp', '--guidance=1,2'), 1, 'an animation takes one strength'),
+  (('--out=x.webp', '--num_images=261122'), 1, 'a .webp has at most 16383 pixels a side, which hold 261121 of them'),
   (('--out=x.gif',), 1, 'must end in .png or .npz or .webp, or in nothing for a folder'),
 ])
 def test_what_is_refused(run, flags, code, said, capsys, tmp_path, monkeypatch):
