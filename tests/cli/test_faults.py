@@ -301,6 +301,7 @@ def test_a_number_that_is_none_is_refused(command, flag, capsys):
   ('prepare', '--text_width=64', '--text_width=64: is of embeddings (--text_encoder)'),
   ('prepare', '--split=test', '--split=test: is of --source=tfds:NAME'),
   ('prepare', '--data_dir=data', '--data_dir=data: is of --source=tfds:NAME'),
+  ('plan', '--mfu=0.5', '--mfu=0.5: is a share of a peak, and that of'),
   ('convert', '--groups=0', '0 is not a positive integer'),
   ('convert', '--scaling_factor=0', 'range [1e-06, 1000000.0]'),
   ('convert', '--scaling_factor=-1', 'range [1e-06, 1000000.0]'),
