@@ -123,6 +123,16 @@ def test_a_file_is_read_once_for_the_check_and_again_only_after_a_change(photos,
   assert len(read) == 13 + 2 * 12
 
 
+def test_an_empty_name_of_the_cache_is_none_and_not_the_current_folder(photos, tmp_path, monkeypatch):
+  for name, value in (('XDG_CACHE_HOME', ''), ('HOME', str(tmp_path / 'home'))):
+    monkeypatch.setenv(name, value)
+  (tmp_path / 'here').mkdir()
+  monkeypatch.chdir(tmp_path / 'here')
+  folders.open_folder(photos)
+  assert list((tmp_path / 'home' / '.cache' / 'pagoda_jax' / 'folders').iterdir())
+  assert not list((tmp_path / 'here').iterdir())
+
+
 def test_a_damaged_cache_is_not_believed(photos, cache):
   (photos / 'cat' / 'text.png').write_text('no picture')
   expected = folders.open_folder(photos, max_unreadable=0.5)
