@@ -112,11 +112,12 @@ def set_up_jax() -> None:
   """
   import jax
 
+  from pagoda_jax.runtime import files
+
   if 'JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES' not in os.environ:
     jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
   if not jax.config.jax_compilation_cache_dir:
-    cache = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
-    jax.config.update('jax_compilation_cache_dir', os.path.join(cache, 'pagoda_jax', 'compiled'))
+    jax.config.update('jax_compilation_cache_dir', os.path.join(files.user_cache(), 'pagoda_jax', 'compiled'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 

@@ -44,6 +44,7 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None, fini
     Interrupted: a phase was asked to stop, and has saved.
   """
   validation.validate(config, jax.device_count())
+  workdir.check_apart(folder, config)
   autoencoders.settle(config)
   fitting.settle(config)
   validation.validate(config, jax.device_count())  # once more, now that the number of classes is known

@@ -86,7 +86,8 @@ def define_folder(fv, name: str, help: str, required: bool = True) -> None:
 def define_file(fv, name: str, default: str | None, help: str) -> None:
   """A flag that names a file to write; local or gs://."""
   flags.DEFINE_string(name, default, help, flag_values=fv)
-  flags.register_validator(name, lambda path: _check_place(path, stat.S_ISREG, 'a file'), flag_values=fv)
+  flags.register_validator(
+    name, lambda path: _check_place(path, stat.S_ISREG, 'a file') and _check_writable(path), flag_values=fv)
 
 
 def define_place(fv, name: str, default: str | None, help: str) -> None:
@@ -94,7 +95,8 @@ def define_place(fv, name: str, default: str | None, help: str) -> None:
   flags.DEFINE_string(name, default, help, flag_values=fv)
   is_file = lambda path: bool(path) and bool(os.path.splitext(path)[1])
   flags.register_validator(name, lambda path: _check_place(path, *(
-    (stat.S_ISREG, 'a file') if is_file(path) else (stat.S_ISDIR, 'a folder'))), flag_values=fv)
+    (stat.S_ISREG, 'a file') if is_file(path) else (stat.S_ISDIR, 'a folder'))) and _check_writable(path),
+    flag_values=fv)
 
 
 def _check_place(path: str | None, fits, kind: str) -> bool:
@@ -110,6 +112,18 @@ def _check_place(path: str | None, fits, kind: str) -> bool:
     pass  # made when there is something to write
   except OSError as error:  # such as a name that is too long, or a file where a folder must be
     raise flags.ValidationError(error.strerror) from None
+  return True
+
+
+def _check_writable(path: str | None) -> bool:
+  """Refuses a file or folder that could not be made where it is to be: files are written beside it, then renamed."""
+  if path is None or '://' in path:
+    return True
+  place = os.path.abspath(path)
+  while not os.path.isdir(place):
+    place = os.path.dirname(place)
+  if not os.access(place, os.W_OK | os.X_OK):
+    raise flags.ValidationError(f'{place} is a folder that cannot be written to')
   return True
 
 

@@ -15,6 +15,8 @@ from pagoda_jax.weights.convert.mapping import ConversionError
 
 _ASKED = ('resolution', 'attention_order', 'num_heads', 'channels_per_head', 'grown_num_blocks', 'head_channels',
           'groups', 'text_pool_heads', 'scaling_factor', 'shift_factor')
+_OF_FILES = {'format', 'key', 'prefix', 'linear', 'weights_dir', *_ASKED} - {'attention_order'}
+_OF_PHASES = ('step', 'attention_order')
 
 
 def define_flags(fv: flags.FlagValues) -> None:
@@ -44,9 +46,8 @@ def define_flags(fv: flags.FlagValues) -> None:
   )
   text('linear', '', "lpips: the file of linear weights, where --input is torchvision's VGG16.")
   text('weights_dir', None, f'Folder of published files, looked in before ${locate.ENVIRONMENT} and the user cache.')
-  text(
-    'attention_order', None, "pagoda: order of attention channels: 'flash' (the released files), 'legacy', 'xformers'."
-  )
+  text('attention_order', None, "pagoda, and with --to=torch a phase: order of attention channels: 'flash' (the "
+       "released files), 'legacy', 'xformers'.")
   number('resolution', 'pagoda: pixels of the input; default: those of the published networks of these widths, or 64. '
          'deepfloyd: this and the next but one, by config.json beside the input.')
   number('num_heads', 'pagoda: attention heads; default 0, by --channels_per_head.')
@@ -76,9 +77,10 @@ def run(fv: flags.FlagValues, args: list[str]) -> int:
 
 def _to_jax(fv):
   """Writes the folder and yields lines on what was done."""
+  _refuse_given(fv, ('step',), 'is of --to=torch and a phase')
   path, published_format = _located(fv.input, fv.weights_dir)
   linear = _located(fv.linear, fv.weights_dir)[0] if fv.linear else ''
-  _refuse_existing(fv.output)
+  folders.refuse_existing(fv.output)
   asked = {name: fv[name].value for name in _ASKED}
   asked['resolution'] = _resolution(path.name, asked['resolution'])
   told = _of_autoencoder(path, fv.format or published_format)
@@ -104,10 +106,12 @@ def _to_torch(fv):
   """Writes the file and yields lines on what was done."""
   if not str(fv.output).endswith('.safetensors'):
     raise ConversionError(f'--output={fv.output}: --to=torch writes a .safetensors file')
+  _refuse_given(fv, _OF_FILES, 'is of published files, and --to=torch writes what a folder holds')
   folder = epath.Path(fv.input)
   if not folder.is_dir():
     raise FileNotFoundError(f'{folder}: no such folder; --to=torch reads a converted folder or WORKDIR/PHASE')
   if folders.is_converted(folder):
+    _refuse_given(fv, _OF_PHASES, f'is of phases, and {folder} holds converted weights')
     converted = folders.read_folder(folder)
   else:
     converted = to_published.read_phase(folder, fv.step, fv.attention_order)
@@ -165,7 +169,7 @@ def _located(given: str, weights_dir) -> tuple[epath.Path, str]:
   return path, ''
 
 
-def _refuse_existing(output: str) -> None:
-  """Before minutes of work, and not after."""
-  if epath.Path(output).exists():
-    raise ConversionError(f'{output} exists already; remove it, or choose another --output')
+def _refuse_given(fv, names, why: str) -> None:
+  """Refuses flags that would have no effect."""
+  if given := sorted(name for name in names if fv[name].present):
+    raise ConversionError(f'--{given[0]}={fv[given[0]].value}: {why}')

@@ -128,7 +128,8 @@ def _write_frames(out, frames) -> None:
 
 
 def _report(steps: int):
-  """A line of how far it is, in place on a terminal."""
+  """A line of how far it is, in place on a terminal; of the whole rounds that are done."""
+  steps = -(-steps // descent.REPORT) * descent.REPORT
   end = '\r' if sys.stderr.isatty() else '\n'
   return lambda step, value: print(f'step {step}/{steps}  objective {value:.4g}\x1b[K' if end == '\r' else
                                    f'step {step}/{steps}  objective {value:.4g}', end=end, file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ def define_flags(fv) -> None:
 def run(fv, args) -> int:
   """`pagoda ema`."""
   del args
+  folders.refuse_existing(fv.output)
   converted, source = post_hoc.average(epath.Path(fv.workdir) / fv.phase, fv.std, fv.step)
   folders.write_converted(fv.output, converted, source)
   print(f'{fv.output}: {converted.notes[0]}')

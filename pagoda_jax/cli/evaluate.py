@@ -45,7 +45,7 @@ def define_flags(fv) -> None:
   flags.DEFINE_string('clip', '', "Of the metric clip: folder of a published CLIP, in transformers' form; better "
                       'another than the one that the captions are embedded by.', flag_values=fv)
   flags.DEFINE_string('weights_dir', '', 'Folder looked in for published files first.', flag_values=fv)
-  common.define_file(fv, 'out', None, 'JSON to write; default: of a run, in the folder `evaluate` of its phase.')
+  common.define_file(fv, 'out', None, 'JSON to write; of a run besides that in the folder `evaluate` of its phase.')
 
 
 def run(fv, args) -> int:
@@ -62,20 +62,30 @@ def run(fv, args) -> int:
   if fv.images:
     results = [evaluate.of_images(fv.images, asked)]
     _say(results[0], fv.images)
+    _write(fv.out, results)
   else:
     results = []
     config, name = workdir.image_phase(fv.workdir, fv.phase)
     if configs.has_text(config) and fv['labels'].present:
       raise ValueError(f'--labels={fv.labels}: {name} is of captions, not of classes')
     sample.check_guidance(config, name, asked.guidance)
+    keeps = evaluate.can_keep(fv.workdir, name)
+    if not keeps and not fv.out:  # before hours of drawing
+      raise ValueError(f'{fv.workdir}/{name}/{evaluate.FOLDER}: cannot be written to; give --out=FILE, where figures '
+                       'then go alone')
     for result in evaluate.of_phase(config, fv.workdir, name, fv.step, asked, fv.ema):
       results.append(result)
       drawn = result['samples']
       strength = '' if drawn['guidance'] is None else f', guidance {drawn["guidance"]:g}'
-      _say(result, f'{drawn["phase"]}, step {drawn["step"]}{strength}: {evaluate.write(fv.workdir, result)}')
-  if fv.out and distributed.is_primary():
-    write_sealed(fv.out, results[0] if len(results) == 1 else {'results': results})
+      place = evaluate.write(fv.workdir, result) if keeps else fv.out
+      _say(result, f'{drawn["phase"]}, step {drawn["step"]}{strength}: {place}')
+      _write(fv.out, results)  # each as it comes: the next may take hours, or not come
   return 0
+
+
+def _write(out, results):
+  if out and distributed.is_primary():
+    write_sealed(out, results[0] if len(results) == 1 else {'results': results})
 
 
 def _say(result, title):

@@ -33,6 +33,8 @@ def describe(folder: epath.Path, config, step: str, whole: bool) -> list[str]:
   if stage == 'invert':
     return describe_store(folder)
   damage = {step: checkpoints.damage(folder, step) for step in checkpoints.finished_steps(folder)}
+  there = checkpoints.finished_steps(folder)  # a run that goes on removes its oldest while they are read here
+  damage = {step: wrong for step, wrong in damage.items() if step in there}
   good = [step for step in damage if not damage[step]]
   missing = checkpoints.lost(folder)
   lines = [f'  {missing}'] if missing else []

@@ -56,6 +56,9 @@ def run(fv, args) -> int:
     jax.config.update('jax_platforms', 'cpu')  # whatever this machine has, it is not what is asked about
   else:
     topology = topologies.here()
+  if fv.mfu is not None and not topology.chip.peak:
+    raise configs.ConfigError(f'--mfu={fv.mfu:g}: is a share of a peak, and that of {topology} is not known; name a '
+                              '--topology, such as v5e-8')
   if fv.aot:
     topologies.compile_devices(topology)  # says at once where nothing can be compiled
   validation.validate(config, topology.count)

@@ -45,6 +45,9 @@ def define_flags(fv) -> None:
 def run(fv, args) -> int:
   del args
   if fv.verify:
+    if given := [name for name in fv if fv[name].present and name not in ('verify', 'output')]:
+      raise prepare.PrepareError(f'--{given[0]}={fv[given[0]].value}: --verify looks at what is in --output alone; '
+                                 'leave one of the two out')
     print(prepare.summary(fv.output, prepare.verify(fv.output)) + ', all whole')
     return 0
   if fv.resolutions is not None and fv['resolution'].present:

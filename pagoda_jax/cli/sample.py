@@ -53,6 +53,7 @@ def run(fv, args) -> int:
   count = fv.num_images or len(prompts) or 64
   how = count, fv.labels, fv.seed, fv.batch_size
   if suffix == '.webp':
+    sample.check_webp(generator.resolution, count)
     frames, _ = sample.wander(generator, *how, *(omegas or (None,)), fv.truncate, fv.frames, prompts)
     sample.write_webp(fv.out, np.stack([image_grid(images) for images in frames]))
     said = f'{len(frames)} frames of {count} images'

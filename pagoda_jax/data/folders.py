@@ -19,7 +19,7 @@ import PIL
 
 from pagoda_jax.data import captions, listing, pictures
 from pagoda_jax.data.pictures import SourceError
-from pagoda_jax.runtime.files import open_regular, read_sealed, write_sealed
+from pagoda_jax.runtime.files import open_regular, read_sealed, user_cache, write_sealed
 from pagoda_jax.runtime.progress import Progress
 
 MAX_BYTES = 2**30  # of a file: as many as Pillow's largest picture has with 16 bits, uncompressed
@@ -133,9 +133,8 @@ def _fault(content: Content, resolution: int) -> str | None:
 def _contents(folder: pathlib.Path, files: list[str], decode: bool) -> dict[str, Content]:
   """What is in each file: of the user's cache where it is as it was then, otherwise read, and decoded if asked for."""
   stamps = {file: _stamp(folder / file) for file in files}
-  cache = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
   name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
-  path = pathlib.Path(cache, 'pagoda_jax', 'folders', name + '.json')
+  path = pathlib.Path(user_cache(), 'pagoda_jax', 'folders', name + '.json')
   known = {file: content for file, content in _known(path, stamps).items()
            if not decode or content.size or content.fault}
   fresh = _examined(folder, {file: stamp for file, stamp in stamps.items() if file not in known}, decode)

@@ -109,6 +109,11 @@ def _picture_files(folder: pathlib.Path) -> list[str]:
   return sorted(files)
 
 
+def is_hidden(path: str) -> bool:
+  """Whether a path within a folder is passed over there, with all that lies in it."""
+  return any(part.startswith('.') and part != '.' for part in path.split(os.sep))
+
+
 def _identity(path) -> tuple[int, int]:
   status = os.stat(path)
   return status.st_dev, status.st_ino

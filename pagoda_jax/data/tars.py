@@ -21,7 +21,7 @@ import PIL
 
 from pagoda_jax.data import captions, folders, listing, pictures, tar_members
 from pagoda_jax.data.pictures import SourceError
-from pagoda_jax.runtime.files import file_digest, open_regular, read_sealed
+from pagoda_jax.runtime.files import file_digest, open_regular, read_sealed, user_cache
 from pagoda_jax.runtime.progress import Progress
 
 VERSION = 1  # of the index
@@ -154,9 +154,8 @@ def _index(path: pathlib.Path, decode: bool) -> dict:
   """The index of a tar: of the user's cache where the tar is as it was then, otherwise made."""
   try:
     stamp = _stamp(path)
-    cache = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
-    file = pathlib.Path(cache, 'pagoda_jax', 'tars', name + '.json')
+    file = pathlib.Path(user_cache(), 'pagoda_jax', 'tars', name + '.json')
     known = _known(file, stamp, decode)
     if known:
       return known

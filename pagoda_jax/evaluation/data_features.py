@@ -8,7 +8,6 @@ digest: figures of two networks must not be compared.
 import hashlib
 import io
 import json
-import os
 
 import flax.linen as nn
 import jax
@@ -24,7 +23,7 @@ from pagoda_jax.evaluation.encoders import Encoder
 from pagoda_jax.evaluation.pictures import EvaluationError, Pictures
 from pagoda_jax.method import augment
 from pagoda_jax.runtime import distributed, randomness, trees
-from pagoda_jax.runtime.files import replacing
+from pagoda_jax.runtime.files import replacing, user_cache
 from pagoda_jax.runtime.progress import Progress
 
 LARGEST_SIDE = 64  # larger pictures are averaged down to it
@@ -77,8 +76,7 @@ def encoder(reference: Pictures, folder) -> Encoder:
   size = (reference.height, reference.width, reference.channels)
   recipe = RECIPE | {'trained_by': kind, 'size': size, 'outputs': outputs, 'sha256_of_pictures': reference.described}
   name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-  cache = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
-  path = epath.Path(folder or f'{cache}/pagoda_jax') / 'data_features' / f'{name}.npz'
+  path = epath.Path(folder or f'{user_cache()}/pagoda_jax') / 'data_features' / f'{name}.npz'
 
   def make():
     if _read(path) is None:

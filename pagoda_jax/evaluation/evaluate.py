@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from typing import Any
 
 import jax
@@ -93,10 +94,13 @@ def of_phase(config, folder, name: str, step: str, asked: Request, ema: str = ''
   side, channels = configs.phase_resolution(config, name) * spaces.factor(config), config.data.channels
   said = prompts.of_data(config) if configs.has_text(config) else None
   captions = said and said.captions
-  run = _Run(asked, reference, (side, side, channels), mesh, folder, 'noise' in config.phases[name], captions)
+  kept_in = folder if can_keep(folder, name) else ''
+  run = _Run(asked, reference, (side, side, channels), mesh, kept_in, 'noise' in config.phases[name], captions)
   run.plan.check(asked.num_images, 'the samples')
+  _check_drawn(run.plan, asked)
   networks = models.build(config, name)
-  default = networks.law and networks.law.nearest(1.0)  # what a Sampler takes where nothing is asked for
+  # What a Sampler takes where nothing is asked for.
+  default = networks.law.nearest(1.0) if networks.law and run.plan.needs_samples else None
   draw = _drawing(config, name, networks, run, asked.seed, mesh, said)
   for wanted in chosen:
     params, at = starts.read_average(config, phase_folder, ema, wanted)
@@ -124,6 +128,16 @@ def of_phase(config, folder, name: str, step: str, asked: Request, ema: str = ''
       yield run.result(sums, described, more)
 
 
+def _check_drawn(plan, asked: Request) -> None:
+  """Refuses what says how samples are drawn where none are."""
+  given = [field for field in ('guidance', 'labels', 'seed') if getattr(asked, field) != getattr(Request, field)]
+  if given and not plan.needs_samples:
+    value = getattr(asked, given[0])
+    shown = value if isinstance(value, (str, int)) else ','.join(f'{omega:g}' for omega in value)
+    raise EvaluationError(f'--{given[0]}={shown}: is of samples, and {" and ".join(plan.metrics)} compare '
+                          'reconstructions of training pictures, which have their own')
+
+
 def steps_of(phase_folder, text: str, config) -> list[int | None]:
   """Steps of checkpoints, ascending, that --step asks for; [None] for the newest.
 
@@ -132,7 +146,9 @@ def steps_of(phase_folder, text: str, config) -> list[int | None]:
     ValueError, CheckpointError: as starts.chosen_step.
   """
   first, dash, last = text.partition('-')
-  if text != 'all' and not (dash and first.isdecimal() and last.isdecimal()):
+  if dash and not (first.isdecimal() and last.isdecimal()):
+    raise EvaluationError(f"--step={text}: must be a number, 'best', a range such as 1000-5000, or 'all'")
+  if text != 'all' and not dash:
     return [starts.chosen_step(phase_folder, text, config)]
   there = sorted(checkpoints.finished_steps(phase_folder))
   found = there if text == 'all' else [step for step in there if int(first) <= step <= int(last)]
@@ -266,6 +282,18 @@ def _chosen(count: int, most: int) -> np.ndarray:
   numbers = np.arange(count)
   return numbers if count <= most else np.sort(
     np.random.RandomState(SHUFFLE_SEED).choice(numbers, most, replace=False))
+
+
+def can_keep(folder, name: str) -> bool:
+  """Whether `write` can write the results of a phase: not to a run that others share, read-only. Makes their folder."""
+  place = epath.Path(folder) / name / FOLDER
+  if not place.parent.is_dir():
+    return True  # there is no such phase yet, which whoever reads it says
+  try:
+    place.mkdir(exist_ok=True)
+  except OSError:
+    return False
+  return '://' in str(place) or os.access(place, os.W_OK | os.X_OK)
 
 
 def write(folder, result: dict) -> epath.Path:

@@ -97,6 +97,11 @@ def _name(error: OSError, path, instead_of=None) -> None:
     error.filename = str(path)
 
 
+def user_cache() -> str:
+  """The user's cache folder; an empty variable counts as none, as its specification says."""
+  return os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+
+
 def file_digest(path) -> str:
   """SHA-256 of a file, hexadecimal."""
   with epath.Path(path).open('rb') as file:

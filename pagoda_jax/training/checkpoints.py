@@ -352,6 +352,7 @@ def read_state(phase_folder, step: int | None = None, parts: tuple[str, ...] = (
   if step not in steps:
     raise CheckpointError(f'{folder}: no checkpoint of step {step}; there are {", ".join(map(str, steps))}')
   if wrong := distributed.from_primary(f'{folder / str(step)}: whole', lambda: damage(phase_folder, step)):
+    _refuse_removed(phase_folder, step)
     raise CheckpointError(
       f'{folder / str(step)}: damaged: {wrong}\n'
       f'Run phase {folder.parent.name} again (`pagoda run`, or `pagoda train --phase={folder.parent.name}`): it sets a '
@@ -367,8 +368,16 @@ def read_state(phase_folder, step: int | None = None, parts: tuple[str, ...] = (
         path, ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True)
       )
   except Exception as error:
+    _refuse_removed(phase_folder, step)
     raise CheckpointError(f'{path}: cannot be read: {first_lines(error)}') from error
   return state, step
+
+
+def _refuse_removed(phase_folder, step: int) -> None:
+  """Says of a checkpoint that was listed whether it has gone since: a run that goes on makes room for its new ones."""
+  if step not in (steps := finished_steps(phase_folder)):
+    raise CheckpointError(f'{_folder(phase_folder) / str(step)}: removed while it was read, as a run there keeps its '
+                          f'latest alone; there are {", ".join(map(str, steps)) or "none"}. Start it again')
 
 
 @contextlib.contextmanager

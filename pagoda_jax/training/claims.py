@@ -4,11 +4,14 @@ Earlier versions wrote it without a seal. Such a file is compared with the confi
 believed: `pagoda run` then writes it anew, sealed. Who knows no config (`sample`, `inspect`, `init_from`) refuses it.
 """
 
+import os
+
 from etils import epath
 
-from pagoda_jax.runtime.files import NotSealedError, read_sealed, read_to_compare, write_sealed
+from pagoda_jax.runtime.files import SEAL, NotSealedError, read_json, read_sealed, read_to_compare, write_sealed
 
 FILE = 'config.json'
+_KEYS = {'phase', 'identity', 'config'}
 
 
 class WorkdirError(ValueError):
@@ -20,6 +23,53 @@ def write(phase_folder, phase: str, identity: dict, config: dict) -> None:
   path = epath.Path(phase_folder) / FILE
   path.parent.mkdir(parents=True, exist_ok=True)
   write_sealed(path, {'phase': phase, 'identity': identity, 'config': config})
+
+
+def phase_folders(folder) -> list[epath.Path]:
+  """The folders of a work directory's phases, that whose config.json was written last first.
+
+  Other things that lie there have a file of that name too, such as what `pagoda export` makes and text encoders.
+  """
+  paths = [path for path in epath.Path(folder).glob(f'*/{FILE}') if not _of_something_else(path)]
+  return [path.parent for path in sorted(paths, key=lambda path: path.stat().mtime, reverse=True)]
+
+
+def _of_something_else(path) -> bool:
+  try:
+    keys = read_json(path).keys() - {SEAL}
+  except (OSError, ValueError):
+    return False  # damaged: it may be a phase's
+  return bool(keys) and not keys & _KEYS
+
+
+def at_its_place(phase_folder) -> epath.Path:
+  """A phase's folder by its own name in its work directory, where it is given as '.' or by a link; others as they are.
+
+  Raises:
+    WorkdirError: as `read`.
+  """
+  path = epath.Path(phase_folder)
+  if '://' in str(path) or not (path / FILE).exists():
+    return path
+  own = path.absolute()
+  return own if own.name == read(path)['phase'] else epath.Path(os.path.realpath(own))
+
+
+def fullest(config: dict, folders: list[epath.Path]) -> dict:
+  """The experiment `config` of one of the phases' folders, or of another that goes on where it ends.
+
+  One that has all its phases, and others that are there besides, came later, whatever the files' times say: a copy of a
+  work directory has those of the copying.
+  """
+  names = {folder.name for folder in folders}
+  for folder in folders:
+    try:
+      other = read(folder)['config']
+    except WorkdirError:  # named where the phase is read
+      continue
+    if {*config['order']} < {*other['order']} and names & ({*other['order']} - {*config['order']}):
+      config = other
+  return config
 
 
 def read(phase_folder) -> dict:

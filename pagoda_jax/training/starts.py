@@ -99,12 +99,17 @@ def mark(init_from: str) -> str:
     values = folders.read_description(path)
     origin = _digest([values['source'], values['options']])
     return f'weights {origin}, values {values["variables_sha256"][:16]}'
-  return f'phase {path.name} {_digest(claims.read(path)["identity"])} at step {checkpoints.newest_step(path)}'
+  there = claims.read(path)
+  return f'phase {there["phase"]} {_digest(there["identity"])} at step {checkpoints.newest_step(path)}'
 
 
 def same_mark(before: str | None, now: str | None) -> bool:
-  """Whether two of `mark`'s texts are of the same start; earlier versions named the origin of weights alone."""
-  return before == now or str(now).startswith(f'{before}, values ')
+  """Whether two of `mark`'s texts are of the same start.
+
+  Earlier versions named the origin of weights alone, and a phase as its folder was called, were it a link or '.'.
+  """
+  of_phase = lambda text: text.rsplit(' ', 4)[1:] if str(text).startswith('phase ') else text
+  return of_phase(before) == of_phase(now) or str(now).startswith(f'{before}, values ')
 
 
 def _digest(values) -> str:

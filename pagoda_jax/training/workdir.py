@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import os
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from pagoda_jax import config as configs
 from pagoda_jax.config import spaces
-from pagoda_jax.data import noise_store
+from pagoda_jax.data import listing, noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.runtime import distributed
 from pagoda_jax.runtime.files import read_to_compare, write_sealed
@@ -134,6 +135,21 @@ def _by_stage(key: str, values: dict) -> str:
   return '.'.join((root, *rest))
 
 
+def check_apart(folder, config) -> None:
+  """Refuses a work directory among the pictures, whose files would be counted among them when the run goes on.
+
+  Raises:
+    WorkdirError: it is.
+  """
+  data = config.data
+  if data.source != 'folder' or '://' in str(folder) or os.path.lexists(os.path.join(data.path, listing.CAPTIONS)):
+    return
+  photos, here = (os.path.realpath(os.path.expanduser(path)) for path in (data.path, folder))
+  if photos == os.path.commonpath([photos, here]) and not listing.is_hidden(os.path.relpath(here, photos)):
+    raise WorkdirError(f'{folder}: lies in config.data.path = {data.path!r}, and its grids and checkpoints would be '
+                       'counted among the pictures there; use a --workdir beside it')
+
+
 def check_same_everywhere(config, names, max_steps: int | None = None) -> None:
   """Refuses processes that were started with another config, other flags or other pictures than process 0.
 
@@ -165,18 +181,17 @@ def claim(folder, config, name: str) -> None:
 
 
 def read_config(folder) -> ConfigDict:
-  """The experiment whose phases a work directory holds, as its newest config.json has it.
+  """The experiment whose phases a work directory holds, as the newest config.json that has them all tells.
 
   Keys that came later are as they were before them.
 
   Raises:
     WorkdirError: there is none, or it is damaged.
   """
-  paths = list(epath.Path(folder).glob(f'*/{claims.FILE}'))
-  if not paths:
+  folders = claims.phase_folders(folder)
+  if not folders:
     raise WorkdirError(f'{folder}: no phase of any experiment there; start one with `pagoda run`')
-  newest = max(paths, key=lambda path: path.stat().mtime)
-  config = _completed(claims.read(newest.parent)['config'], configs.experiment.table())
+  config = _completed(claims.fullest(claims.read(folders[0])['config'], folders), configs.experiment.table())
   for phase in config['phases'].values():
     _completed(phase, configs.PHASES[phase['stage']].table())
   return ConfigDict(config, sort_keys=False)

@@ -269,9 +269,10 @@ def load(path, *, phase: str = '', step: str = '', ema: str = '', kind: str = ''
     if kind or levels is not None:
       raise ValueError(f'kind and levels are of converted weights, and {path} holds none')
     if (path / claims.FILE).exists():
+      path = claims.at_its_place(path)
       if phase not in ('', path.name):
         raise ValueError(f'phase = {phase!r}: {path} is phase {path.name}')
-      path, phase = path.absolute().parent, path.name
+      path, phase = path.parent, path.name
     generator = of_phase(path, phase, step, ema, **there)
   generator = with_text_encoder(generator, text_encoder)
   _ = generator.params  # what is damaged is refused here, and not when the first image is drawn

@@ -1,5 +1,6 @@
 """Images of a generator, and the files that hold them: grids, folders of pictures, arrays, animations."""
 
+import contextlib
 import io
 import json
 import textwrap
@@ -16,6 +17,7 @@ from pagoda_jax.use.generator import check_guidance
 FORMATS = ('.png', '.npz', '.webp')
 STOPS = 4  # noises that an animation passes through, before it is back at the first
 FRAME = 60  # ms
+LARGEST_WEBP = 16_383  # pixels of a side
 LARGEST_PROMPTS = 2**24  # bytes of a file
 LINE = 24  # characters of a caption's line
 
@@ -199,15 +201,7 @@ def write(path, images: np.ndarray, labels: np.ndarray, omegas: tuple[float, ...
     return
   if not path.suffix:
     check_empty(path)
-    digits, rows = len(str(len(images) - 1)), []
-    for number, (image, text) in enumerate(zip(images, captions(labels, omegas))):
-      ending = ''.join(f'_{part}' for part in text.replace('omega ', 'omega').split(', ') if part)
-      write_png(path / f'{number:0{digits}d}{ending}.png', image)
-      rows.append(f'{number:0{digits}d}{ending}.png')
-    if prompts:
-      with replacing(path / 'captions.jsonl') as file:
-        file.write(''.join(json.dumps({'file': name, 'caption': prompt}, ensure_ascii=False) + '\n' for name, prompt
-                           in zip(rows, prompts_of(labels, omegas, prompts))).encode())
+    _write_folder(path, images, labels, omegas, prompts)
     return
   buffer = io.BytesIO()
   more = {'omega': np.resize(np.float32(omegas), len(images))} if omegas else {}
@@ -218,10 +212,43 @@ def write(path, images: np.ndarray, labels: np.ndarray, omegas: tuple[float, ...
     file.write(buffer.getbuffer())
 
 
+def _write_folder(path, images, labels, omegas, prompts) -> None:
+  digits, there, rows = len(str(len(images) - 1)), path.exists(), []
+  try:
+    for number, (image, text) in enumerate(zip(images, captions(labels, omegas))):
+      ending = ''.join(f'_{part}' for part in text.replace('omega ', 'omega').split(', ') if part)
+      write_png(path / f'{number:0{digits}d}{ending}.png', image)
+      rows.append(f'{number:0{digits}d}{ending}.png')
+    if prompts:
+      with replacing(path / 'captions.jsonl') as file:
+        file.write(''.join(json.dumps({'file': name, 'caption': prompt}, ensure_ascii=False) + '\n' for name, prompt
+                           in zip(rows, prompts_of(labels, omegas, prompts))).encode())
+  except BaseException:  # a full disk, Ctrl-C: fewer than were asked for would be taken for all, and stand in the way
+    with contextlib.suppress(OSError):
+      for name in rows:
+        (path / name).unlink()
+      if not there:
+        path.rmdir()
+    raise
+
+
 def check_empty(folder) -> None:
   """Refuses a folder that pictures would be mixed with others in."""
   if epath.Path(folder).exists() and any(epath.Path(folder).iterdir()):
     raise ValueError(f'{folder}: there are files in it already; remove them, or choose another --out')
+
+
+def check_webp(side: int, count: int) -> None:
+  """Refuses more images of `side` pixels than the grid of an animation can hold, before they are drawn.
+
+  Raises:
+    ValueError: says how many it holds.
+  """
+  shown = side * max(1, -(-32 // side))  # as image_grid shows them
+  columns = LARGEST_WEBP // shown
+  if count > columns**2:
+    raise ValueError(f'{count} images of {side} px: a .webp has at most {LARGEST_WEBP} pixels a side, which hold '
+                     f'{columns**2} of them; take fewer, or another --out')
 
 
 def write_webp(path, frames: np.ndarray, milliseconds: int = FRAME) -> None:

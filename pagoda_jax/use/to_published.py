@@ -2,11 +2,9 @@
 
 import dataclasses
 
-from etils import epath
-
 from pagoda_jax import config as configs
 from pagoda_jax.stages import models
-from pagoda_jax.training import checkpoints, workdir
+from pagoda_jax.training import checkpoints, claims, workdir
 from pagoda_jax.weights.convert.formats import Converted
 from pagoda_jax.weights.convert.mapping import ConversionError
 
@@ -26,7 +24,7 @@ def read_phase(phase_folder, step: int | None = None, attention_order: str | Non
     ConversionError: no published code computes such a network.
     CheckpointError, WorkdirError: there is no such phase or no checkpoint in it.
   """
-  phase_folder = epath.Path(phase_folder)
+  phase_folder = claims.at_its_place(phase_folder)
   config = workdir.read_config(phase_folder.parent)
   if phase_folder.name not in config.phases or config.phases[phase_folder.name].stage not in configs.IMAGE_STAGES:
     raise ConversionError(f'{phase_folder}: neither a converted folder nor a phase with a network that draws images')
@@ -34,6 +32,9 @@ def read_phase(phase_folder, step: int | None = None, attention_order: str | Non
   form = config.network.form
   if form not in FORMATS or (form != 'guided' and unet.grown):
     raise ConversionError(f'no published code computes a {"grown " if unet.grown else ""}network of form {form!r}')
+  if attention_order and form != 'guided':
+    raise ConversionError(f'--attention_order={attention_order}: is of networks of form guided, and this one is of '
+                          f'form {form}')
   if unet.omega_embedding:
     raise ConversionError('no published code computes a network with the strength of guidance as an input')
   params, step = checkpoints.read_generator(phase_folder, step)

@@ -11,7 +11,7 @@ import os
 from absl import logging
 from etils import epath
 
-from pagoda_jax.runtime.files import file_digest
+from pagoda_jax.runtime.files import file_digest, user_cache
 from pagoda_jax.weights import published
 from pagoda_jax.weights.published import Published
 
@@ -37,8 +37,7 @@ def entry(name: str) -> Published:
 
 def folders(weights_dir=None) -> list[epath.Path]:
   """Where weights are looked for: `weights_dir`, $PAGODA_WEIGHTS, the user's cache."""
-  cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  named = (weights_dir, os.environ.get(ENVIRONMENT), f'{cache}/pagoda_jax/weights')
+  named = (weights_dir, os.environ.get(ENVIRONMENT), f'{user_cache()}/pagoda_jax/weights')
   return list(dict.fromkeys(epath.Path(folder).expanduser() for folder in named if folder))
 
 

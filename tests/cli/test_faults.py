@@ -15,12 +15,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import runs
+import tiny
 
 from pagoda_jax import main
 from pagoda_jax.cli import faults
 from pagoda_jax.data import images, noise_store, prepare, shards
+from pagoda_jax.evaluation import evaluate
 from pagoda_jax.runtime import files
-from pagoda_jax.training import logs
+from pagoda_jax.training import logs, workdir
 from pagoda_jax.use import sample
 from pagoda_jax.weights.convert import folders, formats, torch_files
 
@@ -257,6 +259,34 @@ def test_a_place_that_cannot_be_written_to_is_refused_at_once(tmp_path, capsys, 
   assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'there']
 
 
+def test_what_cannot_be_written_in_the_end_is_refused_before_hours_of_drawing(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(os, 'access', lambda path, mode: 'shared' not in str(path))  # who is root may write anywhere
+  (tmp_path / 'shared').mkdir()
+  for command, flag, more in (('sample', 'out', []), ('evaluate', 'out', []), ('report', 'output', REQUIRED['report'])):
+    assert runs.pagoda(command, f'--{flag}={tmp_path}/shared/new/x.png', *more) == 2
+    assert f'{tmp_path}/shared is a folder that cannot be written to\n' in capsys.readouterr().err
+  # An output that exists is said before the run is looked at, which is none here.
+  assert runs.pagoda('ema', f'--workdir={tmp_path}', '--std=0.1', f'--output={tmp_path}/shared') == 1
+  assert f'{tmp_path}/shared exists already' in capsys.readouterr().err
+  # A run that is read-only is measured into a file of one's own, result by result.
+  run, out = tmp_path / 'shared', tmp_path / 'own' / 'x.json'
+  (run / 'teacher').mkdir()
+  monkeypatch.setattr(workdir, 'image_phase', lambda *_: (tiny.get_config(), 'teacher'))
+
+  def of_phase(*_):
+    for step in (2, 4):
+      yield {'samples': {'phase': 'teacher', 'step': step, 'guidance': None, 'count': 5}, 'metrics': {}, 'notes': []}
+      found = files.read_sealed(out)
+      assert found.get('results', [found])[-1]['samples']['step'] == step
+
+  monkeypatch.setattr(evaluate, 'of_phase', of_phase)
+  assert runs.pagoda('evaluate', f'--workdir={run}') == 1
+  assert 'teacher/evaluate: cannot be written to; give --out=FILE' in capsys.readouterr().err
+  assert runs.pagoda('evaluate', f'--workdir={run}', f'--out={out}') == 0
+  assert f'teacher, step 4: {out}' in capsys.readouterr().out and len(files.read_sealed(out)['results']) == 2
+  assert not list(run.glob('*/evaluate/*'))
+
+
 @pytest.mark.parametrize('command, flag', [
   ('plan', 'mfu'), ('prepare', 'max_unreadable'), ('convert', 'scaling_factor'), ('convert', 'shift_factor'),
   ('serve', 'rate'), ('bench', 'seconds'), ('bench', 'peak')])
@@ -271,6 +301,7 @@ def test_a_number_that_is_none_is_refused(command, flag, capsys):
   ('prepare', '--text_width=64', '--text_width=64: is of embeddings (--text_encoder)'),
   ('prepare', '--split=test', '--split=test: is of --source=tfds:NAME'),
   ('prepare', '--data_dir=data', '--data_dir=data: is of --source=tfds:NAME'),
+  ('plan', '--mfu=0.5', '--mfu=0.5: is a share of a peak, and that of'),
   ('convert', '--groups=0', '0 is not a positive integer'),
   ('convert', '--scaling_factor=0', 'range [1e-06, 1000000.0]'),
   ('convert', '--scaling_factor=-1', 'range [1e-06, 1000000.0]'),

@@ -81,6 +81,22 @@ def test_a_run_does_not_go_on_with_pictures_swapped_within_the_folder(tmp_path, 
   prepare.prepare(folders.open_folder(folder, check=False), **plan)
 
 
+def test_a_work_directory_among_the_pictures_is_refused_at_once(photos, tmp_path, monkeypatch, capsys):
+  """Its grids, and files of checkpoints, would be pictures of one more class when the run goes on."""
+  (tmp_path / 'link').symlink_to(photos)
+  monkeypatch.chdir(photos)
+  flags = [f'--config={tiny.__file__}', '--config.data.source=folder', '--config.data.channels=3']
+  places = (photos, photos / 'run'), ('.', 'runs/a'), (tmp_path / 'link', photos), ('../photos/', '../link/a')
+  for path, folder in places:
+    assert main.main(['run', *flags, f'--config.data.path={path}', f'--workdir={folder}']) == 1
+    assert f'{folder}: lies in config.data.path = ' in capsys.readouterr().err
+  assert sorted(path.name for path in photos.iterdir()) == list(make_data.CLASSES)
+  for folder in (tmp_path / 'photos2', tmp_path, photos / '.runs' / 'a'):
+    workdir.check_apart(folder, experiment(photos))
+  (photos / listing.CAPTIONS).touch()  # which lists the pictures
+  workdir.check_apart(photos / 'run', experiment(photos))
+
+
 def test_a_picture_that_changes_under_a_run_stops_the_reading_and_one_that_is_linked_does_not(photos, tmp_path):
   source, (first, second) = folders.open_folder(photos), [photos / 'bird' / f'0{i}.png' for i in range(2)]
   os.link(first, tmp_path / 'backup.png')
@@ -105,6 +121,16 @@ def test_a_file_is_read_once_for_the_check_and_again_only_after_a_change(photos,
   assert folders.open_folder(tmp_path / 'copy', check=False).digest == first.digest
   folders.open_folder(tmp_path / 'copy')  # which has been hashed, but not decoded
   assert len(read) == 13 + 2 * 12
+
+
+def test_an_empty_name_of_the_cache_is_none_and_not_the_current_folder(photos, tmp_path, monkeypatch):
+  for name, value in (('XDG_CACHE_HOME', ''), ('HOME', str(tmp_path / 'home'))):
+    monkeypatch.setenv(name, value)
+  (tmp_path / 'here').mkdir()
+  monkeypatch.chdir(tmp_path / 'here')
+  folders.open_folder(photos)
+  assert list((tmp_path / 'home' / '.cache' / 'pagoda_jax' / 'folders').iterdir())
+  assert not list((tmp_path / 'here').iterdir())
 
 
 def test_a_damaged_cache_is_not_believed(photos, cache):

@@ -139,6 +139,8 @@ def test_a_damaged_shard_is_named_and_made_anew(photos, tmp_path, how, capsys):
   prepared(photos, output)
   assert files(output) == whole
   assert run('--verify', f'--output={output}') == 0
+  assert run('--verify', f'--output={output}', '--source=mnist') == 1  # which it would not look at
+  assert '--source=mnist: --verify looks at what is in --output alone' in capsys.readouterr().err
 
 
 def test_a_damaged_record_is_named_when_it_is_read(photos, tmp_path):

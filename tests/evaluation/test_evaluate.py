@@ -421,7 +421,19 @@ def test_a_missing_inception_says_where_it_comes_from(tmp_path, monkeypatch):
     evaluate.of_images(str(tmp_path / 'x.npz'), evaluate.Request('is'))
 
 
+@pytest.mark.parametrize('asked, said', [
+  ({'guidance': (3.0, 1.5)}, '--guidance=3,1.5: is of samples, and psnr compare reconstructions'),
+  ({'labels': 'cycle'}, '--labels=cycle'), ({'seed': 7}, '--seed=7')])
+def test_how_samples_are_drawn_is_refused_where_none_are(asked, said, tmp_path, monkeypatch):
+  monkeypatch.setattr(references, 'open_reference', lambda *where: references.Reference({}))
+  request = evaluate.Request('psnr', **asked)
+  with pytest.raises(EvaluationError, match=said):
+    next(evaluate.of_phase(tiny.get_config('guided'), tmp_path, 'distill', '', request))
+
+
 def test_steps_of_a_range(finished):
+  with pytest.raises(EvaluationError, match="--step=4-: must be a number, 'best', a range such as 1000-5000, or 'all'"):
+    evaluate.steps_of(finished / 'grow_16', '4-', None)
   folder, config = finished / 'grow_16', workdir.image_phase(finished, '')[0].checkpoint
   assert evaluate.steps_of(folder, 'all', config) == [2, 4]
   assert evaluate.steps_of(folder, '3-9', config) == [4]

@@ -255,6 +255,8 @@ def test_two_runs_stand_side_by_side_with_what_differs(tmp_path, monkeypatch):
   assert 'phases.distill.batch_size' in differing and 'seed' in differing and 'steps' not in differing
   assert '16 M' in shown.text and '512 M' in shown.text  # of b's distill and of invert
   assert not (a / 'report.html').exists()
+  monkeypatch.chdir(a)
+  assert page._names([read.read('.')]) == ['digits'] and page._names([read.read('.'), read.read(b)]) == ['.', str(b)]
 
 
 def test_a_fault_of_the_page_is_a_warning_once_and_never_stops_a_run(tmp_path, caplog):

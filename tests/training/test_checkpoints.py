@@ -9,10 +9,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tiny
+from etils import epath
 from runs import CONFIG, digest, pagoda
 
 from pagoda_jax import config as configs
 from pagoda_jax import validation
+from pagoda_jax.cli import inspect
 from pagoda_jax.planning import programs
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import state
@@ -219,6 +221,22 @@ def test_a_checkpoint_does_not_count_before_its_checksums_are_there(phase, monke
       saver.save(6, STATE, {})
       saver.wait()
   assert checkpoints.newest_good_step(phase) == 4 and capsys.readouterr().out == ''
+
+
+def test_a_checkpoint_that_a_run_removes_meanwhile_is_not_called_damaged(phase, monkeypatch):
+  looked = checksums.damage
+
+  def removed_meanwhile(folder):
+    if folder.name == '2':
+      shutil.rmtree(folder, ignore_errors=True)
+    return looked(folder)
+
+  monkeypatch.setattr(checksums, 'damage', removed_meanwhile)
+  with pytest.raises(checkpoints.CheckpointError, match='2: removed while it was read.*; there are 4'):
+    checkpoints.read_state(phase, 2)
+  shutil.copytree(phase / 'checkpoints' / '4', phase / 'checkpoints' / '2')
+  (first, *others) = inspect.describe(epath.Path(phase), tiny.get_config(), '', False)
+  assert first.startswith('teacher (teacher): whole checkpoints at steps 4; step 4: sha256 ') and not others
 
 
 def test_a_kill_before_the_rename_is_no_loss(phase, capsys):

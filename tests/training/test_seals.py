@@ -12,6 +12,7 @@ from runs import CONFIG, pagoda
 from pagoda_jax import pipeline
 from pagoda_jax.data import noise_store, prepare
 from pagoda_jax.evaluation import small_data
+from pagoda_jax.evaluation.report import read as report
 from pagoda_jax.runtime import files
 from pagoda_jax.training import checkpoints, claims, logs, starts, workdir
 
@@ -200,3 +201,26 @@ def test_a_broken_plan_of_prepare_is_named(tmp_path):
     (tmp_path / prepare.PLAN).write_bytes(content.encode(errors='surrogateescape'))
     with pytest.raises(prepare.PrepareError, match='prepare.json: damaged'):
       prepare._claim(epath.Path(tmp_path), {'pictures': 3})
+
+
+def test_the_experiment_is_that_of_all_phases_whatever_else_and_whatever_times_are_there(folder):
+  """A run's config.json of before growth was added is the newest file of a copy; an exported generator has one too."""
+  grown = tiny.get_config()
+  before = tiny.get_config()
+  with before.unlocked():
+    before.order = ('teacher', 'invert', 'distill')
+    del before.phases['grow_16']
+  for name in ('distill', 'grow_16', 'teacher'):  # times as a copy has them: that of the teacher is the last
+    workdir.claim(folder, grown if name == 'grow_16' else before, name)
+  files.write_sealed(folder / 'exported' / claims.FILE, {'format': 'pagoda_jax generator, version 1'})
+  (folder / 'clip').mkdir()
+  (folder / 'clip' / claims.FILE).write_text('{"model_type": "clip"}')
+  assert tuple(workdir.read_config(folder).order) == grown.order
+  read = report.read(folder)
+  assert tuple(read.config['order']) == grown.order and not read.notes
+  # Of another branch of phases it is the newest that counts.
+  other = json.loads(workdir.as_json(before))
+  other |= {'order': ['teacher', 'other'], 'phases': {'teacher': other['phases']['teacher'],
+                                                      'other': other['phases']['distill']}}
+  claims.write(folder / 'other', 'other', {}, other)
+  assert tuple(workdir.read_config(folder).order) == ('teacher', 'other')

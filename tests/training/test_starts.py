@@ -67,6 +67,12 @@ def test_published_weights_start_invert_distill_and_teacher(tmp_path, base, caps
   config = experiment(tmp_path / 'run' / 'teacher')
   found, where = starts.read_start(config, tmp_path / 'other', 'distill')
   assert 'step 1' in where and checkpoints.digest(found) == checkpoints.digest(after['ema'])
+  # However it is called: as a run remembers what it began with, and as one of an earlier version did.
+  (tmp_path / 'best').symlink_to(tmp_path / 'run' / 'teacher')
+  mark = starts.mark(tmp_path / 'run' / 'teacher')
+  assert starts.mark(tmp_path / 'best') == mark
+  assert starts.same_mark(mark.replace('phase teacher', 'phase best'), mark)
+  assert not starts.same_mark(mark.replace('step 1', 'step 2'), mark) and not starts.same_mark(None, mark)
   config.network.channels = 16
   with pytest.raises(starts.StartError, match=r'config.network.channels \(channels\): there 8, in the config 16'):
     starts.read_start(config, tmp_path / 'other', 'distill')

@@ -297,7 +297,7 @@ def test_edits_of_files(run, files, word, flags, tmp_path, capsys):
   out = tmp_path / 'out.png'
   picture = files / ('small.png' if word == 'super_resolve' else 'a.png')
   flags = [flag.format(files) for flag in flags]
-  assert pagoda('edit', word, picture, f'--workdir={run}', f'--out={out}', '--steps=25', '--tries=1', *flags) == 0
+  assert pagoda('edit', word, picture, f'--workdir={run}', f'--out={out}', '--steps=10', '--tries=1', *flags) == 0
   printed = capsys.readouterr()
   assert '16 px, label' in printed.out and 'step 25/25  objective' in printed.err
   assert Image.open(out).size == (16, 16) and Image.open(tmp_path / 'out_beside.png').size == (128, 64)

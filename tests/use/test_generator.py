@@ -21,7 +21,7 @@ import pagoda_jax
 from pagoda_jax.runtime import files, sharding
 from pagoda_jax.stages import models
 from pagoda_jax.training import checkpoints, workdir
-from pagoda_jax.use import exported, exported_loader, publish
+from pagoda_jax.use import exported, exported_loader, publish, to_published
 from pagoda_jax.use.generator import Generator
 
 
@@ -142,6 +142,17 @@ def made_up_run(folder, config, name):
   saver.save(4, {'ema': params, 'step': np.array(4)}, {})
   saver.close()
   return folder
+
+
+def test_a_phase_is_itself_though_it_is_called_dot_or_by_a_link(tmp_path, monkeypatch):
+  """And not the last phase of its run."""
+  for name in ('teacher', 'distill'):
+    made_up_run(tmp_path / 'run', tiny.get_config(), name)
+  (tmp_path / 'best').symlink_to('run/teacher')
+  monkeypatch.chdir(tmp_path / 'run' / 'teacher')
+  for place in ('.', '../teacher/', tmp_path / 'best', tmp_path / 'best' / '.'):
+    assert pagoda_jax.load(place).where == 'phase teacher, step 4'
+    assert to_published.read_phase(place).notes == ('phase teacher at step 4',)
 
 
 @pytest.fixture(scope='module')

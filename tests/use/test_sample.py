@@ -44,6 +44,26 @@ def test_a_folder_of_pictures_holds_what_the_arrays_hold(run, tmp_path, capsys):
   assert sorted(path.name for path in folder.iterdir()) == names
 
 
+@pytest.mark.parametrize('stop', [OSError(28, 'No space left on device'), KeyboardInterrupt()])
+def test_nothing_is_left_of_a_folder_that_could_not_be_written_to_its_end(tmp_path, monkeypatch, stop):
+  written = []
+
+  def write_png(path, image):
+    if len(written) == 3:
+      raise stop
+    written.append(path)
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+
+  monkeypatch.setattr(sample, 'write_png', write_png)
+  (tmp_path / 'there').mkdir()
+  for name in ('new', 'there'):
+    written.clear()
+    with pytest.raises(type(stop)):
+      sample.write(tmp_path / name, np.zeros((5, 4, 4, 1), np.uint8), np.arange(5))
+  assert [path.name for path in tmp_path.rglob('*')] == ['there']
+
+
 def test_captions_stand_below_the_images(run, tmp_path):
   plain = np.asarray(Image.open(drawn(run, tmp_path / 'a.png')))
   grid = np.asarray(Image.open(drawn(run, tmp_path / 'b.png', '--captions')))
@@ -107,6 +127,7 @@ def test_labels_of_a_network_without_classes():
   (('--captions', '--out=x.npz'), 1, '--captions: is of a .png'),
   (('--frames=3',), 1, '--frames: is of a .webp'), (('--out=x.webp', '--frames=0'), 2, 'frames'),
   (('--out=x.webp', '--guidance=1,2'), 1, 'an animation takes one strength'),
+  (('--out=x.webp', '--num_images=261122'), 1, 'a .webp has at most 16383 pixels a side, which hold 261121 of them'),
   (('--out=x.gif',), 1, 'must end in .png or .npz or .webp, or in nothing for a folder'),
 ])
 def test_what_is_refused(run, flags, code, said, capsys, tmp_path, monkeypatch):

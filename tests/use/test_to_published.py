@@ -60,5 +60,7 @@ def test_what_no_published_code_computes(tmp_path):
   phase, _ = trained_phase(tmp_path, 'edm', 'grow_16')
   with pytest.raises(ConversionError, match="no published code computes a grown network of form 'edm'"):
     to_published.read_phase(phase)
+  with pytest.raises(ConversionError, match='--attention_order=legacy: is of networks of form guided'):
+    to_published.read_phase(trained_phase(tmp_path / 'run', 'edm', 'teacher')[0], attention_order='legacy')
   with pytest.raises(ConversionError, match='neither a converted folder nor a phase'):
     to_published.read_phase(tmp_path / 'invert')

@@ -412,11 +412,19 @@ def test_the_input_of_a_published_file_is_known(tmp_path, capsys):
 
 def test_ways_to_call_it_wrongly(tmp_path):
   output = f'--output={tmp_path}/d'
+  (tmp_path / 'there').mkdir()
+  (tmp_path / 'there' / folders.DESCRIPTION).touch()
+  back = f'--input={tmp_path}/there', f'{output}.safetensors', '--to=torch'
   for arguments, said in (
     (('--input=/absent.pt', output), 'absent.pt: no such file'),
     ((f'--input={tmp_path}', output), 'is a directory'),
     ((f'--input={tmp_path}', output, '--to=torch'), 'writes a .safetensors file'),
     (('--input=/absent', f'{output}.safetensors', '--to=torch'), 'no such folder'),
+    # What would have no effect.
+    ((*back, '--key=ema'), '--key=ema: is of published files'),
+    ((*back, '--num_heads=4'), '--num_heads=4: is of published files'),
+    ((*back, '--step=4'), '--step=4: is of phases, and .*there holds converted weights'),
+    (('--input=/absent.pt', output, '--step=4'), '--step=4: is of --to=torch'),
   ):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
       convert(*arguments)

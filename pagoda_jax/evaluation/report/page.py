@@ -74,7 +74,7 @@ def render(runs: list[read.Run], image_flops: Callable[[read.Run, str], float | 
 
 
 def _names(runs):
-  names = [run.folder.name or str(run.folder) for run in runs]
+  names = [run.folder.absolute().name or str(run.folder) for run in runs]  # of '.' too
   return [str(run.folder) for run in runs] if len(set(names)) < len(names) else names
 
 

@@ -109,16 +109,16 @@ def read(folder) -> Run:
 
 
 def _config(folder, notes) -> dict:
-  paths = list(folder.glob(f'*/{claims.FILE}'))
-  if not paths:
+  places = claims.phase_folders(folder)
+  if not places:
     raise claims.WorkdirError(f'{folder}: no phase of any experiment there; start one with `pagoda run`')
   refused = None
-  for path in sorted(paths, key=lambda path: path.stat().mtime, reverse=True):
+  for place in places:
     try:
-      return claims.read(path.parent)['config']
+      return claims.fullest(claims.read(place)['config'], places)
     except claims.WorkdirError as error:
       refused = error
-      notes.append(f'{path.relative_to(folder)}: missing or damaged, and not believed')
+      notes.append(f'{place.name}/{claims.FILE}: missing or damaged, and not believed')
   raise refused
 
 

@@ -33,6 +33,12 @@ def is_converted(folder) -> bool:
   return (epath.Path(folder) / DESCRIPTION).exists()
 
 
+def refuse_existing(folder) -> None:
+  """For `write_converted`, and before minutes of work for it; raises ConversionError."""
+  if epath.Path(folder).exists():
+    raise ConversionError(f'{folder} exists already; remove it, or choose another --output')
+
+
 def write_converted(folder, converted: Converted, source: dict) -> None:
   """Writes the folder.
 
@@ -46,8 +52,7 @@ def write_converted(folder, converted: Converted, source: dict) -> None:
     OSError: it cannot be written; names it. Nothing is left of it.
   """
   folder = epath.Path(folder).absolute() if '://' not in str(folder) else epath.Path(folder)
-  if folder.exists():
-    raise ConversionError(f'{folder} exists already; remove it, or choose another --output')
+  refuse_existing(folder)
   remote = '://' in str(folder)
   target = folder if remote else folder.parent / f'.{folder.name}.{os.getpid()}.tmp'
   try:
