@@ -116,6 +116,7 @@ def _read_outside(config, name: str) -> tuple[dict, str]:
     variables, _ = folders.load_converted(path)
     params, where = variables['params'], str(path)
   else:
+    _check_teacher(config, name, path)
     _check_same_noise(config, name, path)
     params, step = checkpoints.read_generator(path)
     where = f'{path}, step {step}'
@@ -135,6 +136,14 @@ def _network_at(path: epath.Path) -> UNet:
     return UNet(**description['options'])
   there = claims.read(path)
   return models.make_unet(ConfigDict(there['config']), there['phase'])
+
+
+def _check_teacher(config, name: str, path: epath.Path) -> None:
+  """A generator or an encoder is the teacher's network, and no path of noise leads through it."""
+  there, stage = _phase_at(path)['stage'], config.phases[name].stage
+  if stage in ('invert', 'guide') and there != 'teacher':
+    raise StartError(f'{path}: a phase of stage {there}; config.phases.{name}.init_from must be a teacher, whose '
+                     f'{"paths it inverts" if stage == "invert" else "samples it learns from"}')
 
 
 def _check_same_noise(config, name: str, path: epath.Path) -> None:

@@ -143,6 +143,15 @@ def test_growth_from_another_run_agrees_with_it_about_the_noise(finished):
   starts.read_start(config, finished, 'grow_16')
 
 
+def test_a_generator_of_another_run_makes_no_noise(finished):
+  config = experiment(finished / 'distill')
+  with pytest.raises(starts.StartError, match='a phase of stage distill; config.*invert.init_from must be a teacher'):
+    starts.read_start(config, finished, 'invert')
+  starts.read_start(config, finished, 'distill')
+  config.phases.invert.init_from = str(finished / 'teacher')
+  starts.read_start(config, finished, 'invert')
+
+
 def test_another_architecture_is_refused_key_by_key(tmp_path, base):
   written(tmp_path / 'w', base)
   config = experiment(tmp_path / 'w', {'form': 'guided', 'num_blocks': 2})
