@@ -7,6 +7,8 @@ import stat
 from absl import flags
 from ml_collections import config_flags
 
+from pagoda_jax.runtime import buckets
+
 
 class _WholeNumber(flags.IntegerParser):
   def convert(self, argument) -> int:
@@ -99,7 +101,7 @@ def define_place(fv, name: str, default: str | None, help: str) -> None:
 
 def _check_place(path: str | None, fits, kind: str) -> bool:
   """Refuses what cannot be `kind`: before minutes of work, and not after."""
-  if path is None or '://' in path:
+  if path is None or buckets.is_in_bucket(path):
     return True
   if not path:
     raise flags.ValidationError(f'is empty; must name {kind}')

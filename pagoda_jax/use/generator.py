@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from pagoda_jax import config as configs
 from pagoda_jax.config import ranges, spaces
 from pagoda_jax.networks.unet import UNet
-from pagoda_jax.runtime import sharding
+from pagoda_jax.runtime import buckets, sharding
 from pagoda_jax.stages import architectures, models, sampler
 from pagoda_jax.training import checkpoints, claims, starts, workdir
 from pagoda_jax.use import exported
@@ -253,7 +253,7 @@ def load(path, *, phase: str = '', step: str = '', ema: str = '', kind: str = ''
     if (path / claims.FILE).exists():
       if phase not in ('', path.name):
         raise ValueError(f'phase = {phase!r}: {path} is phase {path.name}')
-      path, phase = path.absolute().parent, path.name
+      path, phase = buckets.absolute(path).parent, path.name
     generator = of_phase(path, phase, step, ema, **there)
   generator = with_text_encoder(generator, text_encoder)
   _ = generator.params  # what is damaged is refused here, and not when the first image is drawn
