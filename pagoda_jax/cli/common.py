@@ -101,7 +101,13 @@ def define_place(fv, name: str, default: str | None, help: str) -> None:
 
 def _check_place(path: str | None, fits, kind: str) -> bool:
   """Refuses what cannot be `kind`: before minutes of work, and not after."""
-  if path is None or buckets.is_in_bucket(path):
+  if path is None:
+    return True
+  if buckets.is_in_bucket(path):
+    try:
+      buckets.check(path)
+    except buckets.BucketError as error:
+      raise flags.ValidationError(str(error)) from None
     return True
   if not path:
     raise flags.ValidationError(f'is empty; must name {kind}')

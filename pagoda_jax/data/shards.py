@@ -201,6 +201,8 @@ def read_record(folder: str, name: str, count: int, place: int) -> bytes:
   """
   try:
     record = open_shard(folder, name, count).read([place])[0]
+  except FileNotFoundError:
+    raise ShardError(f'{shard_path(folder, name)}: missing') from None
   except (RuntimeError, IndexError) as error:
     raise ShardError(f'{shard_path(folder, name)}: record {place} is damaged ({_first_line(error)})') from None
   if not record:  # what ArrayRecord gives, without an error, of a file that was cut short after it was opened

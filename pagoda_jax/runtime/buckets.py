@@ -1,8 +1,18 @@
 """What lies in a bucket (gs://) instead of a file system: whole objects, of which any part can be read."""
 
+import fsspec
 from etils import epath
 
 SCHEME = '://'
+SCHEMES = ('gs', 's3', 'az', 'hf')  # that epath knows; it would take others for names of folders
+# gcsfs would remember how a folder looked, and the sizes of objects, for ever: what another host has written since,
+# such as its lock, or Orbax by tensorstore, would be read as it was, or cut off. Before epath opens a bucket.
+for _protocol in ('gs', 'gcs'):
+  fsspec.config.conf.setdefault(_protocol, {})['use_listings_cache'] = False
+
+
+class BucketError(ValueError):
+  """No bucket, or none that can be reached from here; the message says why."""
 
 
 def is_in_bucket(path) -> bool:
@@ -16,10 +26,23 @@ def absolute(path) -> epath.Path:
   return path if is_in_bucket(path) else path.absolute()
 
 
-def system(path):
-  """fsspec's file system of a path in a bucket; ImportError names the package that it lacks."""
-  import fsspec  # with `gcs`, an extra
+def check(path) -> None:
+  """Refuses a path in a bucket that cannot be one.
 
+  Raises:
+    BucketError: its scheme is not known, it names no bucket, or the package for it is not installed.
+  """
+  scheme, _, rest = str(path).partition(SCHEME)
+  if scheme not in SCHEMES or not rest.strip('/'):
+    raise BucketError(f'names no bucket; must be gs://BUCKET/PATH (or {", ".join(SCHEMES[1:])}), or a local path')
+  try:
+    fsspec.get_filesystem_class(scheme)
+  except ImportError as error:
+    raise BucketError(f'{error}: pip install "pagoda_jax[gcs]"') from None
+
+
+def system(path):
+  """fsspec's file system of a path in a bucket."""
   return fsspec.core.url_to_fs(str(path))[0]
 
 
