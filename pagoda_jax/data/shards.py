@@ -166,7 +166,8 @@ def is_finished(folder, name: str) -> bool:
 
 def finished_shards(folder, layout: Layout) -> list[int]:
   """Numbers of the shards that need not be written again."""
-  return [shard for shard, name in enumerate(layout.names) if is_finished(folder, name)]
+  finished = buckets.mapped(folder, functools.partial(is_finished, folder), layout.names)
+  return [shard for shard, whole in enumerate(finished) if whole]
 
 
 @functools.lru_cache(maxsize=OPEN_READERS)

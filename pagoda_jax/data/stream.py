@@ -23,9 +23,8 @@ from pagoda_jax.data.sources import Source, at, open_source
 from pagoda_jax.runtime import buckets, processes
 
 MOST_WORKERS = 8  # that a run starts by itself
-# Of what lies in a bucket: a record is answered after tens of milliseconds, so that many are asked for at once.
-BUCKET_READS = grain.ReadOptions(num_threads=32, prefetch_buffer_size=128)
-# Elsewhere read threads cost more than they hide where decoding is Python: workers do the parallel part.
+BUCKET_READS = grain.ReadOptions(num_threads=buckets.AT_ONCE, prefetch_buffer_size=4 * buckets.AT_ONCE)
+# Of files read threads cost more than they hide where decoding is Python: workers do the parallel part.
 FILE_READS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 # Of the record of an independent real image, where it has them.
 REAL_PARTS = ('image', 'label', 'base_image', 'text', 'text_mask', 'text_pooled', 'caption_kind')

@@ -1,9 +1,13 @@
 """What lies in a bucket (gs://) instead of a file system: whole objects, of which any part can be read."""
 
+import concurrent.futures
+from collections.abc import Callable, Iterable
+
 import fsspec
 from etils import epath
 
 SCHEME = '://'
+AT_ONCE = 32  # a request is answered after tens of milliseconds
 SCHEMES = ('gs', 's3', 'az', 'hf')  # that epath knows; it would take others for names of folders
 # gcsfs would remember how a folder looked, and the sizes of objects, for ever: what another host has written since,
 # such as its lock, or Orbax by tensorstore, would be read as it was, or cut off. Before epath opens a bucket.
@@ -44,6 +48,14 @@ def check(path) -> None:
 def system(path):
   """fsspec's file system of a path in a bucket."""
   return fsspec.core.url_to_fs(str(path))[0]
+
+
+def mapped(folder, function: Callable, items: Iterable) -> list:
+  """function(item) of each; of what lies in a bucket, where each waits for answers, of many at once."""
+  if not is_in_bucket(folder):
+    return list(map(function, items))
+  with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+    return list(pool.map(function, items))
 
 
 def read_range(path: str, start: int, end: int) -> bytes:
