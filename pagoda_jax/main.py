@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 
@@ -29,6 +30,7 @@ COMMANDS = {
   'weights': 'list | check [NAME ...] | path NAME: published files on this machine',
 }
 WITH_WORDS = ('bench', 'edit', 'weights')  # the others take flags only
+RESTARTED = ('run', 'train')  # by launchers, on exit code 75
 
 
 def usage() -> str:
@@ -62,7 +64,7 @@ def _run_command(name: str, args: list[str]) -> int:
     print(f'usage: pagoda {name} [--flag=value ...]\n{COMMANDS[name]}\n\n{fv.get_help()}')
     return 0
   from pagoda_jax.cli import common
-  from pagoda_jax.runtime.interrupts import Interrupted
+  from pagoda_jax.runtime.interrupts import EXIT_INTERRUPTED, Interrupted
 
   try:
     rest = fv([f'pagoda {name}', *args])[1:]
@@ -101,7 +103,7 @@ def _run_command(name: str, args: list[str]) -> int:
       print(f'pagoda {name}: {faults.text(error)}', file=sys.stderr)
     if distributed.several():
       distributed.fail(faults.text(error))
-    return 1
+    return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 
 
 def set_up_jax() -> None:
@@ -123,9 +125,23 @@ def set_up_jax() -> None:
 
 def console() -> None:
   """Entry point of the installed `pagoda`."""
-  if not os.environ.get('PAGODA_DEBUG'):
-    faults.say_once()
-  sys.exit(main())
+  if sys.argv[1:2] and sys.argv[1] in RESTARTED:
+    signal.signal(signal.SIGTERM, _leave)
+  if os.environ.get('PAGODA_DEBUG'):
+    sys.exit(main())
+  faults.say_once()
+  try:
+    sys.exit(main())
+  except KeyboardInterrupt as error:  # while it loads, before main heeds it
+    print(f'pagoda: {faults.text(error)}', file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
+
+
+def _leave(number, frame) -> None:
+  """SIGTERM where no phase is under way, which would save first: before the first, or after the last."""
+  del number, frame
+  os.write(2, b'stopped between phases; start the same command again to go on\n')
+  sys.exit(os.EX_TEMPFAIL)
 
 
 if __name__ == '__main__':

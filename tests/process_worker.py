@@ -1,5 +1,7 @@
 """What the processes of test_processes.py run: process_worker.py TASK ADDRESS COUNT INDEX LIMIT [FOLDER [NAME]]."""
 
+import os
+import signal
 import sys
 import time
 
@@ -20,11 +22,13 @@ def step(folder, name):
 
 
 def agree(folder):
-  """Each tells what it learnt from process 0."""
+  """Each tells what it learnt from process 0, and leaves by the handler that it had before the others came."""
   del folder
   told = distributed.from_primary('question', lambda: {'from': jax.process_index()})
-  print(f'{jax.process_index()} of {jax.process_count()} learnt {told}')
+  print(f'{jax.process_index()} of {jax.process_count()} learnt {told}', flush=True)
   distributed.wait_for_all('end')
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(60)
 
 
 def leaving(folder):
@@ -99,6 +103,8 @@ if __name__ == '__main__':
       distributed.SILENCE_SECONDS = 6
     if task == 'leaving':
       distributed.POLL_SECONDS = 0.0005
+    if task == 'agree':
+      signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(75))
     if task == 'compiling':
       distributed.POLL_SECONDS = 0.2
     distributed.start(None if address == '-' else address, count, index, limit, run=task)

@@ -6,6 +6,7 @@ from absl import flags
 from etils import epath
 
 from pagoda_jax.cli import common
+from pagoda_jax.runtime import buckets
 
 PROGRAMS = ('step', 'sample', 'invert')
 BENCHMARKS = ('convert', 'data', *PROGRAMS)
@@ -81,7 +82,7 @@ def _measured(fv, what: str) -> dict:
   if name not in choices:
     raise configs.ConfigError(f'--phase={name}: must be one of {", ".join(choices)}')
   _, notes = plan.settled_pairs(config, num_images=1)  # how many there are does not matter here
-  if fv.profile and '://' not in fv.profile:
+  if fv.profile and not buckets.is_in_bucket(fv.profile):
     epath.Path(fv.profile).mkdir(parents=True, exist_ok=True)  # refused before minutes of compiling, not after
   options = {'repeats': fv.repeats, 'warm_up': fv.warm_up, 'peak': fv.peak, 'profile': fv.profile}
   if what == 'sample':

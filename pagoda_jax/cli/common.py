@@ -7,6 +7,8 @@ import stat
 from absl import flags
 from ml_collections import config_flags
 
+from pagoda_jax.runtime import buckets
+
 
 class _WholeNumber(flags.IntegerParser):
   def convert(self, argument) -> int:
@@ -101,7 +103,13 @@ def define_place(fv, name: str, default: str | None, help: str) -> None:
 
 def _check_place(path: str | None, fits, kind: str) -> bool:
   """Refuses what cannot be `kind`: before minutes of work, and not after."""
-  if path is None or '://' in path:
+  if path is None:
+    return True
+  if buckets.is_in_bucket(path):
+    try:
+      buckets.check(path)
+    except buckets.BucketError as error:
+      raise flags.ValidationError(str(error)) from None
     return True
   if not path:
     raise flags.ValidationError(f'is empty; must name {kind}')
@@ -117,7 +125,7 @@ def _check_place(path: str | None, fits, kind: str) -> bool:
 
 def _check_writable(path: str | None) -> bool:
   """Refuses a file or folder that could not be made where it is to be: files are written beside it, then renamed."""
-  if path is None or '://' in path:
+  if path is None or buckets.is_in_bucket(path):
     return True
   place = os.path.abspath(path)
   while not os.path.isdir(place):

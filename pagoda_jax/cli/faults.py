@@ -22,7 +22,7 @@ def is_for_the_user(error: BaseException) -> bool:
 
   Libraries raise ValueErrors too, NumPy of arrays that do not fit: those tell of a mistake in the program.
   """
-  if _is_ours(error) or isinstance(error, OSError):
+  if _is_ours(error) or isinstance(error, (OSError, KeyboardInterrupt)):
     return True
   if type(error) is not ValueError:
     return isinstance(error, ValueError) and not type(error).__module__.startswith('numpy')
@@ -37,6 +37,8 @@ def _is_ours(error) -> bool:
 
 def text(error: BaseException) -> str:
   """What is wrong, and where."""
+  if isinstance(error, KeyboardInterrupt):
+    return 'stopped by Ctrl-C'
   if isinstance(error, OSError) and error.strerror:
     place, remedy = error.filename2 or error.filename or _unnamed(error), REMEDIES.get(error.errno)
     return (f'{place}: ' if place else '') + error.strerror + (f'; {remedy}' if remedy else '')

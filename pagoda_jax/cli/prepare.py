@@ -65,6 +65,8 @@ def run(fv, args) -> int:
                                'are read')
   if not fv.text_encoder and (given := [name for name in ('text_length', 'text_width') if fv[name].present]):
     raise prepare.PrepareError(f'--{given[0]}={fv[given[0]].value}: is of embeddings (--text_encoder)')
+  if fv['quality'].present and fv.format != 'jpeg':
+    raise prepare.PrepareError(f'--quality={fv.quality}: is of --format=jpeg; {fv.format} keeps every pixel as it is')
   if not fv.source.startswith('tfds:') and (given := [name for name in ('data_dir', 'split') if fv[name].present]):
     raise prepare.PrepareError(f'--{given[0]}={fv[given[0]].value}: is of --source=tfds:NAME')
   source = prepare.open_input(fv.source, fv.data_dir, fv.split)

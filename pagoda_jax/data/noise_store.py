@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from pagoda_jax.data import shards
+from pagoda_jax.runtime import buckets
 from pagoda_jax.runtime.files import read_sealed, write_sealed
 
 FORMAT_VERSION = 1
@@ -54,7 +55,8 @@ def finished_shards(folder, layout: shards.Layout, origin: dict) -> list[int]:
     NoiseStoreError: names those that were made from something else: they must not be mixed with new ones.
   """
   finished, mark = shards.finished_shards(folder, layout), origin_mark(origin)
-  sidecars = {shard: shards.read_sidecar(folder, layout.name(shard)) for shard in finished}
+  sidecars = dict(zip(finished, buckets.mapped(
+    folder, lambda shard: shards.read_sidecar(folder, layout.name(shard)), finished)))
   foreign = [layout.name(shard) for shard, sidecar in sidecars.items()
              if sidecar.get('origin') not in (None, mark)]  # older versions wrote none
   if foreign:
@@ -223,10 +225,10 @@ def lost_parts(folder, manifest: dict) -> list[str]:
   """
   folder = epath.Path(folder)
   lost = [] if (folder / HOLDOUT_FILE).exists() else [HOLDOUT_FILE]
-  for name, digest in manifest['shards'].items():
-    if not shards.is_finished(folder, name) or shards.read_sidecar(folder, name)['sha256'] != digest:
-      lost.append(name)
-  return lost
+  digests = manifest['shards']
+  whole = buckets.mapped(folder, lambda name: (
+    shards.is_finished(folder, name) and shards.read_sidecar(folder, name)['sha256'] == digests[name]), digests)
+  return lost + [name for name, fine in zip(digests, whole) if not fine]
 
 
 def damaged_shards(folder) -> list[str]:

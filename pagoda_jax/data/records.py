@@ -22,7 +22,7 @@ from etils import epath
 
 from pagoda_jax.data import latents, pictures, shards, texts
 from pagoda_jax.data.pictures import SourceError
-from pagoda_jax.runtime import processes
+from pagoda_jax.runtime import buckets, processes
 from pagoda_jax.runtime.files import file_digest, read_sealed
 
 FORMAT_VERSION = 1
@@ -161,7 +161,7 @@ def check_texts(folder: str) -> None:
 
 
 def _refuse_damaged_of(folder, entries, verify):
-  parts = (damaged_parts(folder, entry, name, verify) for name, entry in entries.items())
+  parts = buckets.mapped(folder, lambda name: damaged_parts(folder, entries[name], name, verify), entries)
   refuse_damaged(folder, [part for some in parts for part in some])
 
 
@@ -181,11 +181,10 @@ def open_records(folder: str, verify: bool = False) -> ArrayRecordSource:
   names = tuple(manifest['shards'])
   entries = manifest['shards'] | (manifest.get('text', {'shards': {}})['shards'] if verify else {})
   _refuse_damaged_of(folder, entries, verify)
-  for name, entry in manifest['shards'].items():
-    try:
-      shards.open_shard(folder, name, entry['count'])
-    except shards.ShardError as error:
-      raise SourceError(f'{error}; {shards.VERIFY_HINT.format(folder)}') from None
+  try:
+    buckets.mapped(folder, lambda name: shards.open_shard(folder, name, manifest['shards'][name]['count']), names)
+  except shards.ShardError as error:
+    raise SourceError(f'{error}; {shards.VERIFY_HINT.format(folder)}') from None
   sides = manifest.get('resolutions')
   if sides is None:
     return _one_side(folder, manifest, manifest['resolution'], names)
@@ -198,12 +197,12 @@ def open_records(folder: str, verify: bool = False) -> ArrayRecordSource:
 
 
 def _one_side(folder, manifest, resolution, names):
-  labels = [label for name in names for label in shards.read_sidecar(folder, name)['labels']]
+  sidecars = buckets.mapped(folder, lambda name: shards.read_sidecar(folder, name), names)
   return ArrayRecordSource(
     folder=folder,
     shard_names=tuple(names),
     ends=np.cumsum([manifest['shards'][name]['count'] for name in names]) // orientations(manifest),
-    all_labels=np.array(labels, np.int32),
+    all_labels=np.array([label for sidecar in sidecars for label in sidecar['labels']], np.int32),
     class_names=tuple(manifest['classes']),
     digest=_digest(manifest, names),
     resolution=resolution,

@@ -3,6 +3,9 @@
 Each shard is a fixed range of keys, whoever writes it. It is written under another name, renamed when
 whole, and followed by a JSON beside it (the sidecar: count, bytes, SHA-256); a shard without a sidecar
 that fits it does not count. Sidecars and manifests are sealed: they hold a checksum of their own values.
+
+In a bucket, which has no files to write on, a shard is uploaded when it is whole, and records are read by the places
+that its sidecar tells.
 """
 
 import contextlib
@@ -10,13 +13,18 @@ import dataclasses
 import functools
 import json
 import os
+import tempfile
+import zlib
 
 from array_record.python import array_record_module
 from etils import epath
 
+from pagoda_jax.data import record_places
+from pagoda_jax.runtime import buckets
 from pagoda_jax.runtime.files import file_digest, naming, read_sealed, write_sealed
 
 SUFFIX = '.array_record'
+PLACES = 'places'  # in a sidecar: where the records lie in the shard
 OPEN_READERS = 512  # a file handle each; the usual limit is 1024 a process
 VERIFY_HINT = '`pagoda prepare --verify --output={}` checks every shard'
 
@@ -77,31 +85,40 @@ class ShardWriter:
   """
 
   def __init__(self, folder, name: str):
-    self._folder, self._name, self._count = epath.Path(folder), name, 0
+    self._folder, self._name, self._checksums = epath.Path(folder), name, []
     self._path = self._folder / (name + SUFFIX)
-    self._folder.mkdir(parents=True, exist_ok=True)
-    for left_over in self._folder.glob(f'{name}.*.partial'):  # by a killed process
+    local = self._folder
+    if buckets.is_in_bucket(folder):
+      self._room = tempfile.TemporaryDirectory(prefix='pagoda-')  # goes with this writer
+      local = epath.Path(self._room.name)
+    local.mkdir(parents=True, exist_ok=True)
+    for left_over in local.glob(f'{name}.*.partial'):  # by a killed process
       left_over.unlink(missing_ok=True)
     # The process is part of the name: one that outlives a kill cannot write into its successor's file.
-    self._partial = self._folder / f'{name}.{os.getpid()}.partial'
+    self._partial = local / f'{name}.{os.getpid()}.partial'
     # group_size:1 lets a reader fetch single records; noise and encoded pictures do not compress.
     self._writer = array_record_module.ArrayRecordWriter(str(self._partial), 'group_size:1,uncompressed')
 
   def add(self, record: bytes) -> None:
     with self._whole_or_not():
       self._writer.write(record)
-    self._count += 1
+    self._checksums.append(zlib.crc32(record))
 
   def close(self, **details) -> None:
     """Puts the shard in place; `details` go into its sidecar."""
     with self._whole_or_not():
       self._writer.close()
       sidecar = {
-        'count': self._count,
+        'count': len(self._checksums),
         'bytes': self._partial.stat().length,
         'sha256': file_digest(self._partial),
+        PLACES: record_places.of_file(self._partial, self._checksums),
       }
-      self._partial.replace(self._path)
+      if buckets.is_in_bucket(self._path):
+        buckets.upload(self._partial, self._path)
+        self._partial.unlink()
+      else:
+        self._partial.replace(self._path)
       write_sealed(sidecar_path(self._folder, self._name), sidecar | details, indent=None)
 
   @contextlib.contextmanager
@@ -149,7 +166,8 @@ def is_finished(folder, name: str) -> bool:
 
 def finished_shards(folder, layout: Layout) -> list[int]:
   """Numbers of the shards that need not be written again."""
-  return [shard for shard, name in enumerate(layout.names) if is_finished(folder, name)]
+  finished = buckets.mapped(folder, functools.partial(is_finished, folder), layout.names)
+  return [shard for shard, whole in enumerate(finished) if whole]
 
 
 @functools.lru_cache(maxsize=OPEN_READERS)
@@ -160,12 +178,20 @@ def open_shard(folder: str, name: str, count: int):
     ShardError: it is missing, damaged, or holds another number of records than `count`.
   """
   path = shard_path(folder, name)
-  reader = array_record_module.ArrayRecordReader(path)
+  reader = _in_bucket(folder, name) if buckets.is_in_bucket(folder) else array_record_module.ArrayRecordReader(path)
   found = reader.num_records()
   if found != count:  # a file that is missing or cut short opens as one without records
     state = f'damaged: {found} records instead of {count}' if epath.Path(path).exists() else 'missing'
     raise ShardError(f'{path}: {state}')
   return reader
+
+
+def _in_bucket(folder, name) -> record_places.Reader:
+  sidecar = read_sidecar(folder, name)
+  if PLACES not in sidecar:
+    raise ShardError(f'{sidecar_path(folder, name)}: an earlier version wrote it, without the places of records: what '
+                     'lies in a bucket cannot be read so. Copy the folder to a file system, or make it again')
+  return record_places.Reader(shard_path(folder, name), sidecar[PLACES])
 
 
 def read_record(folder: str, name: str, count: int, place: int) -> bytes:
@@ -176,6 +202,8 @@ def read_record(folder: str, name: str, count: int, place: int) -> bytes:
   """
   try:
     record = open_shard(folder, name, count).read([place])[0]
+  except FileNotFoundError:
+    raise ShardError(f'{shard_path(folder, name)}: missing') from None
   except (RuntimeError, IndexError) as error:
     raise ShardError(f'{shard_path(folder, name)}: record {place} is damaged ({_first_line(error)})') from None
   if not record:  # what ArrayRecord gives, without an error, of a file that was cut short after it was opened

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pagoda_jax.data import folders, pictures, records, tars
 from pagoda_jax.data.pictures import SourceError
+from pagoda_jax.runtime import buckets
 
 # Without known labels, the held-out pictures are drawn from this many times as many candidates.
 HOLDOUT_CANDIDATES = 16
@@ -271,7 +272,13 @@ def open_whole(kind: str, path: str = '', name: str = '', split: str = 'train', 
 
   Raises:
     SourceError: it is missing or damaged.
+    BucketError: it is said to lie in a bucket that cannot be reached.
   """
+  if buckets.is_in_bucket(path):
+    if kind != 'array_record':
+      raise SourceError(f'{path}: of source {kind} only local files are read; what `pagoda prepare` makes of them, of '
+                        'source array_record, may lie in a bucket')
+    buckets.check(path)
   if kind == 'folder':
     return folders.open_folder(path, max_unreadable, resolution=resolution)
   if kind == 'webdataset':

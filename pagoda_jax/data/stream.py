@@ -20,9 +20,12 @@ from pagoda_jax.config import spaces
 from pagoda_jax.data import latents
 from pagoda_jax.data.pictures import cuts_of, picture_of
 from pagoda_jax.data.sources import Source, at, open_source
-from pagoda_jax.runtime import processes
+from pagoda_jax.runtime import buckets, processes
 
 MOST_WORKERS = 8  # that a run starts by itself
+BUCKET_READS = grain.ReadOptions(num_threads=buckets.AT_ONCE, prefetch_buffer_size=4 * buckets.AT_ONCE)
+# Of files read threads cost more than they hide where decoding is Python: workers do the parallel part.
+FILE_READS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 # Of the record of an independent real image, where it has them.
 REAL_PARTS = ('image', 'label', 'base_image', 'text', 'text_mask', 'text_pooled', 'caption_kind')
 LEAST_SHARED_MEMORY = 2**30  # bytes free, for them to bring batches in; containers often have 64 MiB in all
@@ -213,7 +216,8 @@ class Stream:
     """This host's rows of the batches (sharding.local_rows); None reads them whole."""
     rows = np.arange(batch_size) if rows is None else rows
     workers = default_workers(self.data.source) if self.data.workers == -1 else self.data.workers
-    return Batches(self.dataset(), batch_size, rows, workers)
+    far = any(map(buckets.is_in_bucket, (self.data.path, getattr(self.noise, 'folder', ''))))
+    return Batches(self.dataset(), batch_size, rows, workers, BUCKET_READS if far else FILE_READS)
 
 
 def default_workers(source: str) -> int:
@@ -259,9 +263,10 @@ class Batches:
   the hosts one by one, which changes their rows with the number of hosts.)
   """
 
-  def __init__(self, dataset: grain.MapDataset, batch_size: int, rows: np.ndarray, workers: int):
+  def __init__(self, dataset: grain.MapDataset, batch_size: int, rows: np.ndarray, workers: int,
+               reads: grain.ReadOptions = FILE_READS):
     self._source = _Rows(dataset, batch_size, rows)
-    self._workers = workers
+    self._workers, self._reads = workers, reads
     self._position = 0
     self._iterator = None
     self._processes = set()
@@ -294,10 +299,9 @@ class Batches:
   def _open(self):
     width = len(self._source.rows)
     first = self._position // self._source.batch_size * width
-    # Read threads cost more than they hide where decoding is Python: workers do the parallel part.
-    read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     # No remainder: Grain would count it in float, in which as many batches of one as there are do not fit.
-    dataset = grain.MapDataset.source(self._source)[first:].batch(width, drop_remainder=True).to_iter_dataset(read)
+    dataset = grain.MapDataset.source(self._source)[first:].batch(width, drop_remainder=True)
+    dataset = dataset.to_iter_dataset(self._reads)
     if self._workers:
       processes.free_segments()
       options = grain.MultiprocessingOptions(num_workers=self._workers)

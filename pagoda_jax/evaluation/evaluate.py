@@ -19,7 +19,7 @@ from pagoda_jax.evaluation import data_features, encoders, paired, plans, prompt
 from pagoda_jax.evaluation import pictures as sets
 from pagoda_jax.evaluation.pictures import EvaluationError, Pictures
 from pagoda_jax.evaluation.sums import SHUFFLE_SEED, Sums, sweep
-from pagoda_jax.runtime import distributed, sharding
+from pagoda_jax.runtime import buckets, distributed, sharding
 from pagoda_jax.runtime.files import write_sealed
 from pagoda_jax.stages import models
 from pagoda_jax.stages import sampler as sampling
@@ -293,7 +293,7 @@ def can_keep(folder, name: str) -> bool:
     place.mkdir(exist_ok=True)
   except OSError:
     return False
-  return '://' in str(place) or os.access(place, os.W_OK | os.X_OK)
+  return buckets.is_in_bucket(place) or os.access(place, os.W_OK | os.X_OK)
 
 
 def write(folder, result: dict) -> epath.Path:

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -66,6 +67,7 @@ def start(address: str | None, count: int | None, index: int | None, limit: int,
     # Well after this module has said who is silent: JAX ends all processes at once, in a stack trace.
     heartbeat_timeout_seconds=2 * silence + 20, shutdown_timeout_seconds=limit, cluster_detection_method='deactivate',
   )
+  signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)  # JAX's would swallow it
   jax.devices()  # each process waits for the others here: better now than within something that one does alone
   _Watch.current = _Watch(limit, silence)
   _Watch.current.start()

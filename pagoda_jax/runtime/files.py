@@ -8,12 +8,15 @@ import concurrent.futures
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import stat
 from typing import BinaryIO
 
 from etils import epath
+
+from pagoda_jax.runtime import buckets
 
 SEAL = 'seal'
 THREADS = 4  # of checksums; more would compete with the pictures' decoding while a checkpoint is saved
@@ -76,6 +79,10 @@ def replacing(path):
     OSError: it cannot be written; names it.
   """
   path = epath.Path(path)
+  if buckets.is_in_bucket(path):  # an object appears whole or not at all, and renaming one would copy it
+    yield (content := io.BytesIO())
+    path.write_bytes(content.getvalue())
+    return
   # The process is part of the name: two that write one file do not write into each other's.
   partial = path.parent / f'{path.name}.{os.getpid()}.partial'
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +205,7 @@ def read_whole(path, most: int = -1) -> bytes:
   Raises:
     OSError: it cannot be read, or is a pipe or device, for which a reader would wait.
   """
-  if '://' in str(path):
+  if buckets.is_in_bucket(path):
     return epath.Path(path).read_bytes()[: most if most >= 0 else None]
   with open_regular(path) as file:
     return file.read(most)

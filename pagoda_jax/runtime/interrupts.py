@@ -5,7 +5,7 @@ import signal
 
 from pagoda_jax.runtime import distributed
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: launchers start the job again
+EXIT_PREEMPTED = os.EX_TEMPFAIL  # 75: launchers start the job again
 EXIT_INTERRUPTED = 130
 
 

@@ -21,7 +21,7 @@ import time
 
 from etils import epath
 
-from pagoda_jax.runtime import distributed, processes
+from pagoda_jax.runtime import buckets, distributed, processes
 from pagoda_jax.runtime.files import naming
 from pagoda_jax.runtime.interrupts import Interrupted, StopRequest
 
@@ -96,7 +96,7 @@ class _Lock:
   def _others(self) -> set:
     """The other locks that are there; a pipe or a folder of such a name is none."""
     found = set(self._folder.glob(PATTERN)) - {self._path}
-    return {path for path in found if _is_remote(path) or os.path.isfile(path)}
+    return {path for path in found if buckets.is_in_bucket(path) or os.path.isfile(path)}
 
   def _announced(self, over) -> bool:
     """Writes the lock and returns whether no other one counts; otherwise it is gone again."""
@@ -176,7 +176,7 @@ class _Lock:
       try:
         if not self._is_there():
           self._lose()
-        if _is_remote(self._path):
+        if buckets.is_in_bucket(self._path):
           self._path.write_text(self._text)
         else:
           os.utime(self._path)
@@ -220,10 +220,6 @@ def _say(text):
   print(text, file=sys.stderr, flush=True)
 
 
-def _is_remote(path) -> bool:
-  return '://' in str(path)
-
-
 def _look(path) -> tuple[str, float] | None:
   """(text, when it was touched) of a lock; None where there is none.
 
@@ -233,7 +229,7 @@ def _look(path) -> tuple[str, float] | None:
   try:
     with contextlib.suppress(PermissionError), path.open('rb') as file:
       text = file.read(LARGEST).decode(errors='replace')
-    return text, path.stat().mtime if _is_remote(path) else os.stat(path).st_mtime_ns
+    return text, path.stat().mtime if buckets.is_in_bucket(path) else os.stat(path).st_mtime_ns
   except FileNotFoundError:
     return None
 

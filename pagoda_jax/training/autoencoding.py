@@ -14,7 +14,7 @@ from etils import epath
 
 from pagoda_jax.data import stream as streams
 from pagoda_jax.data.images import grid_of_both, normalize, quantized, write_png
-from pagoda_jax.runtime import distributed, sharding
+from pagoda_jax.runtime import buckets, distributed, sharding
 from pagoda_jax.stages import autoencoder, decoding
 from pagoda_jax.training import checkpoints, grids
 from pagoda_jax.weights import autoencoders
@@ -69,7 +69,7 @@ def _leave_weights(config, folder, name):
     return
   if target.exists():
     distributed.say(f'{target}: of another checkpoint, or damaged; written anew')
-    target.rmtree() if '://' in str(target) else shutil.rmtree(target)
+    target.rmtree() if buckets.is_in_bucket(target) else shutil.rmtree(target)
   measured = measure(config, params, config.phases[name].sizes)
   options = autoencoders.options(config, measured['scaling'], measured['shift'])
   folders.write_converted(

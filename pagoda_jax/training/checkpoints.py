@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from pagoda_jax.runtime import distributed, lock, trees
+from pagoda_jax.runtime import buckets, distributed, lock, trees
 from pagoda_jax.runtime.files import first_rows, naming, read_sealed, write_sealed
 from pagoda_jax.training import checksums
 
@@ -180,7 +180,7 @@ def metrics(phase_folder, name: str) -> dict[int, float]:
 
 
 def _folder(phase_folder) -> epath.Path:
-  return epath.Path(phase_folder).absolute() / FOLDER
+  return buckets.absolute(phase_folder) / FOLDER
 
 
 def finished_steps(phase_folder) -> list[int]:

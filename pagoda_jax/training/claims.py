@@ -8,6 +8,7 @@ import os
 
 from etils import epath
 
+from pagoda_jax.runtime import buckets
 from pagoda_jax.runtime.files import SEAL, NotSealedError, read_json, read_sealed, read_to_compare, write_sealed
 
 FILE = 'config.json'
@@ -49,7 +50,7 @@ def at_its_place(phase_folder) -> epath.Path:
     WorkdirError: as `read`.
   """
   path = epath.Path(phase_folder)
-  if '://' in str(path) or not (path / FILE).exists():
+  if buckets.is_in_bucket(path) or not (path / FILE).exists():
     return path
   own = path.absolute()
   return own if own.name == read(path)['phase'] else epath.Path(os.path.realpath(own))

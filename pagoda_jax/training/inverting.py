@@ -193,11 +193,22 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
   if distributed.is_primary():
     _wait_for_shards(config, store, layout, made_from, left, name, stop)
     _close(config, store, layout, name, made_from)
-    if distributed.several():
-      distributed.put(f'{name}/closed', 'yes')
-  while distributed.several() and not distributed.look(f'{name}/closed'):
+  if distributed.several():
+    _end_together(name, stop)
+
+
+def _end_together(name, stop):
+  """Returns when process 0 has closed the store; where a stop is asked for meanwhile, all leave or all go on."""
+  end = f'{name}/end'
+  if distributed.is_primary():
+    distributed.put(end, 'closed')
+  while not (agreed := distributed.look(end)):  # the first word that was put there
+    if stop.wanted_alone(name):
+      distributed.put(end, 'left')
+    else:
+      time.sleep(1)
+  if agreed == 'left':
     _leave_if_asked(stop, name, 'all shards of this process written')
-    time.sleep(1)
 
 
 def _leave_if_asked(stop, name, standing):

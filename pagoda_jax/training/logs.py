@@ -5,7 +5,7 @@ import time
 
 from etils import epath
 
-from pagoda_jax.runtime import distributed, lock
+from pagoda_jax.runtime import buckets, distributed, lock
 from pagoda_jax.runtime.files import naming, replacing
 from pagoda_jax.training import writers
 
@@ -25,7 +25,7 @@ class JsonLines:
     self._path, self._primary = epath.Path(path), distributed.is_primary()
     self._waiting, self._written = '', time.monotonic()
     # Buckets hold whole objects: there the file is written anew, now and then, instead of appended to.
-    self._appends = '://' not in str(path)
+    self._appends = not buckets.is_in_bucket(path)
     if self._primary and self._path.exists():
       lines = self._path.read_bytes().splitlines()
       steps = [_step_of(line) for line in lines]

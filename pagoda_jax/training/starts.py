@@ -10,7 +10,7 @@ from pagoda_jax import config as configs
 from pagoda_jax.config import spaces
 from pagoda_jax.networks import growth
 from pagoda_jax.networks.unet import UNet
-from pagoda_jax.runtime import distributed, trees
+from pagoda_jax.runtime import buckets, distributed, trees
 from pagoda_jax.stages import architectures, models
 from pagoda_jax.training import checkpoints, claims
 from pagoda_jax.weights.convert import folders, formats
@@ -78,7 +78,7 @@ def check_outside(config, folder, names) -> None:
   """
   for name in names:
     init_from = config.phases[name].get('init_from')
-    if init_from and epath.Path(init_from).expanduser().absolute().parent != epath.Path(folder).absolute():
+    if init_from and buckets.absolute(epath.Path(init_from).expanduser()).parent != buckets.absolute(folder):
       _check_fits(config, name, _checked(init_from))
 
 

@@ -11,7 +11,7 @@ from pagoda_jax import config as configs
 from pagoda_jax.config import spaces
 from pagoda_jax.data import listing, noise_store
 from pagoda_jax.data import stream as streams
-from pagoda_jax.runtime import distributed
+from pagoda_jax.runtime import buckets, distributed
 from pagoda_jax.runtime.files import read_to_compare, write_sealed
 from pagoda_jax.training import checkpoints, claims, starts
 from pagoda_jax.training.claims import WorkdirError
@@ -142,7 +142,7 @@ def check_apart(folder, config) -> None:
     WorkdirError: it is.
   """
   data = config.data
-  if data.source != 'folder' or '://' in str(folder) or os.path.lexists(os.path.join(data.path, listing.CAPTIONS)):
+  if data.source != 'folder' or buckets.is_in_bucket(folder) or os.path.lexists(os.path.join(data.path, listing.CAPTIONS)):
     return
   photos, here = (os.path.realpath(os.path.expanduser(path)) for path in (data.path, folder))
   if photos == os.path.commonpath([photos, here]) and not listing.is_hidden(os.path.relpath(here, photos)):

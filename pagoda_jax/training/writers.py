@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from pagoda_jax.runtime import distributed
+from pagoda_jax.runtime import buckets, distributed
 from pagoda_jax.runtime.files import replacing
 
 WANDB_ID = 'wandb_id.txt'  # in a phase's folder: a run that goes on is the same run there
@@ -101,7 +101,7 @@ class WandB:
     self._run = self._wandb.init(
       project=os.environ.get('WANDB_PROJECT') or PROJECT, group=group, name=f'{group}/{folder.name}',
       id=_wandb_id(folder, step), resume='allow', config={'config': _text(config)},
-      dir=None if '://' in str(folder) else str(folder))
+      dir=None if buckets.is_in_bucket(folder) else str(folder))
     # Its own counter only rises: a run that went back to a checkpoint would lose what it does anew.
     self._run.define_metric('*', step_metric='step')
 

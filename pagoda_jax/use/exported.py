@@ -25,7 +25,7 @@ from pagoda_jax import config as configs
 from pagoda_jax.config import spaces
 from pagoda_jax.networks import chips
 from pagoda_jax.networks.unet import UNet
-from pagoda_jax.runtime import files
+from pagoda_jax.runtime import buckets, files
 from pagoda_jax.stages import decoding, models, sampler
 from pagoda_jax.training import checkpoints, starts
 from pagoda_jax.use import to_published
@@ -69,7 +69,7 @@ def write(generator, folder, add=lambda folder: None) -> dict:
     ExportError: the folder exists, or is not local.
     OSError: it cannot be written; names it. Nothing is left of it.
   """
-  if '://' in str(folder):
+  if buckets.is_in_bucket(folder):
     raise ExportError(f'{folder}: write a local folder, and copy it there')
   folder = pathlib.Path(folder).absolute()
   if folder.exists():

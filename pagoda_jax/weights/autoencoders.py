@@ -16,7 +16,7 @@ from pagoda_jax import config as configs
 from pagoda_jax.config import spaces
 from pagoda_jax.data import latents
 from pagoda_jax.data.images import normalize, quantized
-from pagoda_jax.runtime import sharding
+from pagoda_jax.runtime import buckets, sharding
 from pagoda_jax.stages import decoding
 from pagoda_jax.weights.convert import diffusers, folders
 
@@ -62,8 +62,7 @@ def settle(config) -> None:
     raise AutoencoderError(f'{asked.weights}: the autoencoder there is {digest[:16]}, and config.autoencoder.sha256 is '
                            f'{asked.sha256[:16]}')
   asked.sha256 = digest
-  if '://' not in asked.weights:  # images are drawn from elsewhere too
-    asked.weights = str(epath.Path(asked.weights).expanduser().absolute())
+  asked.weights = str(buckets.absolute(epath.Path(asked.weights).expanduser()))  # images are drawn from elsewhere too
   if not asked.scaling:
     asked.scaling, asked.shift = normalization(description)
 

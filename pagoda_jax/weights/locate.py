@@ -11,6 +11,7 @@ import os
 from absl import logging
 from etils import epath
 
+from pagoda_jax.runtime import buckets
 from pagoda_jax.runtime.files import file_digest, user_cache
 from pagoda_jax.weights import published
 from pagoda_jax.weights.published import Published
@@ -67,7 +68,7 @@ def located(wanted: Published, weights_dir=None) -> epath.Path | None:
   """Where a published file lies, whole or not; None where it is not there."""
   paths = (folder / wanted.file_name for folder in folders(weights_dir))
   # Not a pipe, which would keep its readers waiting; etils takes one for a file.
-  return next((path for path in paths if (path.exists() if '://' in str(path) else os.path.isfile(path))), None)
+  return next((path for path in paths if (path.exists() if buckets.is_in_bucket(path) else os.path.isfile(path))), None)
 
 
 def how_to_get(wanted: Published, weights_dir=None) -> str:

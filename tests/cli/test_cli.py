@@ -1,17 +1,20 @@
 """The commands on a real work directory: what they leave, what they refuse, and how a run goes on."""
 
 import json
+import os
 import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
-from runs import CONFIG, ORDER, digest, pagoda, start
+from runs import CONFIG, ORDER, ROOT, digest, pagoda, start
 
 import pagoda_jax
 from pagoda_jax import main
@@ -229,6 +232,21 @@ def test_a_full_disk_ends_sample_with_one_line(finished, tmp_path, capfd):
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert f'pagoda sample: {tmp_path}/a.npz: File too large\n' in capfd.readouterr().err
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('command, number, code, said', [
+  ('run', signal.SIGTERM, 75, 'stopped between phases; start the same command again to go on\n'),
+  ('run', signal.SIGINT, 130, 'pagoda run: stopped by Ctrl-C\n'),
+  ('sample', signal.SIGINT, 130, 'pagoda sample: stopped by Ctrl-C\n'),
+])
+def test_a_stop_outside_of_a_phase_is_said_in_one_line(command, number, code, said, tmp_path):
+  stopped = (f'import os, sys, time\nfrom pagoda_jax import main\nfrom pagoda_jax.cli import {command} as command\n'
+             f'def stop(fv, args):\n  os.kill(os.getpid(), {int(number)})\n  time.sleep(60)\n'
+             'command.run = stop\nmain.console()')
+  flags = [f'--workdir={tmp_path}', CONFIG if command == 'run' else f'--out={tmp_path}/a.npz']
+  done = subprocess.run([sys.executable, '-c', stopped, command, *flags], capture_output=True, text=True,
+                        env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  assert (done.returncode, done.stderr) == (code, said)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capfd):

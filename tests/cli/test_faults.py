@@ -299,6 +299,7 @@ def test_a_number_that_is_none_is_refused(command, flag, capsys):
 @pytest.mark.parametrize('command, flag, said', [
   ('prepare', '--text_length=5', '--text_length=5: is of embeddings (--text_encoder)'),
   ('prepare', '--text_width=64', '--text_width=64: is of embeddings (--text_encoder)'),
+  ('prepare', '--quality=80', '--quality=80: is of --format=jpeg'),
   ('prepare', '--split=test', '--split=test: is of --source=tfds:NAME'),
   ('prepare', '--data_dir=data', '--data_dir=data: is of --source=tfds:NAME'),
   ('plan', '--mfu=0.5', '--mfu=0.5: is a share of a peak, and that of'),

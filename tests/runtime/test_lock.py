@@ -46,7 +46,7 @@ def left(folder, text, name='lock-node-7-12-abcd.json'):
 
 @pytest.mark.parametrize('remote', [False, True])
 def test_it_is_held_within_and_gone_after_whatever_happens(tmp_path, monkeypatch, remote):
-  monkeypatch.setattr(lock, '_is_remote', lambda path: remote)
+  monkeypatch.setattr(lock.buckets, 'is_in_bucket', lambda path: remote)
   with contextlib.suppress(KeyboardInterrupt), lock.hold(tmp_path / 'new' / 'run'):
     path, = (tmp_path / 'new' / 'run').iterdir()
     assert json.loads(path.read_text())['pid'] == os.getpid()

@@ -263,7 +263,7 @@ def test_processes_under_slurm_find_each_other():
   for index, process in enumerate(started):
     output, _ = process.communicate(timeout=120)
     assert f"{index} of 2 learnt {{'from': 0}}" in output
-    assert process.returncode == 0
+    assert process.returncode == 75  # by its own handler of SIGTERM, which JAX's did not replace
 
 
 @pytest.mark.parametrize('args, text', [

@@ -124,6 +124,23 @@ def test_an_inversion_that_is_stopped_closes_its_writers(tmp_path, calls, monkey
   assert calls['tensorboardX'][-1][0] == 'close' and calls['wandb'][-1][0] == 'finish'
 
 
+@pytest.mark.parametrize('first, outcome', [(False, ['left', 'left']), (True, ['goes on', 'goes on'])])
+def test_a_stop_while_a_store_is_closed_is_for_all_processes_or_for_none(monkeypatch, first, outcome):
+  """`first`: whether process 0 has closed the store before process 1 is stopped."""
+  words, found = {}, []
+  monkeypatch.setattr(inverting.distributed, 'put', lambda key, value: words.setdefault(key, value))
+  monkeypatch.setattr(inverting.distributed, 'look', words.get)
+  stop = types.SimpleNamespace(wanted_alone=lambda name: True, exit_code=75)
+  for primary in (first, not first):
+    monkeypatch.setattr(inverting.distributed, 'is_primary', lambda primary=primary: primary)
+    try:
+      inverting._end_together('invert', stop)
+      found.append('goes on')
+    except Interrupted:
+      found.append('left')
+  assert found == outcome
+
+
 class Zeros:
   """Inverts pictures to zeros, at no cost."""
 

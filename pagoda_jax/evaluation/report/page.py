@@ -12,6 +12,7 @@ from pagoda_jax import config as configs
 from pagoda_jax.config import spaces
 from pagoda_jax.evaluation.report import curves, pictures, read
 from pagoda_jax.evaluation.report.markup import Markup, element, join, number, table
+from pagoda_jax.runtime import buckets
 from pagoda_jax.runtime.progress import duration
 
 _HERE = pathlib.Path(__file__).parent
@@ -74,7 +75,7 @@ def render(runs: list[read.Run], image_flops: Callable[[read.Run, str], float | 
 
 
 def _names(runs):
-  names = [run.folder.absolute().name or str(run.folder) for run in runs]  # of '.' too
+  names = [buckets.absolute(run.folder).name or str(run.folder) for run in runs]  # of '.' too
   return [str(run.folder) for run in runs] if len(set(names)) < len(names) else names
 
 

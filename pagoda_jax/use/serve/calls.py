@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 from PIL import Image, UnidentifiedImageError
 
+from pagoda_jax.runtime import buckets
 from pagoda_jax.use import edit, picture_files
 from pagoda_jax.use.generator import LARGEST_SEED, Generator
 from pagoda_jax.use.serve.limits import Limits, Refusal
@@ -35,7 +36,7 @@ def describe(generator: Generator, limits: Limits) -> dict:
   return {
     'name': generator.name,
     'where': source,
-    'run': epath.Path(generator.folder).absolute().name if generator.folder else '',
+    'run': buckets.absolute(generator.folder).name if generator.folder else '',
     'kind': generator.kind,
     'resolution': generator.resolution,
     'channels': generator.channels,

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 
 from pagoda_jax.method import guidance
-from pagoda_jax.runtime import files
+from pagoda_jax.runtime import buckets, files
 from pagoda_jax.use import exported
 from pagoda_jax.use.onnx_loader import digest, seal
 from pagoda_jax.use.serve import calls, page_files
@@ -50,7 +50,7 @@ def runtime_folder(folder) -> pathlib.Path:
 
 def check(folder) -> None:
   """Refuses a folder that is there, or that is not local."""
-  if '://' in str(folder):
+  if buckets.is_in_bucket(folder):
     raise StaticError(f'{folder}: write a local folder, and copy it there')
   if pathlib.Path(folder).exists():
     raise StaticError(f'{folder} exists already; remove it, or choose another --static')

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 import pagoda_jax
-from pagoda_jax.runtime import files, trees
+from pagoda_jax.runtime import buckets, files, trees
 from pagoda_jax.weights.convert import torch_files
 from pagoda_jax.weights.convert.formats import Converted
 from pagoda_jax.weights.convert.mapping import ConversionError
@@ -51,9 +51,9 @@ def write_converted(folder, converted: Converted, source: dict) -> None:
     ConversionError: the folder exists.
     OSError: it cannot be written; names it. Nothing is left of it.
   """
-  folder = epath.Path(folder).absolute() if '://' not in str(folder) else epath.Path(folder)
+  folder = buckets.absolute(folder)
   refuse_existing(folder)
-  remote = '://' in str(folder)
+  remote = buckets.is_in_bucket(folder)
   target = folder if remote else folder.parent / f'.{folder.name}.{os.getpid()}.tmp'
   try:
     target.mkdir(parents=True)
@@ -138,7 +138,7 @@ def read_folder(folder) -> Converted:
 
 
 def _read_variables(path: epath.Path) -> dict:
-  path = path.absolute() if '://' not in str(path) else path
+  path = buckets.absolute(path)
   try:
     with ocp.PyTreeCheckpointer() as checkpointer:
       tree = checkpointer.metadata(path).item_metadata.tree

@@ -24,6 +24,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from pagoda_jax.runtime import buckets
 from pagoda_jax.runtime.files import file_digest, replacing
 from pagoda_jax.weights.convert import state_dicts, unpickle
 from pagoda_jax.weights.convert.arrays import shaped
@@ -159,13 +160,13 @@ def _check_is_file(path: epath.Path) -> None:
     raise WeightsFileError(f'{path} is a directory, and a weights file is needed: {hint}')
   if not path.exists():
     raise FileNotFoundError(f'{path}: no such file; `pagoda weights list` names the published ones')
-  if '://' not in str(path) and not os.path.isfile(path):
+  if not buckets.is_in_bucket(path) and not os.path.isfile(path):
     raise WeightsFileError(f'{path} is a pipe, device or socket, and a regular file is needed')
 
 
 def _mapped(path: epath.Path) -> memoryview:
   """The file's bytes, mapped into memory; a remote file is copied to a temporary one first."""
-  if '://' in str(path):
+  if buckets.is_in_bucket(path):
     # Unlinked on return; the mapping keeps the data alive.
     with tempfile.TemporaryDirectory() as folder:
       local = epath.Path(folder) / path.name
