@@ -142,7 +142,9 @@ def check_apart(folder, config) -> None:
     WorkdirError: it is.
   """
   data = config.data
-  if data.source != 'folder' or buckets.is_in_bucket(folder) or os.path.lexists(os.path.join(data.path, listing.CAPTIONS)):
+  if data.source != 'folder' or os.path.lexists(os.path.join(data.path, listing.CAPTIONS)):
+    return
+  if buckets.is_in_bucket(folder):
     return
   photos, here = (os.path.realpath(os.path.expanduser(path)) for path in (data.path, folder))
   if photos == os.path.commonpath([photos, here]) and not listing.is_hidden(os.path.relpath(here, photos)):

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from pagoda_jax import config as configs
 from pagoda_jax.config import ranges, spaces
 from pagoda_jax.networks.unet import UNet
-from pagoda_jax.runtime import buckets, sharding
+from pagoda_jax.runtime import sharding
 from pagoda_jax.stages import architectures, models, sampler
 from pagoda_jax.training import checkpoints, claims, starts, workdir
 from pagoda_jax.use import exported
