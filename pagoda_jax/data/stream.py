@@ -215,18 +215,20 @@ class Stream:
   def batches(self, batch_size: int, rows: np.ndarray | None = None) -> 'Batches':
     """This host's rows of the batches (sharding.local_rows); None reads them whole."""
     rows = np.arange(batch_size) if rows is None else rows
-    workers = default_workers(self.data.source) if self.data.workers == -1 else self.data.workers
     far = any(map(buckets.is_in_bucket, (self.data.path, getattr(self.noise, 'folder', ''))))
+    workers = default_workers(self.data.source, far) if self.data.workers == -1 else self.data.workers
     return Batches(self.dataset(), batch_size, rows, workers, BUCKET_READS if far else FILE_READS)
 
 
-def default_workers(source: str) -> int:
+def default_workers(source: str, far: bool = False) -> int:
   """How many processes config.data.workers = -1 means: for files as many as this process has cores, less two.
+
+  `far`: whether records are read from a bucket, which is work too.
 
   Two cores stay for JAX and this process: where there are no more, workers would take 3 s to start, and then time
   from these. Other sources have 0: what `pagoda prepare` wrote is read fast enough without.
   """
-  if source not in ('folder', 'webdataset'):
+  if source not in ('folder', 'webdataset') and not far:
     return 0
   try:
     cores, room = len(os.sched_getaffinity(0)), shutil.disk_usage('/dev/shm').free
