@@ -240,7 +240,9 @@ def test_a_full_disk_ends_sample_with_one_line(finished, tmp_path, capfd):
   ('sample', signal.SIGINT, 130, 'pagoda sample: stopped by Ctrl-C\n'),
 ])
 def test_a_stop_outside_of_a_phase_is_said_in_one_line(command, number, code, said, tmp_path):
-  stopped = (f'import os, sys, time\nfrom pagoda_jax import main\nfrom pagoda_jax.cli import {command} as command\n'
+  # A test run in the background ignores SIGINT, and its children would.
+  stopped = ('import os, signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n'
+             f'from pagoda_jax import main\nfrom pagoda_jax.cli import {command} as command\n'
              f'def stop(fv, args):\n  os.kill(os.getpid(), {int(number)})\n  time.sleep(60)\n'
              'command.run = stop\nmain.console()')
   flags = [f'--workdir={tmp_path}', CONFIG if command == 'run' else f'--out={tmp_path}/a.npz']

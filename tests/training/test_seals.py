@@ -1,6 +1,8 @@
 """JSON that a work directory is believed by: sealed; what is changed, broken or of earlier versions is named."""
 
 import json
+import os
+import time
 import types
 
 import numpy as np
@@ -223,4 +225,6 @@ def test_the_experiment_is_that_of_all_phases_whatever_else_and_whatever_times_a
   other |= {'order': ['teacher', 'other'], 'phases': {'teacher': other['phases']['teacher'],
                                                       'other': other['phases']['distill']}}
   claims.write(folder / 'other', 'other', {}, other)
+  later = time.time() + 10  # times are told in seconds
+  os.utime(folder / 'other' / claims.FILE, (later, later))
   assert tuple(workdir.read_config(folder).order) == ('teacher', 'other')
