@@ -22,13 +22,18 @@ def is_for_the_user(error: BaseException) -> bool:
 
   Libraries raise ValueErrors too, NumPy of arrays that do not fit: those tell of a mistake in the program.
   """
-  if _is_ours(error) or isinstance(error, (OSError, KeyboardInterrupt)):
+  if _is_ours(error) or isinstance(error, (OSError, KeyboardInterrupt)) or _is_of_a_bucket(error):
     return True
   if type(error) is not ValueError:
     return isinstance(error, ValueError) and not type(error).__module__.startswith('numpy')
   raised = traceback.extract_tb(error.__traceback__)[-1]
   library = any(part in raised.filename for part in _LIBRARIES) and not raised.filename.startswith(_PACKAGE)
   return raised.line.startswith('raise ') and not library  # what C code raises comes out of another line
+
+
+def _is_of_a_bucket(error) -> bool:
+  """Whether Google Cloud Storage has answered so; OSErrors among them name an object as its interface does."""
+  return any(f'{os.sep}gcsfs{os.sep}' in frame.filename for frame in traceback.extract_tb(error.__traceback__)[-1:])
 
 
 def _is_ours(error) -> bool:
@@ -39,6 +44,9 @@ def text(error: BaseException) -> str:
   """What is wrong, and where."""
   if isinstance(error, KeyboardInterrupt):
     return 'stopped by Ctrl-C'
+  if _is_of_a_bucket(error):
+    return (f'Google Cloud Storage: {_short(str(error))}: {type(error).__name__}. Is there such a bucket, and may this '
+            'machine read and write it (its service account, or `gcloud auth application-default login`)?')
   if isinstance(error, OSError) and error.strerror:
     place, remedy = error.filename2 or error.filename or _unnamed(error), REMEDIES.get(error.errno)
     return (f'{place}: ' if place else '') + error.strerror + (f'; {remedy}' if remedy else '')

@@ -135,6 +135,12 @@ def test_a_place_that_is_in_no_bucket_is_refused(place, said, capsys):
   assert said in capsys.readouterr().err
 
 
+def test_a_bucket_that_is_not_there_is_said_to_be_none(capsys):
+  assert runs.pagoda('run', runs.CONFIG, '--workdir=gs://another/run') == 1
+  said = capsys.readouterr().err.splitlines()[-1]
+  assert said.startswith('pagoda run: Google Cloud Storage: b/another') and 'Is there such a bucket' in said
+
+
 def test_records_lie_where_the_places_say(tmp_path, monkeypatch):
   """Of any lengths, across the blocks of 64 KiB; another build of the file is refused when it is written."""
   monkeypatch.setattr(buckets, 'read_range', lambda path, start, end: (tmp_path / path).read_bytes()[start:end])
