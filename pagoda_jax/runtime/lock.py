@@ -206,7 +206,7 @@ class _Lock:
     self._released.set()
     if self in _held:
       _held.remove(self)
-    with self._mutex, contextlib.suppress(OSError):
+    with self._mutex, contextlib.suppress(Exception):  # as in _beat; others take it over
       if self._is_there():
         self._path.unlink(missing_ok=True)
 
