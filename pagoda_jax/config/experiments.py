@@ -100,8 +100,8 @@ def experiment():
       'num_classes': (0, integer('[-1, 1_000_000]')),  # 0: unconditional; -1: as many as the source has
       'mirror': (True, flag),  # whether a mirror image is as good an image (not so for digits)
       'holdout': (0, integer('[0, 10_000_000]')),  # images kept out of training, for evaluation
-      # processes that decode and resize; 0: in the training process; -1: for folder and webdataset, as many as cores
-      # can be spared
+      # processes that decode and resize; 0: in the training process; -1: for folder, webdataset and what is read from
+      # a bucket, as many as cores can be spared
       'workers': (-1, integer('[0, 256]', also=-1)),
       # folder, webdataset: share of pictures that may be unreadable; they are listed and left out
       'max_unreadable': (0.01, number('[0, 1]')),

@@ -7,8 +7,8 @@ import fsspec
 from etils import epath
 
 SCHEME = '://'
-AT_ONCE = 32  # a request is answered after tens of milliseconds
-SCHEMES = ('gs', 's3', 'az', 'hf')  # that epath knows; it would take others for names of folders
+AT_ONCE = 32  # requests under way, of which each waits for the network
+KNOWN = 'gs'  # epath would take schemes that it does not know for names of folders, and others were never tried
 # gcsfs would remember how a folder looked, and the sizes of objects, for ever: what another host has written since,
 # such as its lock, or Orbax by tensorstore, would be read as it was, or cut off. Before epath opens a bucket.
 for _protocol in ('gs', 'gcs'):
@@ -34,11 +34,11 @@ def check(path) -> None:
   """Refuses a path in a bucket that cannot be one.
 
   Raises:
-    BucketError: its scheme is not known, it names no bucket, or the package for it is not installed.
+    BucketError: it is of another scheme, names no bucket, or the package for it is not installed.
   """
   scheme, _, rest = str(path).partition(SCHEME)
-  if scheme not in SCHEMES or not rest.strip('/'):
-    raise BucketError(f'names no bucket; must be gs://BUCKET/PATH (or {", ".join(SCHEMES[1:])}), or a local path')
+  if scheme != KNOWN or not rest.strip('/'):
+    raise BucketError('names no bucket; must be gs://BUCKET/PATH, or a local path')
   try:
     fsspec.get_filesystem_class(scheme)
   except ImportError as error:

@@ -1,5 +1,6 @@
 """A run whose work directory, pictures and weights lie in a bucket: an emulated one, through gcsfs and tensorstore."""
 
+import sys
 import urllib.parse
 import urllib.request
 import zlib
@@ -120,19 +121,31 @@ def test_what_is_wrong_with_a_shard_in_a_bucket_is_named(address):
   epath.Path(path).unlink()
   with pytest.raises(noise_store.NoiseStoreError, match='array_record: missing'):
     store[0]
-  shards.write_sealed(shards.sidecar_path(folder, layout.name(1)), {'count': 3, 'bytes': 1, 'sha256': ''})
+  sidecar = shards.sidecar_path(folder, layout.name(1))
   shards.open_shard.cache_clear()
+  for changed in (sidecar.read_bytes().replace(b'"places": "', b'"places": "AAAA'), sidecar.read_bytes()[:-40]):
+    put(address, sidecar, changed)
+    with pytest.raises(noise_store.NoiseStoreError, match=r'noise-00001-of-00002.json: missing or damaged'):
+      store[4]
+  shards.write_sealed(sidecar, {'count': 3, 'bytes': 1, 'sha256': ''})
   with pytest.raises(noise_store.NoiseStoreError, match='earlier version wrote it, without the places of records'):
     store[4]
 
 
 @pytest.mark.parametrize('place, said', [
   ('gcs://bucket/run', 'names no bucket; must be gs://BUCKET/PATH'), ('gs://', 'names no bucket'),
-  ('http://host/run', 'names no bucket'), ('s3://bucket/run', 'pip install "pagoda_jax[gcs]"')])
+  ('http://host/run', 'names no bucket'), ('s3://bucket/run', 'names no bucket')])
 def test_a_place_that_is_in_no_bucket_is_refused(place, said, capsys):
   """epath would take the first for a folder of this machine, which no other host sees."""
   assert runs.pagoda('run', runs.CONFIG, f'--workdir={place}') == 2
   assert said in capsys.readouterr().err
+
+
+def test_a_bucket_needs_a_package_that_is_named(monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, 'gcsfs', None)
+  monkeypatch.delitem(sys.modules['fsspec.registry']._registry, 'gs', raising=False)  # what was found before
+  assert runs.pagoda('run', runs.CONFIG, f'--workdir={ROOT}/run') == 2
+  assert 'gcsfs' in (said := capsys.readouterr().err) and 'pip install "pagoda_jax[gcs]"' in said
 
 
 def test_a_bucket_that_is_not_there_is_said_to_be_none(capsys):
