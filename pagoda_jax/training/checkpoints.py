@@ -85,6 +85,7 @@ class Checkpoints:
 
     Raises:
       CheckpointError: a save failed (a full disk, say); earlier checkpoints are as they were.
+      jax.errors.JaxRuntimeError: the state could not be computed, or another process has gone.
     """
     if step == self.latest_step():
       return
@@ -105,13 +106,15 @@ class Checkpoints:
     write_sealed(self.folder / NEWEST, {'step': self._saving})
 
   def wait(self) -> None:
-    """Returns when every save so far is on disk; raises CheckpointError where one failed."""
+    """Returns when every save so far is on disk; raises CheckpointError where one failed, and as `save`."""
     self._guard(self._manager.wait_until_finished)
 
   def _guard(self, action):
     try:
       with naming(self.folder):
         action()
+    except jax.errors.JaxRuntimeError:
+      raise  # no fault of the disk: what is saved could not be computed, or another process has gone
     except Exception as error:  # tensorstore raises many kinds for a full or failing disk
       why = isinstance(error, OSError) and error.strerror or first_lines(error)
       latest = max(finished_steps(self.folder.parent), default=None)
@@ -131,6 +134,8 @@ class Checkpoints:
       onto = ocp.checkpoint_utils.construct_restore_args(asked)
       args = ocp.args.Composite(state=ocp.args.PyTreeRestore(asked, restore_args=onto), data=ocp.args.JsonRestore())
       restored = self._manager.restore(step, args=args)
+    except jax.errors.JaxRuntimeError:
+      raise  # no fault of the checkpoint: another process has gone, or the device has no room
     except Exception as error:
       raise CheckpointError(f'{self.folder / str(step)}: cannot be restored: {first_lines(error)}') from error
     state = restored['state'] if asked is abstract_state else abstract_state.replace(**restored['state'])
@@ -254,8 +259,7 @@ def newest_good_step(phase_folder) -> int | None:
   earlier, found = [f'{path} was damaged' for path in set_aside(phase_folder)], [missing] if missing else []
   good = None
   for step in reversed(steps):
-    wrong = damage(phase_folder, step)
-    if not wrong:
+    if not (wrong := damage(phase_folder, step)):
       good = step
       break
     found.append(f'{folder / str(step)} is damaged: {wrong}; set aside as {_set_aside(folder / str(step))}')
@@ -364,9 +368,7 @@ def read_state(phase_folder, step: int | None = None, parts: tuple[str, ...] = (
       tree = checkpointer.metadata(path).item_metadata.tree
       tree = {part: tree[part] for part in parts or tree if part in tree}
       restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-      state = checkpointer.restore(
-        path, ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=True)
-      )
+      state = checkpointer.restore(path, ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True))
   except Exception as error:
     _refuse_removed(phase_folder, step)
     raise CheckpointError(f'{path}: cannot be read: {first_lines(error)}') from error

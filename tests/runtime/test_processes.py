@@ -106,7 +106,9 @@ def test_two_processes_survive_a_kill_and_a_sigterm_and_one_goes_on_with_the_sam
   wait_for(lambda: checkpoints.finished_steps(phase), pair)
   pair[1].kill()
   output, _ = pair[0].communicate(timeout=120)
-  assert pair[0].returncode not in (0, 75) and 'another process has gone: see its log' in output, output
+  assert pair[0].returncode not in (0, 75) and 'disk space' not in output, output
+  # A step, or a save, that waits for it fails; between them it is missed as it stays silent.
+  assert re.search(r'another process has gone: see its log|process 1 has given no sign of life', output), output
   steps = checkpoints.finished_steps(phase)
 
   pair = run_both('teacher', tmp_path / 'pair', *flags)
