@@ -98,7 +98,7 @@ def _run_command(name: str, args: list[str]) -> int:
       if not distributed.several():
         raise
       traceback.print_exc()
-      print('If that tells of a lost connection, another process has gone: see its log.', file=sys.stderr)
+      print(distributed.LOST, file=sys.stderr)
     else:
       print(f'pagoda {name}: {faults.text(error)}', file=sys.stderr)
     if distributed.several():

@@ -15,9 +15,8 @@ from pagoda_jax.data.pictures import SourceError
 from pagoda_jax.method import microbatch as microbatches
 from pagoda_jax.planning import costs, memory, passes, programs
 from pagoda_jax.planning.parts import Parted, bytes_of, held_bytes, parted
-from pagoda_jax.runtime import sharding, topologies
+from pagoda_jax.runtime import files, sharding, topologies
 from pagoda_jax.stages import models
-from pagoda_jax.training import checkpoints
 
 # How often gradients are summed over the devices. Both of a generator's losses sum theirs apart, as the ratio of
 # their norms may be the adversarial weight; so do the discriminator's two passes.
@@ -385,7 +384,7 @@ def compiled(config, name: str, topology, found: PhaseCosts) -> Compiled:
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    return Compiled(time.monotonic() - start, kind, misfit=checkpoints.first_lines(error, 3))
+    return Compiled(time.monotonic() - start, kind, misfit=files.first_lines(error, 3))
   text = result.as_text()
   return Compiled(
     time.monotonic() - start,

@@ -27,6 +27,7 @@ from pagoda_jax.runtime.rendezvous import HostsError
 POLL_SECONDS = 2.0
 JOIN_SECONDS = 10  # for a thread to come back from a call of JAX's client, on however busy a machine
 SILENCE_SECONDS = 100  # after which a process that gives no sign of life (its Python threads do not run) is given up
+LOST = 'If that tells of a lost connection, another process has gone: see its log.'
 COMPILATION = '/jax/core/compile/'  # tracing, lowering and compilation, as JAX tells those who listen
 
 

@@ -156,6 +156,12 @@ def _damage(file, path, expected) -> str:
     return f'{path}: missing'
 
 
+def first_lines(error: Exception, count: int = 12) -> str:
+  """The beginning of an error's text: some libraries print whole trees."""
+  lines = str(error).splitlines()
+  return '\n'.join(lines[:count] + (['...'] if len(lines) > count else []))
+
+
 def first_rows(rows: list[str], count: int = 3) -> str:
   """The first of many texts in one line."""
   return '; '.join(rows[:count] + ([f'and {len(rows) - count} more'] if len(rows) > count else []))

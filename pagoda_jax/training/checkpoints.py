@@ -8,6 +8,7 @@ reads the newest. Only this file knows Orbax.
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 
@@ -18,7 +19,7 @@ from absl import logging
 from etils import epath
 
 from pagoda_jax.runtime import buckets, distributed, lock, trees
-from pagoda_jax.runtime.files import first_rows, naming, read_sealed, write_sealed
+from pagoda_jax.runtime.files import first_lines, first_rows, naming, read_sealed, write_sealed
 from pagoda_jax.training import checksums
 
 FOLDER = 'checkpoints'
@@ -85,7 +86,6 @@ class Checkpoints:
 
     Raises:
       CheckpointError: a save failed (a full disk, say); earlier checkpoints are as they were.
-      jax.errors.JaxRuntimeError: the state could not be computed, or another process has gone.
     """
     if step == self.latest_step():
       return
@@ -106,21 +106,19 @@ class Checkpoints:
     write_sealed(self.folder / NEWEST, {'step': self._saving})
 
   def wait(self) -> None:
-    """Returns when every save so far is on disk; raises CheckpointError where one failed, and as `save`."""
+    """Returns when every save so far is on disk; raises CheckpointError where one failed."""
     self._guard(self._manager.wait_until_finished)
 
   def _guard(self, action):
     try:
       with naming(self.folder):
         action()
-    except jax.errors.JaxRuntimeError:
-      raise  # no fault of the disk: what is saved could not be computed, or another process has gone
     except Exception as error:  # tensorstore raises many kinds for a full or failing disk
       why = isinstance(error, OSError) and error.strerror or first_lines(error)
       latest = max(finished_steps(self.folder.parent), default=None)
       raise CheckpointError(
-        f'{self.folder}: saving failed: {why}; the checkpoints before it are intact (latest: {latest}). Free some '
-        'disk space and start the same command again; it goes on from there.'
+        f'{self.folder}: saving failed: {why}; the checkpoints before it are intact (latest: {latest}). '
+        f'{_remedy(error)} start the same command again; it goes on from there.'
       ) from error
 
   def restore(self, step: int, abstract_state):
@@ -134,8 +132,6 @@ class Checkpoints:
       onto = ocp.checkpoint_utils.construct_restore_args(asked)
       args = ocp.args.Composite(state=ocp.args.PyTreeRestore(asked, restore_args=onto), data=ocp.args.JsonRestore())
       restored = self._manager.restore(step, args=args)
-    except jax.errors.JaxRuntimeError:
-      raise  # no fault of the checkpoint: another process has gone, or the device has no room
     except Exception as error:
       raise CheckpointError(f'{self.folder / str(step)}: cannot be restored: {first_lines(error)}') from error
     state = restored['state'] if asked is abstract_state else abstract_state.replace(**restored['state'])
@@ -182,6 +178,12 @@ def metrics(phase_folder, name: str) -> dict[int, float]:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is named where it is used
       values[step] = float(json.loads(path.read_text())[name])
   return values
+
+
+def _remedy(error) -> str:
+  if isinstance(error, OSError):
+    return 'Free some disk space and' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'Mend that and'
+  return f'{distributed.LOST} Then' if distributed.several() else 'Mend that and'
 
 
 def _folder(phase_folder) -> epath.Path:
@@ -327,12 +329,6 @@ def read_generator(phase_folder, step: int | None = None, other_ema: str = '') -
 def read_data_position(phase_folder, step: int) -> dict:
   """The data position saved with a checkpoint."""
   return json.loads((_folder(phase_folder) / str(step) / 'data' / 'metadata').read_text())
-
-
-def first_lines(error: Exception, count: int = 12) -> str:
-  """The beginning of an error's text: Orbax prints whole trees."""
-  lines = str(error).splitlines()
-  return '\n'.join(lines[:count] + (['...'] if len(lines) > count else []))
 
 
 def read_state(phase_folder, step: int | None = None, parts: tuple[str, ...] = ()) -> tuple[dict, int]:

@@ -1,8 +1,10 @@
 """Checkpoints that are damaged, deleted or the best: what is noticed, what is said, what a run goes on from."""
 
+import errno
 import json
 import pathlib
 import shutil
+import unittest.mock
 
 import jax
 import numpy as np
@@ -16,7 +18,7 @@ from pagoda_jax import config as configs
 from pagoda_jax import validation
 from pagoda_jax.cli import inspect
 from pagoda_jax.planning import programs
-from pagoda_jax.runtime import sharding
+from pagoda_jax.runtime import distributed, sharding
 from pagoda_jax.stages import state
 from pagoda_jax.training import checkpoints, checksums, claims, starts, workdir
 
@@ -237,6 +239,20 @@ def test_a_checkpoint_that_a_run_removes_meanwhile_is_not_called_damaged(phase, 
   shutil.copytree(phase / 'checkpoints' / '4', phase / 'checkpoints' / '2')
   (first, *others) = inspect.describe(epath.Path(phase), tiny.get_config(), '', False)
   assert first.startswith('teacher (teacher): whole checkpoints at steps 4; step 4: sha256 ') and not others
+
+
+@pytest.mark.parametrize('error, processes, remedy', [
+  (OSError(errno.ENOSPC, 'No space left on device'), 2, 'Free some disk space and start'),
+  (OSError(errno.EIO, 'Input/output error'), 2, 'Mend that and start'),
+  (ValueError('UNKNOWN: Gloo AllGather failed: Connection reset by peer'), 2, f'{distributed.LOST} Then start'),
+  (jax.errors.JaxRuntimeError('INTERNAL: CUDA error'), 1, 'Mend that and start'),
+])  # fmt: skip
+def test_a_save_that_fails_says_what_to_do(error, processes, remedy, tmp_path, monkeypatch):
+  writer = checkpoints.Checkpoints(tmp_path)
+  monkeypatch.setattr(distributed, 'several', lambda: processes > 1)
+  monkeypatch.setattr(writer, '_manager', unittest.mock.Mock(**{'wait_until_finished.side_effect': error}))
+  with pytest.raises(checkpoints.CheckpointError, match=f'{tmp_path}/checkpoints: saving failed: .*{remedy} the same'):
+    writer.wait()
 
 
 def test_a_kill_before_the_rename_is_no_loss(phase, capsys):
