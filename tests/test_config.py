@@ -215,6 +215,7 @@ TEXT_BAD = [
   ('network.form', 'deepfloyd', ["network.text_attention = 'none'", "must be 'added_kv'"]),
   ('network.text_attention', 'self', ["network.text_attention = 'self'", 'none, cross, added_kv']),
   ('network.text_pool_heads', 7, ['network.text_pool_heads = 7', 'must divide config.text.width = 512']),
+  ('network.text_channels', 64, ['network.text_channels = 64', "must be 0 where config.network.text_attention is 'no"]),
   ('guidance.recaptions.law', 'uniform', ["guidance.recaptions.law = 'uniform'", "must be '' without"]),
   ('data.num_classes', 10, ['config.data.num_classes = 10', 'must be 0 with captions', 'a label or a text']),
   ('data.num_classes', -1, ['config.data.num_classes = -1', 'must be 0 with captions']),
@@ -253,6 +254,7 @@ def test_encoders_of_text_and_guidance_by_captions_are_taken():
 @pytest.mark.parametrize('key, value, said', [
   ('network.text_attention', 'cross', "text_attention = 'cross': needs captions, and config.text.encoder is ''"),
   ('network.text_pool_heads', 4, 'text_pool_heads = 4: needs captions'),
+  ('network.text_channels', 64, 'text_channels = 64: needs captions'),
   ('network.form', 'deepfloyd', "form = 'deepfloyd': is a network of captions"),
 ])
 def test_keys_of_captions_need_captions(key, value, said):
@@ -283,6 +285,10 @@ def test_what_keys_that_exclude_each_other_must_be():
   config.evaluation.update({'samples': 10, 'guidance': (1.0,)})
   with pytest.raises(configs.ConfigError, match="evaluation.guidance = .* config.guidance.law = 'none'"):
     validation.validate(config, 8)
+  config = tiny.get_config('roads')  # keys of a solver, beside an encoder, would be without effect
+  refuses(config, 'phases.encoded.num_levels', 3, ['encoded.num_levels = 3', "left at 40 with", "encoder = 'encode'"])
+  config = with_text('')
+  refuses(config, 'phases.teacher.label_dropout', 0.1, ['teacher.label_dropout = 0.1', 'must be 0 without labels or'])
 
 
 FLAGS = ('mirror verify mid_attention clip_denoised add_noise store spectral_norm conditional adaptive scale_shift '

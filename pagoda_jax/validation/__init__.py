@@ -210,6 +210,9 @@ def _validate_encoded(config, path, phase, earlier):
           f"must be '' with {path}.encoder = {phase.encoder!r}, which makes the noise in its place")
   check(not phase.add_noise, f'{path}.add_noise', phase.add_noise,
         f'must be False with {path}.encoder = {phase.encoder!r}: it is for the solver')
+  levels, _ = configs.invert.table()['num_levels']
+  check(phase.num_levels == levels, f'{path}.num_levels', phase.num_levels,
+        f'must be left at {levels} with {path}.encoder = {phase.encoder!r}: it is for the solver')
 
 
 def _validate_guide(config, path, phase, earlier):
@@ -222,6 +225,8 @@ def _validate_guide(config, path, phase, earlier):
 
 
 def _validate_teacher(config, phase, path):
+  check(not phase.label_dropout or config.data.num_classes != 0 or configs.has_text(config), f'{path}.label_dropout',
+        phase.label_dropout, 'must be 0 without labels or captions to drop: config.data.num_classes is 0')
   check(not phase.uncertainty or config.network.form == 'edm2', f'{path}.uncertainty', phase.uncertainty,
          f"must be False where config.network.form = {config.network.form!r}: 'edm2' alone has what learns it")
   kept = configs.ema_names(phase)
