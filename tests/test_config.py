@@ -160,6 +160,21 @@ def test_pairs_of_a_teacher_name_a_phase_that_inverts():
   refuses(config, 'phases.distill.noise', 'teacher', ["distill.noise = 'teacher'", 'stage invert (invert)'])
 
 
+def test_noise_is_of_the_teacher_whose_images_or_generator_it_meets():
+  config = tiny.get_config()
+  for name, phase in (('other', configs.teacher(batch_size=8)), ('others', configs.invert(teacher='other'))):
+    configs.add_phase(config, name, phase)
+  config.order = ('teacher', 'other', 'invert', 'others', 'distill', 'grow_16')
+  changed = config.copy_and_resolve_references()
+  refuses(changed, 'phases.grow_16.noise', 'others', [
+    "grow_16.noise = 'others': is of other, and distill knows that of teacher alone", "distill.noise = 'invert'"])
+  changed.phases.distill.noise = 'others'  # a generator may begin as a copy of one teacher and learn another's noise
+  refuses(changed, 'phases.distill.pairs', 'teacher', [
+    "distill.noise = 'others': is of other, whose images", 'by teacher'])
+  changed.phases.distill.teacher = 'other'
+  validation.validate(changed, 8)
+
+
 def test_a_host_inverts_by_itself_whatever_its_batch():
   config = tiny.get_config()
   config.phases.invert.batch_size = 12  # filled up to a multiple of the host's devices

@@ -194,12 +194,28 @@ def _validate_phase(config, name, earlier, shards):
     check(law == 'none', f'{path}.pairs', phase.pairs, f"must be 'data' with guidance: config.guidance.law is {law!r}")
     check(phase.pairs_fraction == 1, f'{path}.pairs_fraction', phase.pairs_fraction,
            f"must be 1 with {path}.pairs = 'teacher': each pair is made once, inside its step")
+    named, behind = phase.get('teacher'), _teacher_behind(config, phase.noise)
+    check(not named or named == behind, f'{path}.noise', phase.noise,
+          f"is of {behind}, whose images the pairs would be with {path}.pairs = 'teacher'; must be a phase that "
+          f'inverts by {named}, the teacher that {path}.teacher names')
   if phase.stage in configs.GENERATOR_STAGES:
     check(config.phases[phase.noise].store or not phase.standardize_noise, f'{path}.standardize_noise',
            phase.standardize_noise,
            f'needs the mean and deviation of a store, and config.phases.{phase.noise}.store is False')
+    if phase.get('start'):
+      known, behind = (_teacher_behind(config, config.phases[other].noise) for other in (phase.start, name))
+      check(behind == known, f'{path}.noise', phase.noise,
+            f'is of {behind}, and {phase.start} knows that of {known} alone: must be a phase that inverts by it, such '
+            f'as config.phases.{phase.start}.noise = {config.phases[phase.start].noise!r}')
     _validate_guide(config, path, phase, earlier)
     losses.validate_losses(config, name)
+
+
+def _teacher_behind(config, name):
+  """The teacher that the noise of a phase of stage invert is of: a phase or a folder; an encoder learnt one's."""
+  phase = config.phases[name]
+  return _teacher_behind(config, config.phases[phase.encoder].noise) if phase.encoder else (
+    phase.teacher or phase.init_from)
 
 
 def _validate_encoded(config, path, phase, earlier):
