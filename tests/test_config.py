@@ -192,6 +192,7 @@ GUIDED_BAD = [
   ('guidance.law', 'none', ["config.phases.guide.stage = 'guide'", "config.guidance.law is 'none'"]),
   ('guidance.law', 'constant', ["config.phases.guide.stage = 'guide'", 'that varies']),
   ('phases.teacher.label_dropout', 0.0, ['config.phases.teacher.label_dropout = 0.0', 'must be above 0']),
+  ('phases.teacher.label_dropout', 1.0, ['config.phases.teacher.label_dropout = 1.0', 'and below 1, 0.1 say']),
   ('phases.distill.guide', '', ["config.phases.distill.guide = ''", 'stage guide (guide)']),
   ('phases.distill.guide', 'teacher', ["config.phases.distill.guide = 'teacher'", 'stage guide (guide)']),
   ('phases.guide.teacher', '', ['config.phases.guide.teacher', 'or config.phases.guide.init_from a folder']),

@@ -167,9 +167,9 @@ def _validate_phase(config, name, earlier, shards):
            f'estimates a strength of guidance that varies, and config.guidance.law is {law!r}')
   if phase.stage in ('invert', 'guide') and configs.has_guidance(config) and phase.teacher:
     dropout = config.phases[phase.teacher].label_dropout
-    check(dropout > 0, f'config.phases.{phase.teacher}.label_dropout', dropout,
-           f'must be above 0, 0.1 say: guidance (config.guidance.law = {config.guidance.law!r}) asks {phase.teacher} '
-           'without label too')
+    check(0 < dropout < 1, f'config.phases.{phase.teacher}.label_dropout', dropout,
+           f'must be above 0 and below 1, 0.1 say: guidance (config.guidance.law = {config.guidance.law!r}) asks '
+           f'{phase.teacher} with label and without')
   if phase.stage == 'invert':
     check(phase.store or phase.dtype == 'float32', f'{path}.dtype', phase.dtype,
            f'is the type of what is stored, and {path}.store is False; it must be float32')
