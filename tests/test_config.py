@@ -160,6 +160,21 @@ def test_pairs_of_a_teacher_name_a_phase_that_inverts():
   refuses(config, 'phases.distill.noise', 'teacher', ["distill.noise = 'teacher'", 'stage invert (invert)'])
 
 
+def test_noise_is_of_the_teacher_whose_images_or_generator_it_meets():
+  config = tiny.get_config()
+  for name, phase in (('other', configs.teacher(batch_size=8)), ('others', configs.invert(teacher='other'))):
+    configs.add_phase(config, name, phase)
+  config.order = ('teacher', 'other', 'invert', 'others', 'distill', 'grow_16')
+  changed = config.copy_and_resolve_references()
+  refuses(changed, 'phases.grow_16.noise', 'others', [
+    "grow_16.noise = 'others': is of other, and distill knows that of teacher alone", "distill.noise = 'invert'"])
+  changed.phases.distill.noise = 'others'  # a generator may begin as a copy of one teacher and learn another's noise
+  refuses(changed, 'phases.distill.pairs', 'teacher', [
+    "distill.noise = 'others': is of other, whose images", 'by teacher'])
+  changed.phases.distill.teacher = 'other'
+  validation.validate(changed, 8)
+
+
 def test_a_host_inverts_by_itself_whatever_its_batch():
   config = tiny.get_config()
   config.phases.invert.batch_size = 12  # filled up to a multiple of the host's devices
@@ -177,6 +192,7 @@ GUIDED_BAD = [
   ('guidance.law', 'none', ["config.phases.guide.stage = 'guide'", "config.guidance.law is 'none'"]),
   ('guidance.law', 'constant', ["config.phases.guide.stage = 'guide'", 'that varies']),
   ('phases.teacher.label_dropout', 0.0, ['config.phases.teacher.label_dropout = 0.0', 'must be above 0']),
+  ('phases.teacher.label_dropout', 1.0, ['config.phases.teacher.label_dropout = 1.0', 'and below 1, 0.1 say']),
   ('phases.distill.guide', '', ["config.phases.distill.guide = ''", 'stage guide (guide)']),
   ('phases.distill.guide', 'teacher', ["config.phases.distill.guide = 'teacher'", 'stage guide (guide)']),
   ('phases.guide.teacher', '', ['config.phases.guide.teacher', 'or config.phases.guide.init_from a folder']),
@@ -215,6 +231,7 @@ TEXT_BAD = [
   ('network.form', 'deepfloyd', ["network.text_attention = 'none'", "must be 'added_kv'"]),
   ('network.text_attention', 'self', ["network.text_attention = 'self'", 'none, cross, added_kv']),
   ('network.text_pool_heads', 7, ['network.text_pool_heads = 7', 'must divide config.text.width = 512']),
+  ('network.text_channels', 64, ['network.text_channels = 64', "must be 0 where config.network.text_attention is 'no"]),
   ('guidance.recaptions.law', 'uniform', ["guidance.recaptions.law = 'uniform'", "must be '' without"]),
   ('data.num_classes', 10, ['config.data.num_classes = 10', 'must be 0 with captions', 'a label or a text']),
   ('data.num_classes', -1, ['config.data.num_classes = -1', 'must be 0 with captions']),
@@ -253,6 +270,7 @@ def test_encoders_of_text_and_guidance_by_captions_are_taken():
 @pytest.mark.parametrize('key, value, said', [
   ('network.text_attention', 'cross', "text_attention = 'cross': needs captions, and config.text.encoder is ''"),
   ('network.text_pool_heads', 4, 'text_pool_heads = 4: needs captions'),
+  ('network.text_channels', 64, 'text_channels = 64: needs captions'),
   ('network.form', 'deepfloyd', "form = 'deepfloyd': is a network of captions"),
 ])
 def test_keys_of_captions_need_captions(key, value, said):
@@ -283,6 +301,10 @@ def test_what_keys_that_exclude_each_other_must_be():
   config.evaluation.update({'samples': 10, 'guidance': (1.0,)})
   with pytest.raises(configs.ConfigError, match="evaluation.guidance = .* config.guidance.law = 'none'"):
     validation.validate(config, 8)
+  config = tiny.get_config('roads')  # keys of a solver, beside an encoder, would be without effect
+  refuses(config, 'phases.encoded.num_levels', 3, ['encoded.num_levels = 3', "left at 40 with", "encoder = 'encode'"])
+  config = with_text('')
+  refuses(config, 'phases.teacher.label_dropout', 0.1, ['teacher.label_dropout = 0.1', 'must be 0 without labels or'])
 
 
 FLAGS = ('mirror verify mid_attention clip_denoised add_noise store spectral_norm conditional adaptive scale_shift '

@@ -153,7 +153,7 @@ class UNet(nn.Module):
     Args:
       x: [B, R, R, in_channels], scaled to unit variance (c_in applied).
       c_noise: [B], ln(sigma) / 4.
-      cond: 'label' int [B] in 0..num_classes-1, or -1 for no label (also if absent; not read if
+      cond: 'label' int [B] in 0..num_classes-1 (NaN from there on), or -1 for no label (also if absent; not read if
         num_classes is 0); 'omega' [B], guidance strength, needed if omega_embedding; text_condition.KEYS,
         needed if text_width.
       augment: [B, augment_dim] augmentation labels; absent means zeros.
@@ -166,7 +166,7 @@ class UNet(nn.Module):
 
     Raises:
       ValueError: an input of another resolution, widths that do not split into heads, sizes that do
-        not fit each other, or a missing 'omega'.
+        not fit each other, a missing 'omega', or another number of augmentation labels than augment_dim.
     """
     if self.magnitude_preserving:
       if self.augment_dim or self.text_width:
@@ -335,6 +335,8 @@ class UNet(nn.Module):
 
   def _embedding(self, c_noise, cond, augment) -> jax.Array:
     """[B, embed_width]: noise level, label, text, augmentation and guidance strength in one vector, after SiLU."""
+    if augment is not None and augment.shape[-1] != self.augment_dim:  # untold, the network would learn them as data
+      raise ValueError(f'{augment.shape[-1]} augmentation labels for a network with augment_dim = {self.augment_dim}')
     dense = layers.embedding_dense
     label = None
     if self.num_classes:
@@ -346,6 +348,7 @@ class UNet(nn.Module):
     x = layers.sinusoid(c_noise * self.time_scale, self.channels, self.ddpmpp_embedding, self.ddpmpp_embedding)
     if label is not None and self.ddpmpp_embedding:
       one_hot = jax.nn.one_hot(label, self.num_classes) * math.sqrt(self.num_classes)  # all zeros for -1
+      one_hot = jnp.where(label[:, None] < self.num_classes, one_hot, jnp.nan)
       x += dense(self.channels, 'label_embed')(one_hot)
     if self.augment_dim:
       augment = jnp.zeros((c_noise.shape[0], self.augment_dim)) if augment is None else augment

@@ -124,16 +124,16 @@ def condition_of(networks: Networks, batch, prefix: str = '') -> dict[str, jax.A
 
 
 def check_sizes(networks: Networks, batch) -> None:
-  """Refuses a batch of images of another size than the generator's.
+  """Refuses a batch of images of another size, or of other channels, than the generator's.
 
-  Feature networks resize what they are given, and would compare them.
+  Feature networks resize what they are given and take grey for RGB, and would compare them.
   """
   if not isinstance(networks.unet, UNet):
     return  # the caller's own
-  side = networks.unet.resolution << len(networks.unet.grown)
+  side, channels = networks.unet.resolution << len(networks.unet.grown), networks.unet.image_channels
   for name in ('image', 'real_image'):
-    if batch[name].shape[1:3] != (side, side):
-      raise ValueError(f"batch['{name}'] is {list(batch[name].shape)}; must be [B, {side}, {side}, C], as the "
+    if batch[name].shape[1:] != (side, side, channels):
+      raise ValueError(f"batch['{name}'] is {list(batch[name].shape)}; must be [B, {side}, {side}, {channels}], as the "
                        'generator makes them')
 
 

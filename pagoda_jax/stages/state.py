@@ -152,9 +152,15 @@ def init_generator(
 ) -> GeneratorState:
   """State at step 0 of a generator whose trained leaves are `params` and whose other leaves are `fixed`.
 
+  `pairs_discriminator`: where `config.reconstruction_adversarial` has a weight, variables as the discriminator's.
+
   Raises:
-    ValueError: trained parameters of less than 32 bits.
+    ValueError: trained parameters of less than 32 bits; a pairs' discriminator is missing, or nothing would train it.
   """
+  weight = config['reconstruction_adversarial'].weight if 'reconstruction_adversarial' in config else 0
+  if bool(weight) != bool(pairs_discriminator):
+    raise ValueError(f'reconstruction_adversarial.weight = {weight}: pairs_discriminator must be '
+                     + ('the variables of a second discriminator' if weight else 'None'))
   _check_types(params, discriminator['params'])
   discriminator_optimizer = make_optimizer(config.discriminator_optimizer, config.steps)
   of_pairs = {}

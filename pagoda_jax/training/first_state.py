@@ -54,6 +54,9 @@ def init_generator(config, folder, name: str, networks, frozen, key) -> tuple[st
   if phase.stage == 'grow':
     params, fixed, report = grow.grown_params(networks.unet, params, ladder.thawed_blocks(config, name), generator_key)
     where = f'{where}, grown: {report}'
+    if networks.unet.ddpm_levels and phase.init_from and not starts.begins_as_generator(phase):
+      where += ("\nthese weights are taken for a generator's, as nothing in them tells: a teacher of form 'deepfloyd', "
+                'which answers with noise, is to be distilled before it grows')
   discriminator = models.init_discriminator(networks, frozen, resolution, discriminator_key)
   discriminator, embedding = frozen_weights.with_class_embedding(config, name, discriminator)
   of_pairs = None

@@ -266,15 +266,21 @@ class _Loop:
         log.flush()
         batch_log.flush()
         pending = None
-      drawn = False
-      if grid and not stopping and (step == self.steps or step % self.config.log.samples_every == 0):
+      drawing = grid and (step == self.steps or not stopping and step % self.config.log.samples_every == 0)
+
+      def draw(step=step, train_state=train_state):
         image = grid(self.phase_folder / 'samples' / f'step_{step:08d}.png', train_state)
         log.image(step, 'samples', image)
-        drawn = True
+
+      if drawing and not stopping:
+        draw()
       if saving:
         self.check_before_saving(train_state, step)
         self.saved.save(step, train_state, self.batches.get_state(), self.mean_since_save())
-      if saving or drawn:
+      if drawing and stopping:  # of a phase that ends here, which no later run will draw; what is trained comes first
+        self.saved.wait()
+        draw()
+      if saving or drawing:
         refresh()
     distributed.rest()
     self.saved.wait()

@@ -167,9 +167,9 @@ def _validate_phase(config, name, earlier, shards):
            f'estimates a strength of guidance that varies, and config.guidance.law is {law!r}')
   if phase.stage in ('invert', 'guide') and configs.has_guidance(config) and phase.teacher:
     dropout = config.phases[phase.teacher].label_dropout
-    check(dropout > 0, f'config.phases.{phase.teacher}.label_dropout', dropout,
-           f'must be above 0, 0.1 say: guidance (config.guidance.law = {config.guidance.law!r}) asks {phase.teacher} '
-           'without label too')
+    check(0 < dropout < 1, f'config.phases.{phase.teacher}.label_dropout', dropout,
+           f'must be above 0 and below 1, 0.1 say: guidance (config.guidance.law = {config.guidance.law!r}) asks '
+           f'{phase.teacher} with label and without')
   if phase.stage == 'invert':
     check(phase.store or phase.dtype == 'float32', f'{path}.dtype', phase.dtype,
            f'is the type of what is stored, and {path}.store is False; it must be float32')
@@ -194,12 +194,28 @@ def _validate_phase(config, name, earlier, shards):
     check(law == 'none', f'{path}.pairs', phase.pairs, f"must be 'data' with guidance: config.guidance.law is {law!r}")
     check(phase.pairs_fraction == 1, f'{path}.pairs_fraction', phase.pairs_fraction,
            f"must be 1 with {path}.pairs = 'teacher': each pair is made once, inside its step")
+    named, behind = phase.get('teacher'), _teacher_behind(config, phase.noise)
+    check(not named or named == behind, f'{path}.noise', phase.noise,
+          f"is of {behind}, whose images the pairs would be with {path}.pairs = 'teacher'; must be a phase that "
+          f'inverts by {named}, the teacher that {path}.teacher names')
   if phase.stage in configs.GENERATOR_STAGES:
     check(config.phases[phase.noise].store or not phase.standardize_noise, f'{path}.standardize_noise',
            phase.standardize_noise,
            f'needs the mean and deviation of a store, and config.phases.{phase.noise}.store is False')
+    if phase.get('start'):
+      known, behind = (_teacher_behind(config, config.phases[other].noise) for other in (phase.start, name))
+      check(behind == known, f'{path}.noise', phase.noise,
+            f'is of {behind}, and {phase.start} knows that of {known} alone: must be a phase that inverts by it, such '
+            f'as config.phases.{phase.start}.noise = {config.phases[phase.start].noise!r}')
     _validate_guide(config, path, phase, earlier)
     losses.validate_losses(config, name)
+
+
+def _teacher_behind(config, name):
+  """The teacher that the noise of a phase of stage invert is of: a phase or a folder; an encoder learnt one's."""
+  phase = config.phases[name]
+  return _teacher_behind(config, config.phases[phase.encoder].noise) if phase.encoder else (
+    phase.teacher or phase.init_from)
 
 
 def _validate_encoded(config, path, phase, earlier):
@@ -210,6 +226,9 @@ def _validate_encoded(config, path, phase, earlier):
           f"must be '' with {path}.encoder = {phase.encoder!r}, which makes the noise in its place")
   check(not phase.add_noise, f'{path}.add_noise', phase.add_noise,
         f'must be False with {path}.encoder = {phase.encoder!r}: it is for the solver')
+  levels, _ = configs.invert.table()['num_levels']
+  check(phase.num_levels == levels, f'{path}.num_levels', phase.num_levels,
+        f'must be left at {levels} with {path}.encoder = {phase.encoder!r}: it is for the solver')
 
 
 def _validate_guide(config, path, phase, earlier):
@@ -222,6 +241,8 @@ def _validate_guide(config, path, phase, earlier):
 
 
 def _validate_teacher(config, phase, path):
+  check(not phase.label_dropout or config.data.num_classes != 0 or configs.has_text(config), f'{path}.label_dropout',
+        phase.label_dropout, 'must be 0 without labels or captions to drop: config.data.num_classes is 0')
   check(not phase.uncertainty or config.network.form == 'edm2', f'{path}.uncertainty', phase.uncertainty,
          f"must be False where config.network.form = {config.network.form!r}: 'edm2' alone has what learns it")
   kept = configs.ema_names(phase)

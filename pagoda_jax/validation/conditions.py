@@ -29,7 +29,8 @@ def validate_text(config):
 
 def validate_text_network(config):
   network, width = config.network, config.text.width
-  asked = {key: network[key] for key in ('text_attention', 'text_pool_heads') if network[key] not in ('none', 0)}
+  keys = ('text_attention', 'text_channels', 'text_pool_heads')
+  asked = {key: network[key] for key in keys if network[key] not in ('none', 0)}
   if not configs.has_text(config):
     for key, value in asked.items():
       check(False, f'config.network.{key}', value, "needs captions, and config.text.encoder is ''")
@@ -37,6 +38,8 @@ def validate_text_network(config):
            "is a network of captions, and config.text.encoder is ''")
     return
   check(network.form != 'edm2', 'config.network.form', network.form, 'has no input for captions (config.text.encoder)')
+  check(not network.text_channels or network.text_attention != 'none', 'config.network.text_channels',
+        network.text_channels, "must be 0 where config.network.text_attention is 'none': it is of tokens for attention")
   if network.form == 'deepfloyd':
     check(network.text_attention == 'added_kv', 'config.network.text_attention', network.text_attention,
            "must be 'added_kv' where config.network.form is 'deepfloyd'")

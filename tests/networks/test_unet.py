@@ -120,7 +120,17 @@ def test_no_label_is_the_unconditional_network():
   np.testing.assert_allclose(half[0], unconditional[0], rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(half[1], labelled[1], rtol=1e-5, atol=1e-5)
   assert rms(labelled - unconditional) > 1e-2
-  assert np.isnan(apply(BASE)(params, x, c_noise, {'label': np.asarray([3, 0])})[0]).all()
+  for form in (EDM_ADM, EDM_DDPMPP):  # what is no class is not taken for none either
+    module = UNet(**TINY, **form)
+    found = apply(module)(random_params(module), x, c_noise, {'label': np.asarray([3, 0])})
+    assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
+
+
+def test_labels_of_augmentation_are_those_that_the_network_takes():
+  inputs = random_inputs(BASE)
+  for module in (BASE, BASE.clone(augment_dim=9)):
+    with pytest.raises(ValueError, match=f'4 augmentation labels for .* augment_dim = {module.augment_dim}'):
+      jax.eval_shape(module.apply, {'params': shapes(module)}, *inputs, augment=np.zeros((BATCH, 4)))
 
 
 def test_guidance_strength_is_an_input():

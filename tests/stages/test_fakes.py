@@ -52,6 +52,13 @@ def one_step(fakes, networks=NETWORKS, frozen=None, **changes):
   return jax.jit(distill.make_train_step(networks, phase))(begun(phase), batch_of_four(), frozen or {}, RNG)
 
 
+def test_a_second_discriminator_is_given_where_there_is_to_be_one_and_only_there():
+  for weight, given, said in ((0.5, None, 'weight = 0.5: .* must be the variables of a second'),
+                              (0.0, {'params': {}}, 'weight = 0.0: .* must be None')):
+    with pytest.raises(ValueError, match=said):
+      begun(c.distill(reconstruction_adversarial=c.adversarial(weight=weight)), given)
+
+
 def test_shared_fakes_are_those_of_the_generators_loss():
   _, metrics = one_step('shared')
   assert float(metrics['logit_fake']) == pytest.approx(-float(metrics['adversarial']), rel=1e-6)
@@ -106,7 +113,8 @@ def test_r3gan_on_pairs_against_autodiff_in_float64(fakes):
   rng, batch = np.random.default_rng(1), batch_of_four()
   params = {'linear': np.float32(0.3 * rng.standard_normal((64, 2))), 'quadratic': np.float32(rng.standard_normal(2))}
   networks = types.SimpleNamespace(**vars(NETWORKS) | {'judge': judge})
-  start = state.init_generator(begun(phase).params, {}, {'params': params}, phase, {'params': params})
+  trained = begun(phase, {'params': params}).params
+  start = state.init_generator(trained, {}, {'params': params}, phase, {'params': params})
   after, metrics = jax.jit(distill.make_train_step(networks, phase))(jax.device_put(start), batch, {}, RNG)
 
   with jax.enable_x64(True):

@@ -1,6 +1,7 @@
 """Training against projected features and LPIPS, on tiny feature networks in the published places."""
 
 import dataclasses
+import re
 import types
 
 import jax
@@ -73,13 +74,14 @@ def norm_of_difference(a, b) -> float:
   return float(np.sqrt(sum(jax.tree.leaves(squares))))
 
 
-def test_images_of_another_size_than_the_generators_are_refused(folder):
-  """Feature networks resize all, and would take them."""
+def test_images_of_another_size_or_other_channels_than_the_generators_are_refused(folder):
+  """Feature networks resize all, take grey for RGB, and would take them."""
   networks = models.build(config := experiment(), 'distill')
   step = distill.make_train_step(networks, config.phases.distill)
   for name in ('image', 'real_image'):
-    with pytest.raises(ValueError, match=rf"batch\['{name}'\] is \[8, 16, 16, 1\]; must be \[B, 8, 8, C\]"):
-      jax.eval_shape(step, None, batch() | {name: np.zeros((8, 16, 16, 1), np.uint8)}, {}, RNG)
+    for shape in ([8, 16, 16, 1], [8, 8, 8, 3]):
+      with pytest.raises(ValueError, match=re.escape(f"batch['{name}'] is {shape}; must be [B, 8, 8, 1]")):
+        jax.eval_shape(step, None, batch() | {name: np.zeros(shape, np.uint8)}, {}, RNG)
 
 
 # In CI on eight alone: test_memory.py compares, with one small feature network.

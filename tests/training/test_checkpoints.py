@@ -19,6 +19,7 @@ from pagoda_jax import validation
 from pagoda_jax.cli import inspect
 from pagoda_jax.planning import programs
 from pagoda_jax.runtime import distributed, sharding
+from pagoda_jax.runtime.interrupts import StopRequest
 from pagoda_jax.stages import state
 from pagoda_jax.training import checkpoints, checksums, claims, starts, workdir
 
@@ -351,9 +352,12 @@ def test_a_damaged_metric_is_no_obstacle_and_is_named_where_it_is_used(tmp_path)
   assert saved(phase, {4: 0.5}, keep=1, best='loss') and checkpoints.finished_steps(phase) == [4]
 
 
-def test_a_run_that_keeps_the_best(tmp_path, capsys):
+def test_a_run_that_keeps_the_best(tmp_path, capsys, monkeypatch):
+  # Asked to stop in its last step: it is finished then, and no later run draws its last grid.
+  monkeypatch.setattr(StopRequest, 'wanted', lambda self, phase, step: step == 6)
   flags = [CONFIG, f'--workdir={tmp_path}', '--config.checkpoint.best=loss', '--config.checkpoint.keep=1']
   assert pagoda('train', *flags, '--phase=teacher', '--config.phases.teacher.steps=6') == 0
+  assert (tmp_path / 'teacher' / 'samples' / 'step_00000006.png').exists()
   lines = (tmp_path / 'teacher' / 'metrics.jsonl').read_text().splitlines()
   losses = [json.loads(line)['loss'] for line in lines]
   means = {step: np.mean(losses[step - 2 : step]) for step in range(2, 7, 2)}

@@ -76,6 +76,13 @@ def test_a_generator_begins_as_the_teacher_but_grey_and_its_teacher_draws_for_na
     claims.write(tmp_path, stage, {}, json.loads(workdir.as_json(config)))
     begun, _ = first_state.init_generator(config, '', 'distill', networks, {}, jax.random.key(0))
     assert any(np.any(leaf) for leaf in jax.tree.leaves(begun.params['out_conv'])) == kept
+  # Converted weights may be either's: growth, which would begin as noise of a teacher's, says what it takes them for.
+  monkeypatch.setattr(first_state.grow, 'grown_params', lambda *_: (begun.params, {}, 'all of it'))
+  monkeypatch.setattr(starts.folders, 'is_converted', lambda _: True)
+  for start, init_from, told in (('distill', '', False), ('', str(tmp_path), True)):
+    config.phases.grow_16.update({'start': start, 'init_from': init_from})
+    _, said = first_state.init_generator(config, '', 'grow_16', networks, {}, jax.random.key(0))
+    assert ("taken for a generator's" in said) == told
   draw = jax.eval_shape(lambda: networks.generate(teacher, np.zeros((2, 8, 8, 1)), models.any_cond(networks.unet, 2)))
   assert draw.shape == (2, 8, 8, 1)
 
