@@ -53,9 +53,9 @@ def write_metrics(folder):
     lines.write(step, {'loss': 1 / 3})
 
 
-def write_converted(folder):
-  variables = {'params': {'kernel': NOISE, 'bias': NOISE[0]}}
-  folders.write_converted(folder / 'out', formats.Converted(variables, {}, 'edm'), {'sha256': ''})
+def write_converted(folder, kernel=NOISE, carried=()):
+  variables = {'params': {'kernel': kernel, 'bias': NOISE[0, 0]}}
+  folders.write_converted(folder / 'out', formats.Converted(variables, {}, 'edm', dict(carried)), {'sha256': ''})
 
 
 WRITERS = {  # name -> (what writes, the file that the message names)
@@ -69,6 +69,7 @@ WRITERS = {  # name -> (what writes, the file that the message names)
   'safetensors': (lambda folder: torch_files.write_safetensors(folder / 'a.safetensors', {'a': NOISE}),
                   'a.safetensors'),
   'converted folder': (write_converted, 'out'),
+  'tensors beside it': (lambda folder: write_converted(folder, NOISE[0, 0], {'filter': NOISE}), 'out'),
 }
 
 
