@@ -139,6 +139,15 @@ def test_output_to_a_full_disk_ends_with_one_line():
                          'the same command again\n')
 
 
+def test_output_that_nobody_reads_any_more_ends_without_a_word():
+  closed, output = os.pipe()
+  os.close(closed)
+  done = subprocess.run([sys.executable, '-m', 'pagoda_jax.main', 'weights', 'list'], stdout=output, text=True,
+                        stderr=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': str(runs.ROOT)})
+  os.close(output)
+  assert (done.returncode, done.stderr) == (141, '')
+
+
 def test_a_refusal_of_the_disk_says_what_helps(tmp_path):
   with pytest.raises(OSError) as raised, files.naming(tmp_path / 'shard'):
     raise RuntimeError('write() failed: Disk quota exceeded; writing shard.partial; at byte 0')
