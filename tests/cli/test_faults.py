@@ -275,6 +275,14 @@ def test_what_cannot_be_written_in_the_end_is_refused_before_hours_of_drawing(tm
   for command, flag, more in (('sample', 'out', []), ('evaluate', 'out', []), ('report', 'output', REQUIRED['report'])):
     assert runs.pagoda(command, f'--{flag}={tmp_path}/shared/new/x.png', *more) == 2
     assert f'{tmp_path}/shared is a folder that cannot be written to\n' in capsys.readouterr().err
+  for command in ('export', 'publish', 'ema', 'convert'):
+    for place, said in ((tmp_path / 'shared' / 'new', f'{tmp_path}/shared is a folder that cannot be written to'),
+                        ('', 'is empty; must name what to make')):
+      assert runs.pagoda(command, *REQUIRED[command], f'--output={place}') == 2
+      assert f'flag --output={place}: {said}\n' in capsys.readouterr().err
+  monkeypatch.chdir(tmp_path / 'shared')
+  assert runs.pagoda('edit', 'reconstruct', 'a.png', '--workdir=no') == 1
+  assert f'--out=reconstruct.png: {tmp_path}/shared is a folder that cannot be written to' in capsys.readouterr().err
   # An output that exists is said before the run is looked at, which is none here.
   assert runs.pagoda('ema', f'--workdir={tmp_path}', '--std=0.1', f'--output={tmp_path}/shared') == 1
   assert f'{tmp_path}/shared exists already' in capsys.readouterr().err
