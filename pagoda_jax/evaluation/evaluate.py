@@ -102,8 +102,7 @@ def of_phase(config, folder, name: str, step: str, asked: Request, ema: str = ''
   # What a Sampler takes where nothing is asked for.
   default = networks.law.nearest(1.0) if networks.law and run.plan.needs_samples else None
   draw = _drawing(config, name, networks, run, asked.seed, mesh, said)
-  for wanted in chosen:
-    params, at = starts.read_average(config, phase_folder, ema, wanted)
+  for params, at in _read(config, phase_folder, ema, chosen):
     digest = checkpoints.digest(params)
     placed = sharding.place(autoencoders.with_decoder(config, params), mesh)
     for omega in asked.guidance or (default,):
@@ -156,6 +155,30 @@ def steps_of(phase_folder, text: str, config) -> list[int | None]:
     raise EvaluationError(f'--step={text}: no checkpoint of {epath.Path(phase_folder).name} there; they are at '
                           f'{", ".join(map(str, there)) or "no step"}')
   return found
+
+
+def _read(config, phase_folder, ema: str, chosen: list[int | None]):
+  """Yields (parameters, step) of each checkpoint that is still there.
+
+  Of several, hours may go by from their listing to the last one's turn, and a run that goes on keeps its latest alone.
+
+  Raises:
+    CheckpointError: none is left; or as `starts.read_average`.
+  """
+  gone = []
+  for wanted in chosen:
+    try:
+      found = starts.read_average(config, phase_folder, ema, wanted)
+    except checkpoints.CheckpointError:
+      # Of several processes another one may have found it.
+      if wanted in (None, *checkpoints.finished_steps(phase_folder)) or distributed.several():
+        raise
+      gone.append(wanted)
+      if len(gone) == len(chosen):
+        raise
+      distributed.say(f'{phase_folder.name}, step {wanted}: left out, as its checkpoint has been removed since')
+      continue
+    yield found
 
 
 def _drawing(config, name, networks, run, seed, mesh, said):
@@ -299,7 +322,11 @@ def can_keep(folder, name: str) -> bool:
 def write(folder, result: dict) -> epath.Path:
   """Writes a phase's result beside its checkpoints, sealed; another request's stay, the same one's is replaced."""
   samples = result['samples']
-  asked = {key: result[key] for key in ('samples', 'reference', 'features', 'how')} | {'of': sorted(result['metrics'])}
+  asked = {key: result[key] for key in ('samples', 'how')} | {'of': sorted(result['metrics'])}
+  # Files are the same by their digests, wherever they lie and however their paths are written.
+  placeless = lambda said: {key: value for key, value in (said or {}).items() if key != 'file'}
+  asked |= {'reference': result['reference'] and placeless(result['reference']),
+            'features': {name: placeless(said) for name, said in result['features'].items()}}
   mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
   path = epath.Path(folder) / samples['phase'] / FOLDER / f'step_{samples["step"]}_{mark}.json'
   if distributed.is_primary():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import pickle
 import shutil
 
@@ -440,6 +441,37 @@ def test_steps_of_a_range(finished):
   assert evaluate.steps_of(folder, '', config) == [None]
   with pytest.raises(EvaluationError, match='they are at 2, 4'):
     evaluate.steps_of(folder, '5-9', config)
+
+
+def test_a_checkpoint_that_is_removed_before_its_turn_is_left_out(monkeypatch, capsys):
+  there = [2, 4, 6]
+  monkeypatch.setattr(checkpoints, 'finished_steps', lambda folder: there)
+
+  def read(config, folder, ema, step):
+    if step not in there:
+      raise checkpoints.CheckpointError(f'no checkpoint of step {step}')
+    return {}, step
+
+  monkeypatch.setattr(evaluate.starts, 'read_average', read)
+  found = evaluate._read(None, pathlib.Path('distill'), '', [2, 4, 6])
+  assert next(found)[1] == 2
+  there[:] = [6, 8]
+  assert [step for _, step in found] == [6]
+  assert 'distill, step 4: left out, as its checkpoint has been removed since' in capsys.readouterr().out
+  for asked in ([4], [2, 4]):
+    with pytest.raises(checkpoints.CheckpointError, match='no checkpoint of step 4'):
+      list(evaluate._read(None, pathlib.Path('distill'), '', asked))
+
+
+def test_a_result_is_replaced_however_the_paths_of_its_files_are_written(tmp_path):
+  def written(place, sha256='a', features='b'):
+    return evaluate.write(tmp_path, {
+      'metrics': {}, 'samples': {'phase': 'distill', 'step': 4}, 'how': {},
+      'reference': {'file': f'{place}/x.npz', 'sha256': sha256},
+      'features': {'data': {'file': f'{place}/y.npz', 'sha256': features}}})
+
+  assert written('run') == written('/there/run')
+  assert len({written('run'), written('run', 'c'), written('run', features='c')}) == 3
 
 
 def test_psnr():
