@@ -397,7 +397,7 @@ def test_a_resize_that_no_network_would_take_is_refused(tmp_path):
     evaluate.of_images(str(tmp_path / 'x.npz'), dataclasses.replace(of, resize='clean_fid'))
 
 
-def test_too_few_pictures_are_refused_before_any_is_looked_at(tmp_path, tiny_inception):
+def test_too_few_pictures_are_refused_before_any_is_looked_at(tmp_path, tiny_inception, monkeypatch):
   write_pictures(tmp_path / 'few.npz', 3)
   write_pictures(tmp_path / 'many.npz', 9)
   for samples, reference, said in (('few', 'many', 'the samples are 3'), ('many', 'few', 'the reference are 3')):
@@ -406,6 +406,27 @@ def test_too_few_pictures_are_refused_before_any_is_looked_at(tmp_path, tiny_inc
         'precision_recall', reference=str(tmp_path / f'{reference}.npz')))
   with pytest.raises(EvaluationError, match='give --reference'):
     evaluate.of_images(str(tmp_path / 'many.npz'), evaluate.Request('fid'))
+  # Before a network learns from the reference, too, or images are drawn that nothing could be compared with.
+  monkeypatch.setattr(encoders, 'of_inception', lambda *_: pytest.fail('looked at'))
+  monkeypatch.setattr(data_features, 'encoder', lambda *_: pytest.fail('learnt from'))
+  monkeypatch.setattr(locate, 'located', lambda *_: None)
+  few, many = (str(tmp_path / f'{name}.npz') for name in ('few', 'many'))
+  for metrics, images, more, said in (
+      ('precision_recall', few, {'reference': 'mnist', 'features': 'data'}, 'the samples are 3'),
+      ('fid,psnr', few, {'reference': many}, 'the samples are 3 of 16 x 16 x 3, the reference is 9 of'),
+      ('fid,lpips', many, {'reference': many}, 'vgg16 is not there')):
+    with pytest.raises((EvaluationError, locate.MissingWeightsError), match=said):
+      evaluate.of_images(images, evaluate.Request(metrics, **more))
+  config = tiny.get_config()
+  held = dataclasses.replace(references.of_data(config, 'distill').held_out, count=3)
+  monkeypatch.setattr(references, 'open_reference', lambda *_: references.Reference({}, pictures=held, held_out=held))
+  with pytest.raises(EvaluationError, match='the held-out pictures are 3'):
+    next(evaluate.of_phase(config, tmp_path, 'distill', '', evaluate.Request('precision_recall')))
+  with pytest.raises(EvaluationError, match='lpips: pictures of 8 x 8 pixels'):
+    next(evaluate.of_phase(config, tmp_path, 'distill', '', evaluate.Request('fid,lpips')))
+  config.phases.invert.store = False
+  with pytest.raises(EvaluationError, match='invert stores no noise'):
+    next(evaluate.of_phase(config, tmp_path, 'distill', '', evaluate.Request('fid,psnr')))
 
 
 def test_features_that_are_not_finite_name_the_picture():
