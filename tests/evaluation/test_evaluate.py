@@ -389,6 +389,13 @@ def test_metrics_that_cannot_be_had_are_refused_with_what_is_missing(metrics, fe
     plans.make(metrics, features, reference, False)
 
 
+@pytest.mark.parametrize('output', ['inception/spatial', 'dinov2/features'])  # of the latter the network is not here
+def test_statistics_of_nothing_in_the_default_report_are_no_result_without_figures(output):
+  reference = references.Reference({}, {output: (np.zeros(1), np.ones((1, 1)))})
+  with pytest.raises(EvaluationError, match=f'nothing is compared with statistics of {output} alone'):
+    plans.make('', 'inception', reference, False)
+
+
 def test_a_resize_that_no_network_would_take_is_refused(tmp_path):
   write_pictures(tmp_path / 'x.npz', 4)
   of = evaluate.Request('psnr', reference=str(tmp_path / 'x.npz'))
