@@ -41,7 +41,8 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs one command; returns the exit code: 0, 1 for bad input, 2 for a bad command line, 75 preempted, 130 Ctrl-C."""
+  """Runs one command; returns the exit code: 0, 1 for bad input, 2 for a bad command line, 75 preempted, 130 Ctrl-C,
+  141 where who read its output has closed it."""
   argv = sys.argv[1:] if argv is None else argv
   if not argv or argv[0] in ('--help', '-h', 'help'):
     print(usage())
@@ -94,6 +95,8 @@ def _run_command(name: str, args: list[str]) -> int:
     return stop.exit_code
   except (Exception, KeyboardInterrupt) as error:
     faults.drop_lost_output()
+    if faults.is_closed_output(error) and name not in RESTARTED:  # `| head` has all that it wants; training would end
+      return 128 + signal.SIGPIPE
     if os.environ.get('PAGODA_DEBUG') or not faults.is_for_the_user(error):
       if not distributed.several():
         raise

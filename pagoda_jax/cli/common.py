@@ -101,6 +101,13 @@ def define_place(fv, name: str, default: str | None, help: str) -> None:
     flag_values=fv)
 
 
+def define_output(fv, help: str) -> None:
+  """--output, that names what to make, local or gs://. What is there already is refused by whoever makes it."""
+  flags.DEFINE_string('output', None, help, required=True, flag_values=fv)
+  flags.register_validator('output', lambda path: _check_place(path, lambda mode: True, 'what to make') and (
+    path is None or os.path.exists(path) or _check_writable(path)), flag_values=fv)
+
+
 def _check_place(path: str | None, fits, kind: str) -> bool:
   """Refuses what cannot be `kind`: before minutes of work, and not after."""
   if path is None:
@@ -125,14 +132,19 @@ def _check_place(path: str | None, fits, kind: str) -> bool:
 
 def _check_writable(path: str | None) -> bool:
   """Refuses a file or folder that could not be made where it is to be: files are written beside it, then renamed."""
-  if path is None or buckets.is_in_bucket(path):
-    return True
+  if path is not None and (place := unwritable(path)):
+    raise flags.ValidationError(f'{place} is a folder that cannot be written to')
+  return True
+
+
+def unwritable(path: str) -> str:
+  """The folder that keeps a file or folder from being made; '' where none does."""
+  if buckets.is_in_bucket(path):
+    return ''
   place = os.path.abspath(path)
   while not os.path.isdir(place):
     place = os.path.dirname(place)
-  if not os.access(place, os.W_OK | os.X_OK):
-    raise flags.ValidationError(f'{place} is a folder that cannot be written to')
-  return True
+  return '' if os.access(place, os.W_OK | os.X_OK) else place
 
 
 def define_training(fv) -> None:

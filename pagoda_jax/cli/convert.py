@@ -34,7 +34,7 @@ def define_flags(fv: flags.FlagValues) -> None:
     'Weights file, local or gs://, or a name of `pagoda weights list`; with --to=torch, a converted '
     'folder, or a phase in a work directory.',
   )
-  text('output', None, 'Folder to make; with --to=torch, a .safetensors file.')
+  common.define_output(fv, 'Folder to make; with --to=torch, a .safetensors file.')
   flags.DEFINE_enum('to', 'jax', ['jax', 'torch'], 'Which way.', flag_values=fv)
   text('format', '', f'One of {", ".join(formats.FORMATS)}; default: by the names of the tensors.')
   text('key', '', 'Entry of a checkpoint to take, such as ema or state/model; default: an average before raw weights.')
@@ -60,7 +60,7 @@ def define_flags(fv: flags.FlagValues) -> None:
     common.define_number(fv, f'{name}_factor', None, 'diffusers: networks see (latent - shift_factor) * '
                          f'scaling_factor; default: of the config.json beside the file, or {default}.', low, 1e6)
   number('step', 'With --to=torch and a phase: step of the checkpoint; default: the newest.')
-  flags.mark_flags_as_required(['input', 'output'], flag_values=fv)
+  flags.mark_flag_as_required('input', flag_values=fv)
 
 
 def run(fv: flags.FlagValues, args: list[str]) -> int:

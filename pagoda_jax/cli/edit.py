@@ -75,6 +75,8 @@ def run(fv, args) -> int:
   out = epath.Path(fv.out or f'{word}{suffixes[0]}')
   if out.suffix not in suffixes:
     raise ValueError(f'--out={out}: must end in {" or ".join(suffixes)}')
+  if place := common.unwritable(str(out)):  # of the default, of which no flag is checked
+    raise ValueError(f'--out={out}: {place} is a folder that cannot be written to')
   pictures = [picture_files.read(path) for path in paths]  # before anything large is read
   mask = picture_files.read(fv.mask) if fv.mask else None
   generator = generators.opened(fv)

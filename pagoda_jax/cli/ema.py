@@ -14,7 +14,7 @@ def define_flags(fv) -> None:
   flags.DEFINE_float('std', None, 'Relative standard deviation of the average: 0.05 is short, 0.2 long.',
                      required=True, flag_values=fv)
   flags.DEFINE_integer('step', None, 'Where it ends; default: at the newest checkpoint.', lower_bound=1, flag_values=fv)
-  flags.DEFINE_string('output', None, 'Folder to make, for init_from.', required=True, flag_values=fv)
+  common.define_output(fv, 'Folder to make, for init_from.')
 
 
 def run(fv, args) -> int:

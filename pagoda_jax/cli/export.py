@@ -1,14 +1,12 @@
 """`pagoda export`: a generator as a program that needs only jax and flatbuffers."""
 
-from absl import flags
-
 from pagoda_jax.cli import common, generators
 from pagoda_jax.use import exported
 
 
 def define_flags(fv) -> None:
   generators.define(fv)
-  flags.DEFINE_string('output', None, 'Folder to make.', required=True, flag_values=fv)
+  common.define_output(fv, 'Folder to make.')
 
 
 def run(fv, args) -> int:

@@ -66,6 +66,11 @@ def _unnamed(error) -> str:
   return 'standard output' if raised and raised[0].line.startswith(('print(', 'sys.stdout')) else ''
 
 
+def is_closed_output(error) -> bool:
+  """Whether who read what is printed has closed it, as `head` and a pager that is quit do."""
+  return isinstance(error, BrokenPipeError) and not error.filename and _unnamed(error) == 'standard output'
+
+
 def drop_lost_output() -> None:
   """After an error: what was printed and cannot be written would have Python fail once more at its end."""
   try:

@@ -2,13 +2,13 @@
 
 from absl import flags
 
-from pagoda_jax.cli import generators
+from pagoda_jax.cli import common, generators
 from pagoda_jax.use import publish, sample
 
 
 def define_flags(fv) -> None:
   generators.define(fv)
-  flags.DEFINE_string('output', None, 'Folder to make.', required=True, flag_values=fv)
+  common.define_output(fv, 'Folder to make.')
   flags.DEFINE_string('title', '', 'Of the model card; default: the name of the folder.', flag_values=fv)
   flags.DEFINE_string('licence', 'other', 'Of the weights, as the hub names it, such as apache-2.0.', flag_values=fv)
   flags.DEFINE_string('prompts', '', 'Of a network of captions: what the samples are of, as `pagoda sample` takes it.',

@@ -75,5 +75,7 @@ def _static(fv) -> int:
   prompts = sample.parse_prompts(fv.prompts) if fv['prompts'].present else ()
   runtime = static.runtime_folder(fv.onnxruntime)  # before minutes of converting
   static.check(fv.static)
+  if place := common.unwritable(fv.static):
+    raise ValueError(f'--static={fv.static}: {place} is a folder that cannot be written to')
   print(static.write(generators.opened(fv), fv.weights, fv.static, runtime, prompts))
   return 0

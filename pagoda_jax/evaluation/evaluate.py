@@ -63,8 +63,14 @@ def of_images(path: str, asked: Request) -> dict[str, Any]:
   if asked.reference:
     reference = references.open_reference(
       asked.reference, '', '', samples, asked.resolution, asked.weights_dir)
-  run = _Run(asked, reference, (samples.height, samples.width, samples.channels), mesh, '', True, samples.captions)
-  run.plan.check(samples.count, 'the samples')
+
+  def check(plan):
+    plan.check(samples.count, 'the samples')
+    if plan.paired:
+      paired.check_pictures(plan.paired, samples, reference.pictures, asked.weights_dir)
+
+  size = samples.height, samples.width, samples.channels
+  run = _Run(asked, reference, size, mesh, '', True, samples.captions, check)
   sums = run.sums(samples.count, samples.captions)
   run.pass_over(samples, sums, 'samples')
   more = {}
@@ -95,15 +101,19 @@ def of_phase(config, folder, name: str, step: str, asked: Request, ema: str = ''
   said = prompts.of_data(config) if configs.has_text(config) else None
   captions = said and said.captions
   kept_in = folder if can_keep(folder, name) else ''
-  run = _Run(asked, reference, (side, side, channels), mesh, kept_in, 'noise' in config.phases[name], captions)
-  run.plan.check(asked.num_images, 'the samples')
-  _check_drawn(run.plan, asked)
+
+  def check(plan):
+    plan.check(asked.num_images, 'the samples')
+    _check_drawn(plan, asked)
+    if plan.paired:
+      paired.check_phase(plan.paired, config, folder, name, asked.weights_dir)
+
+  run = _Run(asked, reference, (side, side, channels), mesh, kept_in, 'noise' in config.phases[name], captions, check)
   networks = models.build(config, name)
   # What a Sampler takes where nothing is asked for.
   default = networks.law.nearest(1.0) if networks.law and run.plan.needs_samples else None
   draw = _drawing(config, name, networks, run, asked.seed, mesh, said)
-  for wanted in chosen:
-    params, at = starts.read_average(config, phase_folder, ema, wanted)
+  for params, at in _read(config, phase_folder, ema, chosen):
     digest = checkpoints.digest(params)
     placed = sharding.place(autoencoders.with_decoder(config, params), mesh)
     for omega in asked.guidance or (default,):
@@ -158,6 +168,30 @@ def steps_of(phase_folder, text: str, config) -> list[int | None]:
   return found
 
 
+def _read(config, phase_folder, ema: str, chosen: list[int | None]):
+  """Yields (parameters, step) of each checkpoint that is still there.
+
+  Of several, hours may go by from their listing to the last one's turn, and a run that goes on keeps its latest alone.
+
+  Raises:
+    CheckpointError: none is left; or as `starts.read_average`.
+  """
+  gone = []
+  for wanted in chosen:
+    try:
+      found = starts.read_average(config, phase_folder, ema, wanted)
+    except checkpoints.CheckpointError:
+      # Of several processes another one may have found it.
+      if wanted in (None, *checkpoints.finished_steps(phase_folder)) or distributed.several():
+        raise
+      gone.append(wanted)
+      if len(gone) == len(chosen):
+        raise
+      distributed.say(f'{phase_folder.name}, step {wanted}: left out, as its checkpoint has been removed since')
+      continue
+    yield found
+
+
 def _drawing(config, name, networks, run, seed, mesh, said):
   """step(params, encoders' variables, numbers, labels[, omegas][, text, text_mask, text_pooled]) -> features of images
   drawn in the same program."""
@@ -172,9 +206,12 @@ def _drawing(config, name, networks, run, seed, mesh, said):
 
 
 class _Run:
-  """The encoders on the mesh and the reference's sums: made once, used for every checkpoint."""
+  """The encoders on the mesh and the reference's sums: made once, used for every checkpoint.
 
-  def __init__(self, asked: Request, reference, size, mesh, folder, pairs: bool, captions):
+  `check`: check(plan) refuses what cannot be measured, before minutes or hours of what can.
+  """
+
+  def __init__(self, asked: Request, reference, size, mesh, folder, pairs: bool, captions, check):
     self.asked, self.mesh, self.reference = asked, mesh, reference
     self.plan = plans.make(asked.metrics, asked.features, reference, pairs, representations.here(asked.weights_dir),
                            captions is not None)
@@ -186,6 +223,10 @@ class _Run:
                             'none')
     if asked.clip and 'clip' not in self.plan.metrics:
       raise EvaluationError(f'--clip={asked.clip}: is of the metric clip, which --metrics does not name')
+    check(self.plan)
+    held_out = reference.held_out if reference is not None and self.plan.compared else None
+    if held_out is not None:
+      self.plan.check(held_out.count, 'the held-out pictures')
     self.encoders, self._embed = {}, None
     for name in self.plan.encoders:
       if name == 'inception':
@@ -207,10 +248,9 @@ class _Run:
     self.variables = {name: sharding.place(encoder.variables, mesh, by_rule=False)
                       for name, encoder in self.encoders.items()}
     self._of_reference, self._held_out = self._reference_sums(), None
-    if reference is not None and reference.held_out is not None and self.plan.compared:
-      self.plan.check(reference.held_out.count, 'the held-out pictures')
-      self._held_out = self.sums(reference.held_out.count)
-      self.pass_over(reference.held_out, self._held_out, 'held-out pictures')
+    if held_out is not None:
+      self._held_out = self.sums(held_out.count)
+      self.pass_over(held_out, self._held_out, 'held-out pictures')
 
   def sums(self, count: int, captions=None) -> Sums:
     """Empty ones, of samples, or, without captions, of held-out pictures."""
@@ -299,7 +339,11 @@ def can_keep(folder, name: str) -> bool:
 def write(folder, result: dict) -> epath.Path:
   """Writes a phase's result beside its checkpoints, sealed; another request's stay, the same one's is replaced."""
   samples = result['samples']
-  asked = {key: result[key] for key in ('samples', 'reference', 'features', 'how')} | {'of': sorted(result['metrics'])}
+  asked = {key: result[key] for key in ('samples', 'how')} | {'of': sorted(result['metrics'])}
+  # Files are the same by their digests, wherever they lie and however their paths are written.
+  placeless = lambda said: {key: value for key, value in (said or {}).items() if key != 'file'}
+  asked |= {'reference': result['reference'] and placeless(result['reference']),
+            'features': {name: placeless(said) for name, said in result['features'].items()}}
   mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
   path = epath.Path(folder) / samples['phase'] / FOLDER / f'step_{samples["step"]}_{mark}.json'
   if distributed.is_primary():

@@ -28,8 +28,6 @@ def _comparing(metrics, height, width, weights_dir):
   """(compare(variables, uint8 images, uint8 images) -> {metric: [B, 1]}, variables)."""
   variables, network = {}, LPIPS()
   if 'lpips' in metrics:
-    if min(height, width) < LPIPS_SIDE:
-      raise EvaluationError(f'--metrics=lpips: pictures of {width} x {height} pixels; it takes {LPIPS_SIDE} or more')
     vgg, linear = (locate.find(name, weights_dir) for name in frozen_weights.LPIPS_FILES)
     variables = formats.read_converted(vgg, 'lpips', linear=linear).variables
 
@@ -42,6 +40,17 @@ def _comparing(metrics, height, width, weights_dir):
     return {name: found[name][:, None] for name in metrics}
 
   return compare, variables
+
+
+def _check(metrics, height, width, weights_dir) -> None:
+  """Refuses pictures that are too small for a metric, and weights that are not here."""
+  if 'lpips' not in metrics:
+    return
+  if min(height, width) < LPIPS_SIDE:
+    raise EvaluationError(f'--metrics=lpips: pictures of {width} x {height} pixels; it takes {LPIPS_SIDE} or more')
+  for wanted in map(locate.entry, frozen_weights.LPIPS_FILES):
+    if locate.located(wanted, weights_dir) is None:
+      raise locate.MissingWeightsError(locate.how_to_get(wanted, weights_dir))
 
 
 def psnr(images: jax.Array, others: jax.Array) -> jax.Array:
@@ -65,17 +74,22 @@ class _Means:
     return {name: total / self._count for name, total in self._sums.items()}
 
 
-def of_pictures(metrics, samples: Pictures, others: Pictures | None, mesh, batch_size: int,
-                weights_dir) -> dict[str, float]:
-  """Means over pairs of two sets in the same order.
+def check_pictures(metrics, samples: Pictures, others: Pictures | None, weights_dir) -> None:
+  """What `of_pictures` would refuse: before all else that is measured, which may take hours.
 
   Raises:
-    EvaluationError: they are not as many, or of other sizes, or the reference has no pictures.
+    EvaluationError: they are not as many, or of other sizes or too small, or the reference has no pictures.
+    MissingWeightsError: LPIPS's are not here.
   """
   shape = lambda x: f'{x.count} of {x.width} x {x.height} x {x.channels}'
   if others is None or shape(samples) != shape(others):
     raise EvaluationError(f'{" and ".join(metrics)} compare picture by picture, and the samples are {shape(samples)}, '
                           f'the reference {"holds statistics only" if others is None else "is " + shape(others)}')
+  _check(metrics, samples.height, samples.width, weights_dir)
+
+
+def of_pictures(metrics, samples: Pictures, others: Pictures, mesh, batch_size: int, weights_dir) -> dict[str, float]:
+  """Means over pairs of two sets in the same order, after `check_pictures`."""
   compare, variables = _comparing(metrics, samples.height, samples.width, weights_dir)
   placed, means = sharding.place(variables, mesh, by_rule=False), _Means()
   compiled = jax.jit(compare, out_shardings=sharding.replicated(mesh))
@@ -85,9 +99,27 @@ def of_pictures(metrics, samples: Pictures, others: Pictures | None, mesh, batch
   return means.values()
 
 
+def check_phase(metrics, config, folder, name: str, weights_dir) -> None:
+  """What `of_phase` would refuse: before all else that is measured, which may take hours.
+
+  Raises:
+    EvaluationError: the noise is not stored, or pictures are too small.
+    NoiseStoreError: it is damaged.
+    MissingWeightsError: LPIPS's are not here.
+  """
+  phase, side = config.phases[name], configs.phase_resolution(config, name) * spaces.factor(config)
+  if not config.phases[phase.noise].store:
+    raise EvaluationError(f'{" and ".join(metrics)}: {phase.noise} stores no noise (store = False): there are no '
+                          'pairs to compare')
+  _check(metrics, side, side, weights_dir)
+  noise_store.open_store(epath.Path(folder) / phase.noise, config.diffusion.sigma_max, phase.standardize_noise)
+
+
 def of_phase(metrics, config, folder, name: str, params, mesh, count: int, batch_size: int,
              weights_dir) -> dict[str, float]:
   """Means over a generator's reconstructions: from the stored noise of training pictures to these pictures.
+
+  After `check_phase`.
 
   Args:
     metrics: of plans.PAIRED.
@@ -96,13 +128,9 @@ def of_phase(metrics, config, folder, name: str, params, mesh, count: int, batch
     count: of pairs, spread over all there are.
 
   Raises:
-    EvaluationError: the noise is not stored.
-    NoiseStoreError: it is damaged.
+    NoiseStoreError: the noise is damaged.
   """
   phase, side = config.phases[name], configs.phase_resolution(config, name)
-  if not config.phases[phase.noise].store:
-    raise EvaluationError(f'{" and ".join(metrics)}: {phase.noise} stores no noise (store = False): there are no '
-                          'pairs to compare')
   networks = models.build(config, name)
   store = noise_store.open_store(epath.Path(folder) / phase.noise, networks.sigma_max, phase.standardize_noise)
   load = streams.LoadPicture(*streams.source_keys(config.data), side, config.data.channels, store,

@@ -195,6 +195,10 @@ def make(text: str, features: str, reference, pairs: bool, here=(), captions: bo
     else:
       names = tuple(name for name in ('fid', 'precision_recall', 'kid', 'fd_dinov2') if _is_default(
         name, features, reference, 'fd_dinov2_256' in here))
+      if not names:  # else a result without a figure
+        raise EvaluationError(f'--metrics: of the default report nothing is compared with statistics of '
+                              f'{", ".join(reference.statistics)} alone, or with the weights that are here; name what '
+                              f'is to be measured, of {", ".join(METRICS)}')
   else:
     names = tuple(dict.fromkeys(part.strip() for part in text.split(',')))
   for name in names:

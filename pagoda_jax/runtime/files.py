@@ -51,16 +51,18 @@ def _refuse_other_kinds(status):
 
 
 @contextlib.contextmanager
-def naming(path):
+def naming(path, instead_of=None):
   """What a disk answers within the block is raised as an OSError that names `path`.
 
   Python's own error of a write to an open file names none; ArrayRecord's and tensorstore's are RuntimeErrors and
   ValueErrors with the system's words somewhere in a long text.
+
+  instead_of: where what is to be at `path` is made first: what lies there is not named, as nothing is left of it.
   """
   try:
     yield
   except OSError as error:
-    _name(error, path)
+    _name(error, path, instead_of)
     raise
   except (RuntimeError, ValueError) as error:
     for number in _REFUSALS:
@@ -100,8 +102,9 @@ def replacing(path):
 
 def _name(error: OSError, path, instead_of=None) -> None:
   """Has an error of the system name `path`; one that says all in words of its own stays as it is."""
-  if error.errno is not None and error.filename in (None, str(instead_of)):
-    error.filename = str(path)
+  within = instead_of is not None and os.path.join(str(error.filename), '').startswith(os.path.join(instead_of, ''))
+  if error.errno is not None and (error.filename is None or within):
+    error.filename, error.filename2 = str(path), None
 
 
 def user_cache() -> str:

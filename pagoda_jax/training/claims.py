@@ -31,11 +31,12 @@ def phase_folders(folder) -> list[epath.Path]:
 
   Other things that lie there have a file of that name too, such as what `pagoda export` makes and text encoders.
   """
-  paths = [path for path in epath.Path(folder).glob(f'*/{FILE}') if not _of_something_else(path)]
+  paths = [path for path in epath.Path(folder).glob(f'*/{FILE}') if not of_something_else(path)]
   return [path.parent for path in sorted(paths, key=lambda path: path.stat().mtime, reverse=True)]
 
 
-def _of_something_else(path) -> bool:
+def of_something_else(path) -> bool:
+  """Whether a config.json tells of other things than a phase."""
   try:
     keys = read_json(path).keys() - {SEAL}
   except (OSError, ValueError):
@@ -77,7 +78,7 @@ def read(phase_folder) -> dict:
   """What `write` wrote.
 
   Raises:
-    WorkdirError: it is missing, damaged or without a seal.
+    WorkdirError: it is missing, damaged, without a seal, or no phase's.
   """
   return _read(phase_folder, read_sealed)
 
@@ -96,6 +97,8 @@ def _identity(path):
 
 def _read(phase_folder, reader):
   path = epath.Path(phase_folder) / FILE
+  if of_something_else(path):  # whether sealed, as an exported generator's is, or not
+    raise WorkdirError(f'{path}: is of no phase of a run, but of something else, such as what `pagoda export` makes')
   try:
     return reader(path)
   except NotSealedError as error:

@@ -104,12 +104,14 @@ def reconstruct(generator, pictures, labels=None, options=DEFAULTS, report=None,
 
 
 def _by(by, generator, measure, pictures, labels, options, report, omega, prompts) -> Edit:
+  _refuse_teacher(generator)
   if by == 'adam':
     return solve(generator, measure, pictures, labels, options, report, omega, prompts)
   if by != 'inversion':
     raise EditError(f"by = {by!r}: must be 'adam' or 'inversion'")
-  noise, labels = invert(generator, pictures, labels, omega), _labels(generator, labels, len(pictures))
-  return _edit(generator, measure, _signed(pictures), noise, labels, omega)
+  own = _labels(generator, labels, len(pictures))
+  noise = invert(generator, pictures, labels, omega)
+  return _edit(generator, measure, _signed(pictures), noise, own, omega)
 
 
 def super_resolve(generator, pictures, labels=None, options=DEFAULTS, report=None, by: str = 'adam',
@@ -262,9 +264,7 @@ def solve(generator, measure: inverse_problems.Measurement, measured: np.ndarray
     EditError: as `reconstruct`, `measured` is of another type or shape, or an option is out of its range.
   """
   _check_options(options)
-  if generator.kind == 'teacher':
-    raise EditError(f'{generator.where}: a teacher, which takes many evaluations an image; edits need a one-step '
-                    'generator')
+  _refuse_teacher(generator)
   measured, side, channels = np.asarray(measured), measure.sides.shape[0], measure.mix.shape[1]
   if measured.dtype != np.uint8 or measured.shape[1:] != (side, side, channels) or not len(measured):
     raise EditError(f'measured is {measured.dtype} {list(measured.shape)}; must be uint8 [B, {side}, {side}, '
@@ -298,6 +298,12 @@ def solve(generator, measure: inverse_problems.Measurement, measured: np.ndarray
   return dataclasses.replace(edit, steps=steps, settled=settled)
 
 
+def _refuse_teacher(generator) -> None:
+  if generator.kind == 'teacher':
+    raise EditError(f'{generator.where}: a teacher, which takes many evaluations an image; edits need a one-step '
+                    'generator')
+
+
 def _edit(generator, measure, target, noise, labels, omega, texts=None) -> Edit:
   """The images of noise, and how well they explain `target` [B, m, m, c] in [-1, 1]."""
   images = generator.of_noise(noise, labels, generator.strengths(omega, len(labels)), texts=texts)
@@ -322,7 +328,9 @@ def _checked(generator, pictures, channels: int = 0, smaller: bool = False) -> n
 
 def _labels(generator, labels, count: int) -> np.ndarray:
   """int32 [count]; -1 where the generator knows no classes."""
-  if not generator.num_classes and labels is None:
+  if not generator.num_classes:
+    if labels is not None:
+      raise EditError(f'labels = {labels!r}: {generator.name} knows no classes; leave them out (--label)')
     return np.full(count, -1, np.int32)
   found = generator.labels(labels, None, 0)
   if len(found) not in (1, count):

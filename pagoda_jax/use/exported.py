@@ -82,8 +82,8 @@ def write(generator, folder, add=lambda folder: None) -> dict:
   params = traverse_util.flatten_dict(generator.read(), sep='/')
   params = {path: np.asarray(params[path], np.float32) for path in sorted(params)}
   try:
-    target.mkdir(parents=True)
-    with files.naming(folder):
+    with files.naming(folder, instead_of=target):
+      target.mkdir(parents=True)
       torch_files.write_safetensors(target / WEIGHTS, params, {'format': FORMAT})
       (target / PROGRAM).write_bytes(program(generator, params).serialize())
       shutil.copyfile(pathlib.Path(__file__).parent / 'exported_loader.py', target / LOADER)

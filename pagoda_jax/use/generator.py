@@ -322,7 +322,7 @@ def of_weights(folder, kind: str = '', levels: int | None = None, **kwargs) -> G
       raise ValueError(f'--kind={kind}: {folder} holds a {description["kind"]}')
     kind, levels, source = description['kind'], levels or description['levels'], description['source']
     unet = UNet(**description['options'])
-  elif (epath.Path(folder) / claims.FILE).exists():
+  elif (file := epath.Path(folder) / claims.FILE).exists() and not claims.of_something_else(file):
     raise WeightsError(f'{folder}: a phase of a run, not converted weights; give --workdir and --phase')
   else:
     description, read = folders.read_description(folder), lambda: folders.load_converted(folder)[0]['params']

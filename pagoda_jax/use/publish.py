@@ -1,5 +1,7 @@
 """The folder that `pagoda publish` writes: an exported generator, samples and a model card."""
 
+import dataclasses
+import functools
 import json
 import pathlib
 
@@ -9,6 +11,8 @@ from pagoda_jax import config as configs
 from pagoda_jax.config import spaces
 from pagoda_jax.data.images import image_grid, write_png
 from pagoda_jax.runtime import files
+from pagoda_jax.stages import decoding
+from pagoda_jax.training import checkpoints
 from pagoda_jax.use import exported, sample
 
 CARD = 'README.md'
@@ -37,6 +41,8 @@ def write(generator, folder, workdir=None, title: str = '', licence: str = 'othe
   for name, value in (('title', title), ('licence', licence)):
     if '\n' in value:
       raise ValueError(f'--{name}={value!r}: must be one line')
+  # Once: a run that goes on may remove its checkpoint after the first look at it.
+  generator = dataclasses.replace(generator, read=functools.cache(generator.read))
 
   def add(target):
     count = min(MOST, 8 * (generator.num_classes or len(prompts))) or MOST
@@ -61,6 +67,7 @@ def gaps(folder) -> list[str]:
 def _evaluation(workdir, generator) -> dict:
   """Where from -> figures of the generator's weights, of those of `pagoda run` and `pagoda evaluate`; {} without."""
   phase_folder, step, found = workdir / generator.name, generator.source['step'], {}
+  digest = checkpoints.digest({name: leaf for name, leaf in generator.read().items() if name != decoding.AUTOENCODER})
   first, *_ = configs.ema_names(generator.config.phases[generator.name])  # which `pagoda run` measures
   for path in [*phase_folder.glob('evaluation.json'), *sorted(phase_folder.glob(f'evaluate/step_{step}_*.json'))]:
     try:
@@ -68,6 +75,8 @@ def _evaluation(workdir, generator) -> dict:
     except (OSError, ValueError) as error:
       raise exported.ExportError(f'{path}: damaged ({error}); delete it to publish without') from None
     drawn = values.get('samples', {})
+    if drawn.get('checkpoint_sha256', digest) != digest:
+      continue  # of the phase as it was before it was begun anew
     if values.get('step', step) == step and drawn.get('ema', first) == generator.source.get('average', first):
       values.pop('asked', None)  # no figure
       figures = {key: values[key] for key in ('metrics', 'held_out') if key in values} or values

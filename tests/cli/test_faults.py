@@ -53,9 +53,9 @@ def write_metrics(folder):
     lines.write(step, {'loss': 1 / 3})
 
 
-def write_converted(folder):
-  variables = {'params': {'kernel': NOISE, 'bias': NOISE[0]}}
-  folders.write_converted(folder / 'out', formats.Converted(variables, {}, 'edm'), {'sha256': ''})
+def write_converted(folder, kernel=NOISE, carried=()):
+  variables = {'params': {'kernel': kernel, 'bias': NOISE[0, 0]}}
+  folders.write_converted(folder / 'out', formats.Converted(variables, {}, 'edm', dict(carried)), {'sha256': ''})
 
 
 WRITERS = {  # name -> (what writes, the file that the message names)
@@ -69,6 +69,7 @@ WRITERS = {  # name -> (what writes, the file that the message names)
   'safetensors': (lambda folder: torch_files.write_safetensors(folder / 'a.safetensors', {'a': NOISE}),
                   'a.safetensors'),
   'converted folder': (write_converted, 'out'),
+  'tensors beside it': (lambda folder: write_converted(folder, NOISE[0, 0], {'filter': NOISE}), 'out'),
 }
 
 
@@ -136,6 +137,15 @@ def test_output_to_a_full_disk_ends_with_one_line():
   assert done.returncode == 1
   assert done.stderr == ('pagoda weights: standard output: No space left on device; free some space there and start '
                          'the same command again\n')
+
+
+def test_output_that_nobody_reads_any_more_ends_without_a_word():
+  closed, output = os.pipe()
+  os.close(closed)
+  done = subprocess.run([sys.executable, '-m', 'pagoda_jax.main', 'weights', 'list'], stdout=output, text=True,
+                        stderr=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': str(runs.ROOT)})
+  os.close(output)
+  assert (done.returncode, done.stderr) == (141, '')
 
 
 def test_a_refusal_of_the_disk_says_what_helps(tmp_path):
@@ -265,6 +275,14 @@ def test_what_cannot_be_written_in_the_end_is_refused_before_hours_of_drawing(tm
   for command, flag, more in (('sample', 'out', []), ('evaluate', 'out', []), ('report', 'output', REQUIRED['report'])):
     assert runs.pagoda(command, f'--{flag}={tmp_path}/shared/new/x.png', *more) == 2
     assert f'{tmp_path}/shared is a folder that cannot be written to\n' in capsys.readouterr().err
+  for command in ('export', 'publish', 'ema', 'convert'):
+    for place, said in ((tmp_path / 'shared' / 'new', f'{tmp_path}/shared is a folder that cannot be written to'),
+                        ('', 'is empty; must name what to make')):
+      assert runs.pagoda(command, *REQUIRED[command], f'--output={place}') == 2
+      assert f'flag --output={place}: {said}\n' in capsys.readouterr().err
+  monkeypatch.chdir(tmp_path / 'shared')
+  assert runs.pagoda('edit', 'reconstruct', 'a.png', '--workdir=no') == 1
+  assert f'--out=reconstruct.png: {tmp_path}/shared is a folder that cannot be written to' in capsys.readouterr().err
   # An output that exists is said before the run is looked at, which is none here.
   assert runs.pagoda('ema', f'--workdir={tmp_path}', '--std=0.1', f'--output={tmp_path}/shared') == 1
   assert f'{tmp_path}/shared exists already' in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import pickle
 import shutil
 
@@ -388,6 +389,13 @@ def test_metrics_that_cannot_be_had_are_refused_with_what_is_missing(metrics, fe
     plans.make(metrics, features, reference, False)
 
 
+@pytest.mark.parametrize('output', ['inception/spatial', 'dinov2/features'])  # of the latter the network is not here
+def test_statistics_of_nothing_in_the_default_report_are_no_result_without_figures(output):
+  reference = references.Reference({}, {output: (np.zeros(1), np.ones((1, 1)))})
+  with pytest.raises(EvaluationError, match=f'nothing is compared with statistics of {output} alone'):
+    plans.make('', 'inception', reference, False)
+
+
 def test_a_resize_that_no_network_would_take_is_refused(tmp_path):
   write_pictures(tmp_path / 'x.npz', 4)
   of = evaluate.Request('psnr', reference=str(tmp_path / 'x.npz'))
@@ -396,7 +404,7 @@ def test_a_resize_that_no_network_would_take_is_refused(tmp_path):
     evaluate.of_images(str(tmp_path / 'x.npz'), dataclasses.replace(of, resize='clean_fid'))
 
 
-def test_too_few_pictures_are_refused_before_any_is_looked_at(tmp_path, tiny_inception):
+def test_too_few_pictures_are_refused_before_any_is_looked_at(tmp_path, tiny_inception, monkeypatch):
   write_pictures(tmp_path / 'few.npz', 3)
   write_pictures(tmp_path / 'many.npz', 9)
   for samples, reference, said in (('few', 'many', 'the samples are 3'), ('many', 'few', 'the reference are 3')):
@@ -405,6 +413,27 @@ def test_too_few_pictures_are_refused_before_any_is_looked_at(tmp_path, tiny_inc
         'precision_recall', reference=str(tmp_path / f'{reference}.npz')))
   with pytest.raises(EvaluationError, match='give --reference'):
     evaluate.of_images(str(tmp_path / 'many.npz'), evaluate.Request('fid'))
+  # Before a network learns from the reference, too, or images are drawn that nothing could be compared with.
+  monkeypatch.setattr(encoders, 'of_inception', lambda *_: pytest.fail('looked at'))
+  monkeypatch.setattr(data_features, 'encoder', lambda *_: pytest.fail('learnt from'))
+  monkeypatch.setattr(locate, 'located', lambda *_: None)
+  few, many = (str(tmp_path / f'{name}.npz') for name in ('few', 'many'))
+  for metrics, images, more, said in (
+      ('precision_recall', few, {'reference': 'mnist', 'features': 'data'}, 'the samples are 3'),
+      ('fid,psnr', few, {'reference': many}, 'the samples are 3 of 16 x 16 x 3, the reference is 9 of'),
+      ('fid,lpips', many, {'reference': many}, 'vgg16 is not there')):
+    with pytest.raises((EvaluationError, locate.MissingWeightsError), match=said):
+      evaluate.of_images(images, evaluate.Request(metrics, **more))
+  config = tiny.get_config()
+  held = dataclasses.replace(references.of_data(config, 'distill').held_out, count=3)
+  monkeypatch.setattr(references, 'open_reference', lambda *_: references.Reference({}, pictures=held, held_out=held))
+  with pytest.raises(EvaluationError, match='the held-out pictures are 3'):
+    next(evaluate.of_phase(config, tmp_path, 'distill', '', evaluate.Request('precision_recall')))
+  with pytest.raises(EvaluationError, match='lpips: pictures of 8 x 8 pixels'):
+    next(evaluate.of_phase(config, tmp_path, 'distill', '', evaluate.Request('fid,lpips')))
+  config.phases.invert.store = False
+  with pytest.raises(EvaluationError, match='invert stores no noise'):
+    next(evaluate.of_phase(config, tmp_path, 'distill', '', evaluate.Request('fid,psnr')))
 
 
 def test_features_that_are_not_finite_name_the_picture():
@@ -440,6 +469,37 @@ def test_steps_of_a_range(finished):
   assert evaluate.steps_of(folder, '', config) == [None]
   with pytest.raises(EvaluationError, match='they are at 2, 4'):
     evaluate.steps_of(folder, '5-9', config)
+
+
+def test_a_checkpoint_that_is_removed_before_its_turn_is_left_out(monkeypatch, capsys):
+  there = [2, 4, 6]
+  monkeypatch.setattr(checkpoints, 'finished_steps', lambda folder: there)
+
+  def read(config, folder, ema, step):
+    if step not in there:
+      raise checkpoints.CheckpointError(f'no checkpoint of step {step}')
+    return {}, step
+
+  monkeypatch.setattr(evaluate.starts, 'read_average', read)
+  found = evaluate._read(None, pathlib.Path('distill'), '', [2, 4, 6])
+  assert next(found)[1] == 2
+  there[:] = [6, 8]
+  assert [step for _, step in found] == [6]
+  assert 'distill, step 4: left out, as its checkpoint has been removed since' in capsys.readouterr().out
+  for asked in ([4], [2, 4]):
+    with pytest.raises(checkpoints.CheckpointError, match='no checkpoint of step 4'):
+      list(evaluate._read(None, pathlib.Path('distill'), '', asked))
+
+
+def test_a_result_is_replaced_however_the_paths_of_its_files_are_written(tmp_path):
+  def written(place, sha256='a', features='b'):
+    return evaluate.write(tmp_path, {
+      'metrics': {}, 'samples': {'phase': 'distill', 'step': 4}, 'how': {},
+      'reference': {'file': f'{place}/x.npz', 'sha256': sha256},
+      'features': {'data': {'file': f'{place}/y.npz', 'sha256': features}}})
+
+  assert written('run') == written('/there/run')
+  assert len({written('run'), written('run', 'c'), written('run', features='c')}) == 3
 
 
 def test_psnr():

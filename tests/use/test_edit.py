@@ -20,6 +20,7 @@ from pagoda_jax.runtime.files import write_sealed
 from pagoda_jax.stages import models
 from pagoda_jax.training import inverting
 from pagoda_jax.use import edit, picture_files
+from pagoda_jax.use.generator import Generator
 
 QUICK = edit.Options(steps=50, tries=2)
 
@@ -167,6 +168,13 @@ def test_by_inversion_noise_is_standardised_as_the_generator_has_learnt_it(tmp_p
   np.testing.assert_allclose(found, np.full_like(noise, (50 - 10) * 80 / 20))
 
 
+def other(name, classes):
+  """A network of the tiny experiment with so many classes, that is never applied."""
+  config = tiny.get_config()
+  config.data.num_classes = classes
+  return Generator(config, name, f'phase {name}', {}, dict, folder='run')
+
+
 @pytest.mark.parametrize('edited, said', [
   (lambda g, p: edit.reconstruct(g, p[:, :8]), 'must be uint8 [B, 16, 16, 1]'),
   (lambda g, p: edit.reconstruct(g, p.astype(float)), 'pictures are float64'),
@@ -190,6 +198,9 @@ def test_by_inversion_noise_is_standardised_as_the_generator_has_learnt_it(tmp_p
   (lambda g, p: edit.interpolate(g, p[0], p[1], frames=1), 'frames = 1'),
   (lambda g, p: edit.solve(g, inverse_problems.whole(16, 1), p / 127.5 - 1, 1), 'measured is float64 [2, 16, 16, 1]'),
   (lambda g, p: edit.solve(g, inverse_problems.whole(16, 1), p[:, :8, :8], 1), 'must be uint8 [B, 16, 16, 1]'),
+  (lambda g, p: edit.reconstruct(other('teacher', 10), p[:, :8, :8], 1, by='inversion'), 'a teacher, which takes many'),
+  (lambda g, p: edit.reconstruct(other('grow_16', 0), p, 3), 'labels = 3: grow_16 knows no classes; leave them out'),
+  (lambda g, p: edit.reconstruct(other('grow_16', 0), p, 3, by='inversion'), 'knows no classes; leave them out'),
   (lambda g, p: edit.invert(g, p, None), 'a picture needs its label'),
   (lambda g, p: edit.invert(g, p, 10), '10 is no class'),
   (lambda g, p: edit.invert(g, p, [1.5, 2]), 'must be whole numbers'),

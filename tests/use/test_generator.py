@@ -1,11 +1,13 @@
 """`pagoda_jax.load`: a generator in three lines, from wherever it lies, drawing what `pagoda sample` draws."""
 
+import errno
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import numpy as np
@@ -20,7 +22,7 @@ from test_to_published import trained_phase
 import pagoda_jax
 from pagoda_jax.runtime import files, sharding
 from pagoda_jax.stages import models
-from pagoda_jax.training import checkpoints, workdir
+from pagoda_jax.training import checkpoints, starts, workdir
 from pagoda_jax.use import exported, exported_loader, publish, to_published
 from pagoda_jax.use.generator import Generator
 
@@ -206,7 +208,9 @@ def hub(run, tmp_path_factory):
   result = {'metrics': {'fid': 3.25}, 'held_out': {'fid': 1.5}, 'samples': {'count': 50_000, 'guidance': 2.0}}
   for step in (2, 4):  # only the latter is of the checkpoint that is published
     files.write_sealed(run / 'grow_16' / 'evaluate' / f'step_{step}_ab.json', result)
-  assert pagoda('publish', f'--workdir={run}', f'--output={folder}', '--licence=apache-2.0') == 0
+  with mock.patch.object(starts, 'read_average', wraps=starts.read_average) as read:
+    assert pagoda('publish', f'--workdir={run}', f'--output={folder}', '--licence=apache-2.0') == 0
+  assert read.call_count == 1  # at a second look a run that goes on may have removed its checkpoint
   return folder
 
 
@@ -264,6 +268,12 @@ def test_a_card_shows_figures_of_the_average_that_is_published(tmp_path):
                               '`step_4_std_0.1_2.0.json` (50,000 samples, guidance 2)': {'metrics': figures}}
   assert found[None] == found['std_0.05'] and len(found[None]) == 3
   assert found[None]['`evaluation.json`'] == {'step': 4, 'accuracy': 0.5}
+  # Of other weights that had the step before the phase was begun anew.
+  for name, digest in (('before', 'another'), ('now', checkpoints.digest({}))):
+    files.write_sealed(tmp_path / 'distill' / 'evaluate' / f'step_4_{name}.json', {
+      'metrics': figures, 'samples': {'checkpoint_sha256': digest}})
+  generator = Generator(config, 'distill', '', {'step': 4}, lambda: {'autoencoder': {'decoder': np.ones(1)}})
+  assert publish._evaluation(tmp_path, generator) == {'`step_4_now.json`': {'metrics': figures}}
 
 
 def test_the_examples_of_a_card_run_where_there_is_one_class():
@@ -338,12 +348,20 @@ def test_another_networks_weights_and_a_config_that_lacks_something(hub, tmp_pat
     pagoda_jax.load(folder)
 
 
-def test_a_folder_that_is_there_is_left_alone(run, hub, capsys):
+def test_a_folder_that_is_there_is_left_alone(run, hub, tmp_path, monkeypatch, capsys):
   before = sorted(path.name for path in hub.parent.iterdir())
   for command in ('export', 'publish'):
     assert pagoda(command, f'--workdir={run}', f'--output={hub}') == 1
     assert 'exists already; remove it, or choose another --output' in capsys.readouterr().err
   assert sorted(path.name for path in hub.parent.iterdir()) == before
+
+  def on_a_full_disk(path, *_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+  monkeypatch.setattr(exported.torch_files, 'write_safetensors', on_a_full_disk)
+  assert pagoda('export', f'--workdir={run}', f'--output={tmp_path / "new"}') == 1
+  assert f'pagoda export: {tmp_path / "new"}: No space left on device' in capsys.readouterr().err
+  assert not list(tmp_path.iterdir())
 
 
 def test_an_older_run_whose_config_lacks_keys_still_draws(run, tmp_path):

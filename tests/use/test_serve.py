@@ -23,6 +23,7 @@ from test_to_published import trained_phase
 import pagoda_jax
 from pagoda_jax.runtime import sharding
 from pagoda_jax.use import picture_files
+from pagoda_jax.use.generator import Generator
 from pagoda_jax.use.serve import calls, limits
 
 
@@ -125,6 +126,15 @@ HOSTILE = [
   ({'noise': text(np.zeros(64, '<f4').tobytes()), 'count': 2}, 422),
   ({'noise': text(np.zeros(65 * 64, '<f4').tobytes())}, 413),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize('label', [0, 3, 'three'])
+def test_a_label_for_an_edit_of_a_network_without_classes_is_refused_as_such(label):
+  config = tiny.get_config()
+  config.data.num_classes = 0
+  what = calls.Calls(Generator(config, 'grow_16', '', {}, dict), limits.Limits())
+  with pytest.raises(limits.Refusal, match=f'label = "?{label}"?: grow_16 knows no classes'):
+    what.edit(json.dumps({'edit': 'reconstruct', 'label': label, 'picture': ''}).encode())
 
 
 def test_what_cannot_be_drawn_is_refused(served):

@@ -362,6 +362,17 @@ def test_the_folder_of_the_page(run, tmp_path, capsys, monkeypatch):
   assert not [path for path in tmp_path.iterdir() if 'other' in path.name]
 
 
+ONE_AT_A_TIME = """
+export * from './own.js';
+import {draw as own} from './own.js';
+export const draw = async (values, signal) => {
+  const count = values.noise?.length ?? values.count;
+  if (count !== 1) throw new Error(`${count} images: at most 1 a request`);
+  return own(values, signal);
+};
+"""
+
+
 @needs_browser
 def test_the_page_without_a_server(run, page, tmp_path, folder_served):
   exported, package = made_folder(run, tmp_path)
@@ -379,6 +390,19 @@ def test_the_page_without_a_server(run, page, tmp_path, folder_served):
   through_it_by_keys(page)
   assert page.run("document.querySelector('#upload').hidden && !document.querySelector('#no-upload').hidden")
   assert page.complaints == [] and all(each.startswith((url, 'data:')) for each in page.fetched)
+  # A way between two is shown where one image a request is the most that is drawn, too.
+  described = json.loads((tmp_path / 'page' / 'model.json').read_text())
+  described['limits']['images'] = 1
+  (tmp_path / 'page' / 'model.json').write_text(json.dumps(described))
+  (tmp_path / 'page' / 'backend.js').rename(tmp_path / 'page' / 'own.js')
+  (tmp_path / 'page' / 'backend.js').write_text(ONE_AT_A_TIME)
+  page.open(url)
+  view(page, 'many', 1)
+  page.click('button.tile')
+  assert '1 neighbour in' in view(page, 'around', 2) and focused(page) == 'here, label 0, 2 of 2'
+  page.press('i', 'Home', 'i')
+  assert '2 pictures in' in view(page, 'path', 2)
+  assert page.complaints == []
 
 
 OF_CAPTIONS = """

@@ -9,8 +9,10 @@ from absl import flags
 from flax import traverse_util
 
 from pagoda_jax.cli import convert
+from pagoda_jax.runtime.files import write_sealed
 from pagoda_jax.stages import models
 from pagoda_jax.training import checkpoints, workdir
+from pagoda_jax.training.claims import WorkdirError
 from pagoda_jax.use import to_published
 from pagoda_jax.weights.convert import formats
 from pagoda_jax.weights.convert.mapping import ConversionError
@@ -64,3 +66,6 @@ def test_what_no_published_code_computes(tmp_path):
     to_published.read_phase(trained_phase(tmp_path / 'run', 'edm', 'teacher')[0], attention_order='legacy')
   with pytest.raises(ConversionError, match='neither a converted folder nor a phase'):
     to_published.read_phase(tmp_path / 'invert')
+  write_sealed(tmp_path / 'exported' / 'config.json', {'format': 'pagoda_jax generator, version 1'})
+  with pytest.raises(WorkdirError, match='exported/config.json: is of no phase of a run, but of something else'):
+    to_published.read_phase(tmp_path / 'exported')

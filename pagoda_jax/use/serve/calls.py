@@ -198,14 +198,14 @@ class Calls:
       raise Refusal(422, f'edit = {_short(word)}: must be {" or ".join(EDITS)}')
     omega, label = self._omega(fields), fields.take('label')
     prompt = self._prompt(fields, 'label', label)
-    label = _whole('label', label, 0, max(generator.num_classes - 1, 0))
+    if label is not None and not generator.num_classes:
+      raise Refusal(422, f'label = {_short(label)}: {generator.name} knows no classes')
+    label = _whole('label', label, 0, generator.num_classes - 1)
     options = edit.Options(
       steps=fields.whole('steps', STEPS[2], *STEPS[:2]), tries=fields.whole('tries', TRIES[2], *TRIES[:2]),
       seed=fields.whole('seed', 0, 0, LARGEST_SEED), learning_rate=0.1)
     contents = {name: fields.content(name) for name in ('picture', 'mask')[: 1 + (word == 'inpaint')]}
     fields.end()
-    if label is not None and not generator.num_classes:
-      raise Refusal(422, f'label = {label}: {generator.name} knows no classes')
     picture = self._picture(contents['picture'], 'picture')
     arguments = [_square(picture, generator)[None]]
     if word == 'inpaint':

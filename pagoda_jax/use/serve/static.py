@@ -82,7 +82,7 @@ def write(generator, weights, folder, runtime: pathlib.Path, prompts: tuple[str,
   with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f'.{folder.name}.') as place:
     made = pathlib.Path(place) / 'page'
     made.mkdir()
-    with files.naming(folder):
+    with files.naming(folder, instead_of=place):
       model = _onnx(generator, weights, pathlib.Path(place) / 'exported')
       (made / 'generator.onnx').write_bytes(model)
       described = calls.describe(generator, Limits()) | {'edits': []}

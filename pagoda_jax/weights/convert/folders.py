@@ -56,13 +56,14 @@ def write_converted(folder, converted: Converted, source: dict) -> None:
   remote = buckets.is_in_bucket(folder)
   target = folder if remote else folder.parent / f'.{folder.name}.{os.getpid()}.tmp'
   try:
-    target.mkdir(parents=True)
-    # Random-looking numbers do not compress, and trying takes their size again in memory.
-    with files.naming(folder), ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
-      checkpointer.save(target / 'variables', converted.variables)
-    if converted.carried:
-      torch_files.write_safetensors(target / CARRIED, converted.carried)
-    files.write_sealed(target / DESCRIPTION, _description(converted, source) | {'files': files.checksums(target)})
+    with files.naming(folder, instead_of=target):
+      target.mkdir(parents=True)
+      # Random-looking numbers do not compress, and trying takes their size again in memory.
+      with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
+        checkpointer.save(target / 'variables', converted.variables)
+      if converted.carried:
+        torch_files.write_safetensors(target / CARRIED, converted.carried)
+      files.write_sealed(target / DESCRIPTION, _description(converted, source) | {'files': files.checksums(target)})
     if not remote:
       target.rename(folder)
   except BaseException:

@@ -173,12 +173,24 @@ async function wander(tile, {distance = 0.3, turn = 0, keep = null} = {}) {
   say(`${plural(found.images.length, 'neighbour')} ${found.took}`);
 }
 
+// As backend.draw, of any number of images: in as many requests as the server's limit makes of them.
+async function drawn({noise: all, labels, ...how}, signal) {
+  const images = [], milliseconds = {waited: 0, device: 0};
+  for (let start = 0; start < all.length; start += model.limits.images) {
+    const part = each => each?.slice(start, start + model.limits.images);
+    const found = await backend.draw({noise: part(all), labels: part(labels), ...how}, signal);
+    images.push(...found.images);
+    for (const key in milliseconds) milliseconds[key] += found.milliseconds[key];
+  }
+  return {images, milliseconds};
+}
+
 async function interpolate(first, second) {
   const count = Math.max(Math.min(FRAMES, model.limits.images), 2);
   const path = Array.from({length: count}, (_, k) => slerp(first.noise, second.noise, k / (count - 1)));
   const half = k => k / (count - 1) < 0.5 ? first : second;
   const labels = first.label >= 0 ? path.map((_, k) => half(k).label) : undefined;
-  const found = await during('Interpolating', signal => backend.draw({noise: path, labels, ...first.how}, signal));
+  const found = await during('Interpolating', signal => drawn({noise: path, labels, ...first.how}, signal));
   if (!found) return;
   const ends = first.label >= 0 ? `label ${first.label} to label ${second.label}` : 'one picture to another';
   const far = k => `${Math.round(100 * k / (count - 1))} %`;
