@@ -44,6 +44,7 @@ def open_input(text: str, data_dir: str = '', split: str = 'train') -> sources.S
   kind, _, place = text.partition(':')
   needs_place = kind in ('folder', 'webdataset', 'tfds', 'array_record')
   if needs_place == bool(place):
+    sources.check_place(kind, place)
     if kind == 'folder':
       return folders.open_folder(place, check=False)
     if kind == 'webdataset':
