@@ -22,6 +22,7 @@ from etils import epath
 
 from pagoda_jax.data import embeddings, folders, latents, records, shards, sources, tars
 from pagoda_jax.data.embeddings import PrepareError
+from pagoda_jax.data.pictures import SourceError
 from pagoda_jax.runtime import lock, processes
 from pagoda_jax.runtime.files import file_digest, read_json, write_json, write_sealed
 from pagoda_jax.runtime.interrupts import EXIT_INTERRUPTED, Interrupted
@@ -121,11 +122,20 @@ def prepare(source: sources.Source, output, recipe: records.Recipe, shard_size: 
     output = epath.Path(output)
     if text_encoder:
       embeddings.check_claim(output, text_encoder)
+      _check_captioned(source)
     manifest = _prepare(source, output, recipe, shard_size, workers, max_unreadable, autoencoder)
     if text_encoder:
       with _saying_what_is_there(lambda: 'embedding stopped'):
         manifest = embeddings.add(output, manifest, text_encoder)
     return manifest
+
+
+def _check_captioned(source):
+  """Refuses pictures of which the first has no caption: before all of them are written, which may take hours."""
+  for index in range(len(source)):
+    with contextlib.suppress(SourceError):  # unreadable: listed and left out later
+      embeddings.captions_of(source[index])
+      return
 
 
 def _prepare(source, output, recipe, shard_size, workers, max_unreadable, encoder):
@@ -297,9 +307,10 @@ def verify(output) -> dict:
   manifest = records.read_manifest(output)
   entries = [*manifest['shards'].items(), *manifest.get('text', {'shards': {}})['shards'].items()]
   progress, parts = Progress('verify', len(entries), unit='shard'), []
+  of_picture = records.orientations(manifest)  # but embeddings, which a picture and its mirror image share
   for done, (name, entry) in enumerate(entries, 1):
     parts += records.damaged_parts(output, entry, name, verify=True)
-    progress.update(done, entry['count'] // records.orientations(manifest))
+    progress.update(done, entry['count'] // (of_picture if name in manifest['shards'] else 1))
   records.refuse_damaged(output, parts)
   return manifest
 
