@@ -186,6 +186,7 @@ def open_shard(folder: str, name: str, count: int):
   return reader
 
 
+@functools.cache  # without a limit: it holds no file, and to read places again takes longer than any record
 def _in_bucket(folder, name) -> record_places.Reader:
   sidecar = read_sidecar(folder, name)
   if PLACES not in sidecar:

@@ -1,5 +1,6 @@
 """A run whose work directory, pictures and weights lie in a bucket: an emulated one, through gcsfs and tensorstore."""
 
+import functools
 import sys
 import urllib.parse
 import urllib.request
@@ -101,13 +102,17 @@ def test_prepared_pictures_are_read_from_a_bucket_as_from_a_folder(tmp_path, add
   assert records.open_records(copied)[7]['name'] == records.open_records(str(tmp_path / 'out'))[7]['name']
 
 
-def test_what_is_wrong_with_a_shard_in_a_bucket_is_named(address):
+def test_what_is_wrong_with_a_shard_in_a_bucket_is_named(address, monkeypatch):
   folder, layout = epath.Path(f'{ROOT}/store'), noise_store.make_layout(6, 3)
   noise = np.random.default_rng(1).standard_normal((6, 8, 8, 3)).astype(np.float32)
   for shard in range(2):
     noise_store.write_shard(folder, layout, shard, noise[3 * shard : 3 * shard + 3], {})
   store = noise_store.NoiseStore(str(folder), layout, (8, 8, 3), 'float32')
   np.testing.assert_array_equal(np.stack([store[key] for key in range(6)]), noise)
+  with monkeypatch.context() as more_shards:  # than files may be open: what tells where records lie is kept
+    more_shards.setattr(shards, 'open_shard', functools.lru_cache(maxsize=1)(shards.open_shard.__wrapped__))
+    more_shards.setattr(shards, 'read_sidecar', None)
+    np.testing.assert_array_equal(np.stack([store[key] for key in (0, 3, 1, 4)]), noise[[0, 3, 1, 4]])
   path = f'{folder}/{layout.name(0)}{shards.SUFFIX}'
   content = bytearray(epath.Path(path).read_bytes())
   content[content.index(noise[1].tobytes()) + 9] ^= 1
@@ -122,7 +127,8 @@ def test_what_is_wrong_with_a_shard_in_a_bucket_is_named(address):
   with pytest.raises(noise_store.NoiseStoreError, match='array_record: missing'):
     store[0]
   sidecar = shards.sidecar_path(folder, layout.name(1))
-  shards.open_shard.cache_clear()
+  for kept in (shards.open_shard, shards._in_bucket):
+    kept.cache_clear()
   for changed in (sidecar.read_bytes().replace(b'"places": "', b'"places": "AAAA'), sidecar.read_bytes()[:-40]):
     put(address, sidecar, changed)
     with pytest.raises(noise_store.NoiseStoreError, match=r'noise-00001-of-00002.json: missing or damaged'):
