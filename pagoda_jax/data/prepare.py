@@ -14,6 +14,8 @@ import contextlib
 import itertools
 import multiprocessing
 import re
+import shutil
+import tempfile
 from collections import Counter
 from multiprocessing import connection
 
@@ -232,8 +234,9 @@ def _saying_what_is_there(said):
 def _write_in_processes(job, numbers, recipe, count, counter):
   context = multiprocessing.get_context('spawn')  # a fork would copy the threads' locks of JAX
   done, failed = context.Value('Q', 0), context.SimpleQueue()
+  room = tempfile.mkdtemp(prefix='pagoda-')  # for what is on its way to a bucket: a worker that is killed leaves it
   workers = [
-    context.Process(target=records.work, args=(*job, numbers[i::count], recipe, done, failed), daemon=True)
+    context.Process(target=records.work, args=(*job, numbers[i::count], recipe, done, failed, room), daemon=True)
     for i in range(count)
   ]
   try:
@@ -253,6 +256,7 @@ def _write_in_processes(job, numbers, recipe, count, counter):
       if worker.pid is not None:
         worker.kill()  # it heeds nothing else
         worker.join()
+    shutil.rmtree(room, ignore_errors=True)
 
 
 def _close(source, output, layouts, plan, max_unreadable) -> dict:

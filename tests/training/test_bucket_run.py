@@ -1,7 +1,9 @@
 """A run whose work directory, pictures and weights lie in a bucket: an emulated one, through gcsfs and tensorstore."""
 
 import functools
+import os
 import sys
+import tempfile
 import urllib.parse
 import urllib.request
 import zlib
@@ -14,7 +16,7 @@ import tiny
 from etils import epath
 from PIL import Image
 
-from pagoda_jax.data import noise_store, record_places, records, shards
+from pagoda_jax.data import noise_store, prepare, record_places, records, shards
 from pagoda_jax.data import stream as streams
 from pagoda_jax.runtime import buckets
 from pagoda_jax.training import checkpoints
@@ -100,6 +102,27 @@ def test_prepared_pictures_are_read_from_a_bucket_as_from_a_folder(tmp_path, add
   for path in (tmp_path / 'out').iterdir():
     put(address, f'{copied}/{path.name}', path.read_bytes())
   assert records.open_records(copied)[7]['name'] == records.open_records(str(tmp_path / 'out'))[7]['name']
+
+
+class Fatal:
+  """A source whose pictures end the process that reads them."""
+
+  class_names, all_labels, digest, resolution = (), None, '', None
+
+  def __len__(self):
+    return 4
+
+  def __getitem__(self, index):
+    os._exit(7)
+
+
+@pytest.mark.slow  # two processes that import all
+def test_what_a_killed_worker_has_not_sent_to_a_bucket_is_gone(tmp_path, monkeypatch):
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+  monkeypatch.setenv('TMPDIR', str(tmp_path))  # of the workers
+  with pytest.raises(prepare.PrepareError, match='exit code 7'):
+    prepare.prepare(Fatal(), f'{ROOT}/fatal', records.Recipe((8,), 'png', 95), 2, 2, 0.0)
+  assert not list(tmp_path.iterdir())
 
 
 def test_what_is_wrong_with_a_shard_in_a_bucket_is_named(address, monkeypatch):
