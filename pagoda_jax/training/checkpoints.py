@@ -117,11 +117,13 @@ class Checkpoints:
       raise  # no fault of the disk: what is saved could not be computed, or another process has gone
     except Exception as error:  # tensorstore raises many kinds for a full or failing disk
       why = isinstance(error, OSError) and error.strerror or first_lines(error)
-      latest = max(finished_steps(self.folder.parent), default=None)
-      raise CheckpointError(
-        f'{self.folder}: saving failed: {why}; the checkpoints before it are intact (latest: {latest}). Free some '
-        'disk space and start the same command again; it goes on from there.'
-      ) from error
+      remedy, latest = 'Free some disk space', 'not known'
+      with contextlib.suppress(Exception):  # a bucket that is away, of which this would be said instead
+        latest = max(finished_steps(self.folder.parent), default=None)
+      if buckets.is_in_bucket(self.folder):
+        remedy = 'See that the bucket can be reached and written to,'
+      raise CheckpointError(f'{self.folder}: saving failed: {why}; the checkpoints before it are intact (latest: '
+                            f'{latest}). {remedy} and start the same command again; it goes on from there.') from error
 
   def restore(self, step: int, abstract_state):
     """(state, data position) of a step, onto the shardings of `abstract_state`.
@@ -204,10 +206,8 @@ def damage(phase_folder, step: int) -> str:
   try:
     rows = checksums.damage(path)
   except OSError as error:
-    raise CheckpointError(
-      f'{path}: cannot be read: {error}. It may be whole, and is left where it is; mend what keeps it from being '
-      'read and start the same command again.'
-    ) from error
+    raise CheckpointError(f'{path}: cannot be read: {error}. It may be whole, and is left where it is; mend what keeps '
+                          'it from being read and start the same command again.') from error
   return first_rows(rows)
 
 

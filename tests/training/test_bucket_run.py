@@ -1,5 +1,6 @@
 """A run whose work directory, pictures and weights lie in a bucket: an emulated one, through gcsfs and tensorstore."""
 
+import errno
 import functools
 import os
 import sys
@@ -102,6 +103,20 @@ def test_prepared_pictures_are_read_from_a_bucket_as_from_a_folder(tmp_path, add
   for path in (tmp_path / 'out').iterdir():
     put(address, f'{copied}/{path.name}', path.read_bytes())
   assert records.open_records(copied)[7]['name'] == records.open_records(str(tmp_path / 'out'))[7]['name']
+
+
+def test_a_save_to_a_bucket_that_is_away_is_said_to_have_failed(monkeypatch):
+  """The look for the checkpoints that are there fails then too."""
+  saved = checkpoints.Checkpoints(f'{ROOT}/away/teacher')
+
+  def away(*args, **kwargs):
+    raise ConnectionRefusedError(errno.ECONNREFUSED, 'Connect call failed')
+
+  monkeypatch.setattr(saved._manager, 'save', away)
+  monkeypatch.setattr(checkpoints, 'finished_steps', away)
+  with pytest.raises(checkpoints.CheckpointError, match=r'saving failed: Connect call failed; .*\(latest: not known\). '
+                     'See that the bucket can be reached'):
+    saved.save(1, {'a': np.zeros(1)}, {})
 
 
 class Fatal:
