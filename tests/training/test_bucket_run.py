@@ -20,7 +20,8 @@ from PIL import Image
 from pagoda_jax.data import noise_store, prepare, record_places, records, shards
 from pagoda_jax.data import stream as streams
 from pagoda_jax.runtime import buckets
-from pagoda_jax.training import checkpoints
+from pagoda_jax.training import checkpoints, claims
+from pagoda_jax.weights.convert import folders
 
 ROOT = f'gs://{bucket.NAME}'
 
@@ -117,6 +118,23 @@ def test_a_save_to_a_bucket_that_is_away_is_said_to_have_failed(monkeypatch):
   with pytest.raises(checkpoints.CheckpointError, match=r'saving failed: Connect call failed; .*\(latest: not known\). '
                      'See that the bucket can be reached'):
     saved.save(1, {'a': np.zeros(1)}, {})
+
+
+def test_a_bucket_that_is_away_is_not_taken_for_damage(monkeypatch):
+  """Nobody is told to delete what is whole, and nothing is made anew."""
+  folder, layout = epath.Path(f'{ROOT}/whole'), noise_store.make_layout(2, 2)
+  noise_store.write_shard(folder, layout, 0, np.zeros((2, 8, 8, 3), np.float32), {})
+  store = noise_store.NoiseStore(str(folder), layout, (8, 8, 3), 'float32')
+
+  def away(*args, **kwargs):
+    raise ConnectionRefusedError(errno.ECONNREFUSED, 'Connect call failed')
+
+  monkeypatch.setattr(type(folder), 'read_bytes', away)
+  for look in (lambda: store[0], lambda: noise_store.finished_shards(folder, layout, {}),
+               lambda: noise_store.read_holdout(folder), lambda: claims.read(folder),
+               lambda: folders.read_description(folder)):
+    with pytest.raises(ConnectionRefusedError):
+      look()
 
 
 class Fatal:
