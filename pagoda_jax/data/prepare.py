@@ -236,7 +236,7 @@ def _write_in_processes(job, numbers, recipe, count, counter):
   done, failed = context.Value('Q', 0), context.SimpleQueue()
   room = tempfile.mkdtemp(prefix='pagoda-')  # for what is on its way to a bucket: a worker that is killed leaves it
   workers = [
-    context.Process(target=records.work, args=(*job, numbers[i::count], recipe, done, failed, room), daemon=True)
+    context.Process(target=records.work, args=(*job, numbers[i::count], recipe, room, done, failed), daemon=True)
     for i in range(count)
   ]
   try:
