@@ -61,6 +61,9 @@ BAD = [
   ('data.source', 'camera', ["config.data.source = 'camera'", 'mnist, folder, array_record, tfds']),
   ('data.source', 'folder', ["config.data.path = ''", 'source folder needs it']),
   ('data.source', 'tfds', ["config.data.name = ''", 'source tfds needs it']),
+  ('data.path', 'photos', ["config.data.path = 'photos': must be '' where config.data.source is 'mnist'"]),
+  ('data.split', 'test', ["config.data.split = 'test': must be 'train' where", 'it is of tfds alone']),
+  ('data.verify', True, ['config.data.verify = True: must be False where', 'it is of array_record alone']),
   ('data.max_unreadable', 1.5, ['config.data.max_unreadable = 1.5', '[0, 1]']),
   ('data.resolution', 32, ['config.data.resolution = 32', 'must be 16', 'grow_16']),
   ('data.num_classes', 0, ['discriminator.conditional', 'num_classes is 0']),
@@ -307,9 +310,9 @@ def test_what_keys_that_exclude_each_other_must_be():
   refuses(config, 'phases.teacher.label_dropout', 0.1, ['teacher.label_dropout = 0.1', 'must be 0 without labels or'])
 
 
-FLAGS = ('mirror verify mid_attention clip_denoised add_noise store spectral_norm conditional adaptive scale_shift '
+FLAGS = ('mirror mid_attention clip_denoised add_noise store spectral_norm conditional adaptive scale_shift '
          'shard_frozen batches quant_conv post_quant_conv')
-TEXTS = 'data.path data.name split weights_dir teacher.init_from autoencoder.weights autoencoder.sha256'
+TEXTS = 'weights_dir teacher.init_from autoencoder.weights autoencoder.sha256'
 TUPLES = ('ema_halflife ema_std remat augment init_levels thaw attention_resolutions decoder_channel_mult '
           'evaluation.guidance')
 # What most keys cannot be, and the ends of the names of those that can.
@@ -330,7 +333,8 @@ HOSTILE = [
   (1e30, ''),
   (10**9, 'seed steps warmup_steps decay_from clip_norm every_steps samples_every keep_every adversarial_from'),
   (10**400, ''),
-  ('', f'{TEXTS} init_from start_ema best text.encoder invert.encoder encoded.teacher sha256 recaptions.law'),
+  ('', f'{TEXTS} data.path data.name init_from start_ema best text.encoder invert.encoder encoded.teacher sha256 '
+       'recaptions.law'),
   ('x', TEXTS),
   ('nan', TEXTS),
   ('\0', ''),

@@ -33,7 +33,9 @@ def is_for_the_user(error: BaseException) -> bool:
 
 def _is_of_a_bucket(error) -> bool:
   """Whether Google Cloud Storage has answered so; OSErrors among them name an object as its interface does."""
-  return any(f'{os.sep}gcsfs{os.sep}' in frame.filename for frame in traceback.extract_tb(error.__traceback__)[-1:])
+  *through, last = [frame.filename for frame in traceback.extract_tb(error.__traceback__)] or ['']
+  of_package = lambda name, files: any(f'{os.sep}{name}{os.sep}' in file for file in files)
+  return of_package('gcsfs', [last]) or (of_package('aiohttp', [last]) and of_package('gcsfs', through))  # it is away
 
 
 def _is_ours(error) -> bool:

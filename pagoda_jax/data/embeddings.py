@@ -111,17 +111,21 @@ def _write_shard(source, indices, output, name, number, encoder, made_from):
   counts, waiting, place = dict.fromkeys(COUNTS, 0), [], 0
   for index in indices:
     record = source[index]
-    found = captions.of_record(record)
-    if not found:
-      raise PrepareError(f'{source.folder}: the picture {record["name"]} has no caption to embed; captions come from a '
-                         "folder's captions.jsonl, or from .txt or .json in tars")
-    waiting.append((record['name'], found))
+    waiting.append((record['name'], captions_of(record)))
     if sum(len(some) for _, some in waiting) >= AT_ONCE or index == indices[-1]:
       for row in _encoded(waiting, encoder, counts):
         writer.add(texts.encode_record(number, place, *row))
         place += 1
       waiting = []
   writer.close(**made_from, **counts)
+
+
+def captions_of(record) -> captions.Captions:
+  """The captions of a source's record; raises PrepareError where it has none."""
+  if found := captions.of_record(record):
+    return found
+  raise PrepareError(f'--text_encoder: the picture {record["name"]} has no caption to embed; captions come from a '
+                     "folder's captions.jsonl, or from .txt or .json in tars")
 
 
 def _write_null(output, name, encoder, made_from):

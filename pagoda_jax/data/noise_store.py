@@ -7,6 +7,7 @@ closes the store once every shard is there. `holdout.npz` beside them: the noise
 
 import dataclasses
 import hashlib
+import io
 import json
 
 import numpy as np
@@ -207,13 +208,16 @@ def read_holdout(folder) -> dict[str, np.ndarray]:
 
   Raises:
     NoiseStoreError: the file is missing or damaged.
+    OSError: the bucket that it lies in cannot be reached.
   """
   path = epath.Path(folder) / HOLDOUT_FILE
   try:
-    with path.open('rb') as file, np.load(file) as arrays:
+    with io.BytesIO(path.read_bytes()) as file, np.load(file) as arrays:
       held = {key: arrays[key] for key in ('label', 'noise', 'omega') if key in arrays or key != 'omega'}
       return held | {'origin': arrays['origin'] if 'origin' in arrays else None}  # older versions wrote none
   except Exception as error:  # what damaged bytes lead NumPy's and zipfile's readers to; the file has a checksum
+    if buckets.is_away(path, error):
+      raise
     raise NoiseStoreError(f'{path}: missing or damaged ({error}); delete it and start the same `pagoda run` again: the '
                           'invert phase makes it anew, and nothing else') from None
 

@@ -14,6 +14,8 @@ import contextlib
 import itertools
 import multiprocessing
 import re
+import shutil
+import tempfile
 from collections import Counter
 from multiprocessing import connection
 
@@ -22,6 +24,7 @@ from etils import epath
 
 from pagoda_jax.data import embeddings, folders, latents, records, shards, sources, tars
 from pagoda_jax.data.embeddings import PrepareError
+from pagoda_jax.data.pictures import SourceError
 from pagoda_jax.runtime import lock, processes
 from pagoda_jax.runtime.files import file_digest, read_json, write_json, write_sealed
 from pagoda_jax.runtime.interrupts import EXIT_INTERRUPTED, Interrupted
@@ -44,6 +47,7 @@ def open_input(text: str, data_dir: str = '', split: str = 'train') -> sources.S
   kind, _, place = text.partition(':')
   needs_place = kind in ('folder', 'webdataset', 'tfds', 'array_record')
   if needs_place == bool(place):
+    sources.check_place(kind, place)
     if kind == 'folder':
       return folders.open_folder(place, check=False)
     if kind == 'webdataset':
@@ -120,11 +124,20 @@ def prepare(source: sources.Source, output, recipe: records.Recipe, shard_size: 
     output = epath.Path(output)
     if text_encoder:
       embeddings.check_claim(output, text_encoder)
+      _check_captioned(source)
     manifest = _prepare(source, output, recipe, shard_size, workers, max_unreadable, autoencoder)
     if text_encoder:
       with _saying_what_is_there(lambda: 'embedding stopped'):
         manifest = embeddings.add(output, manifest, text_encoder)
     return manifest
+
+
+def _check_captioned(source):
+  """Refuses pictures of which the first has no caption: before all of them are written, which may take hours."""
+  for index in range(len(source)):
+    with contextlib.suppress(SourceError):  # unreadable: listed and left out later
+      embeddings.captions_of(source[index])
+      return
 
 
 def _prepare(source, output, recipe, shard_size, workers, max_unreadable, encoder):
@@ -221,8 +234,9 @@ def _saying_what_is_there(said):
 def _write_in_processes(job, numbers, recipe, count, counter):
   context = multiprocessing.get_context('spawn')  # a fork would copy the threads' locks of JAX
   done, failed = context.Value('Q', 0), context.SimpleQueue()
+  room = tempfile.mkdtemp(prefix='pagoda-')  # for what is on its way to a bucket: a worker that is killed leaves it
   workers = [
-    context.Process(target=records.work, args=(*job, numbers[i::count], recipe, done, failed), daemon=True)
+    context.Process(target=records.work, args=(*job, numbers[i::count], recipe, room, done, failed), daemon=True)
     for i in range(count)
   ]
   try:
@@ -242,6 +256,7 @@ def _write_in_processes(job, numbers, recipe, count, counter):
       if worker.pid is not None:
         worker.kill()  # it heeds nothing else
         worker.join()
+    shutil.rmtree(room, ignore_errors=True)
 
 
 def _close(source, output, layouts, plan, max_unreadable) -> dict:
@@ -296,9 +311,10 @@ def verify(output) -> dict:
   manifest = records.read_manifest(output)
   entries = [*manifest['shards'].items(), *manifest.get('text', {'shards': {}})['shards'].items()]
   progress, parts = Progress('verify', len(entries), unit='shard'), []
+  of_picture = records.orientations(manifest)  # but embeddings, which a picture and its mirror image share
   for done, (name, entry) in enumerate(entries, 1):
     parts += records.damaged_parts(output, entry, name, verify=True)
-    progress.update(done, entry['count'] // records.orientations(manifest))
+    progress.update(done, entry['count'] // (of_picture if name in manifest['shards'] else 1))
   records.refuse_damaged(output, parts)
   return manifest
 

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -299,12 +300,14 @@ def write_shard(source, folder, layouts: dict[int, shards.Layout], shard: int, r
     writer.close(labels=labels, unreadable=unreadable, enlarged=enlarged[side])
 
 
-def work(source, folder, layouts: dict[int, shards.Layout], numbers: list[int], recipe: Recipe, done, failed) -> None:
-  """A worker process of `pagoda prepare`: writes the shards `numbers`.
+def work(source, folder, layouts: dict[int, shards.Layout], numbers: list[int], recipe: Recipe, room: str, done,
+         failed) -> None:
+  """A worker process of `pagoda prepare`: writes the shards `numbers`, with temporary files in the folder `room`.
 
   `done` is a shared count of pictures, `failed` a queue: an OSError goes there, for the first process to raise.
   """
   processes.begin_worker()
+  tempfile.tempdir = room
 
   def tick():
     with done.get_lock():

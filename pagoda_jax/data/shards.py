@@ -147,11 +147,14 @@ def read_sidecar(folder, name: str) -> dict:
 
   Raises:
     ShardError: it is missing or damaged.
+    OSError: the bucket that it lies in cannot be reached.
   """
   path = sidecar_path(folder, name)
   try:
     return read_sealed(path)
   except (OSError, ValueError) as error:
+    if buckets.is_away(path, error):  # what is whole is not to be deleted and made anew for that
+      raise
     raise ShardError(f'{path}: missing or damaged ({error})') from None
 
 
@@ -186,6 +189,7 @@ def open_shard(folder: str, name: str, count: int):
   return reader
 
 
+@functools.cache  # without a limit: it holds no file, and to read places again takes longer than any record
 def _in_bucket(folder, name) -> record_places.Reader:
   sidecar = read_sidecar(folder, name)
   if PLACES not in sidecar:

@@ -265,20 +265,32 @@ def holdout_indices(source: Source, count: int) -> np.ndarray:
   return np.sort(candidates[balanced_choice(labels, count)])
 
 
+def check_place(kind: str, path: str) -> None:
+  """Refuses a path in a bucket that pictures of a kind of source cannot be read from.
+
+  Raises:
+    SourceError: names the path.
+  """
+  if not buckets.is_in_bucket(path):
+    return
+  if kind != 'array_record':
+    raise SourceError(f'{path}: of source {kind} only local files are read; what `pagoda prepare` makes of them, of '
+                      'source array_record, may lie in a bucket')
+  try:
+    buckets.check(path)
+  except buckets.BucketError as error:
+    raise SourceError(f'{path}: {error}') from None
+
+
 @functools.lru_cache(maxsize=16)  # listing a large folder takes a while, and a run opens its source for every phase
 def open_whole(kind: str, path: str = '', name: str = '', split: str = 'train', max_unreadable: float = 0.01,
                verify: bool = False, resolution: int = 0) -> Source:
   """A source by its kind, one of config.SOURCES; the other arguments are keys of `config.data`.
 
   Raises:
-    SourceError: it is missing or damaged.
-    BucketError: it is said to lie in a bucket that cannot be reached.
+    SourceError: it is missing or damaged, or said to lie in a bucket where it cannot be.
   """
-  if buckets.is_in_bucket(path):
-    if kind != 'array_record':
-      raise SourceError(f'{path}: of source {kind} only local files are read; what `pagoda prepare` makes of them, of '
-                        'source array_record, may lie in a bucket')
-    buckets.check(path)
+  check_place(kind, path)
   if kind == 'folder':
     return folders.open_folder(path, max_unreadable, resolution=resolution)
   if kind == 'webdataset':

@@ -123,10 +123,13 @@ def of_source(source: sources.Source, name: str, resolution: int, channels: int,
     **described: what else tells which they are.
 
   Raises:
-    EvaluationError, SourceError: there are none; on reading, of several sizes or damaged.
+    EvaluationError, SourceError: there are none, or latents in their place; on reading, of several sizes or damaged.
   """
   if not len(source):
     raise EvaluationError(f'{name}: no pictures in it')
+  if getattr(sources.prepared(source), 'autoencoder', None):
+    raise EvaluationError(f'{name}: holds latents; name the pictures that they are of, or data (of a --workdir), which '
+                          'decodes them')
   source = sources.at(source, band_of or resolution) if resolution else source
   as_they_are = lambda record: np.asarray(record['image'].convert('L' if channels == 1 else 'RGB')).reshape(
     *record['image'].size[::-1], channels)

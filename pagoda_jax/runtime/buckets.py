@@ -45,6 +45,12 @@ def check(path) -> None:
     raise BucketError(f'{error}: pip install "pagoda_jax[gcs]"') from None
 
 
+def is_away(path, error: Exception) -> bool:
+  """Whether what reading an object raised says nothing about it: its bucket cannot be reached or read at the moment."""
+  away = isinstance(error, OSError) or type(error).__module__.startswith('gcsfs')  # whose answers of 500 and the like
+  return is_in_bucket(path) and away and not isinstance(error, FileNotFoundError)
+
+
 def system(path):
   """fsspec's file system of a path in a bucket."""
   return fsspec.core.url_to_fs(str(path))[0]

@@ -115,11 +115,20 @@ class Checkpoints:
         action()
     except Exception as error:  # tensorstore raises many kinds for a full or failing disk
       why = isinstance(error, OSError) and error.strerror or first_lines(error)
-      latest = max(finished_steps(self.folder.parent), default=None)
+      latest = 'not known'
+      with contextlib.suppress(Exception):  # a bucket that is away, of which this would be said instead
+        latest = max(finished_steps(self.folder.parent), default=None)
       raise CheckpointError(
         f'{self.folder}: saving failed: {why}; the checkpoints before it are intact (latest: {latest}). '
-        f'{_remedy(error)} start the same command again; it goes on from there.'
+        f'{self._remedy(error)} start the same command again; it goes on from there.'
       ) from error
+
+  def _remedy(self, error) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+      return 'Free some disk space and'
+    if buckets.is_in_bucket(self.folder):
+      return 'See that the bucket can be reached and written to, and'
+    return f'{distributed.LOST} Then' if distributed.several() and not isinstance(error, OSError) else 'Mend that and'
 
   def restore(self, step: int, abstract_state):
     """(state, data position) of a step, onto the shardings of `abstract_state`.
@@ -180,12 +189,6 @@ def metrics(phase_folder, name: str) -> dict[int, float]:
   return values
 
 
-def _remedy(error) -> str:
-  if isinstance(error, OSError):
-    return 'Free some disk space and' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'Mend that and'
-  return f'{distributed.LOST} Then' if distributed.several() else 'Mend that and'
-
-
 def _folder(phase_folder) -> epath.Path:
   return buckets.absolute(phase_folder) / FOLDER
 
@@ -206,10 +209,8 @@ def damage(phase_folder, step: int) -> str:
   try:
     rows = checksums.damage(path)
   except OSError as error:
-    raise CheckpointError(
-      f'{path}: cannot be read: {error}. It may be whole, and is left where it is; mend what keeps it from being '
-      'read and start the same command again.'
-    ) from error
+    raise CheckpointError(f'{path}: cannot be read: {error}. It may be whole, and is left where it is; mend what keeps '
+                          'it from being read and start the same command again.') from error
   return first_rows(rows)
 
 

@@ -104,6 +104,8 @@ def _read(phase_folder, reader):
   except NotSealedError as error:
     raise WorkdirError(f'{path}: {error}; the same `pagoda run` as before compares it and seals it') from None
   except (OSError, ValueError) as error:
+    if buckets.is_away(path, error):
+      raise
     raise WorkdirError(
       f'{path}: missing or damaged ({error}), so that nothing tells which experiment phase {path.parent.name} belongs '
       'to. Put a whole one back; or, if you know, delete it and start `pagoda run` with that experiment, which writes '

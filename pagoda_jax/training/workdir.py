@@ -341,6 +341,8 @@ def _read_inputs(path, inputs):
     distributed.say(f'{path.parent.name}: {path} has gone; taken to be made from what is there now ({listed})')
     return inputs, False
   except (OSError, ValueError) as error:
+    if buckets.is_away(path, error):
+      raise
     raise WorkdirError(
       f'{path}: damaged ({error}): what {path.parent.name} was made from is not known. If from what is there now '
       f'({listed}), delete the file and start the same command again; otherwise delete {path.parent}'

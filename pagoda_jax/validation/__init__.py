@@ -54,6 +54,15 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
   reached = configs.phase_resolution(config, largest)
   check(reached == config.data.resolution, 'config.data.resolution', config.data.resolution,
          f'must be {reached}, the largest resolution that a phase reaches ({largest})')
+  _validate_unread(config.data)
+
+
+def _validate_unread(data):
+  """Of what has no effect somebody expects one: of a path beside 'mnist', that its pictures are trained on."""
+  for key, unused, readers in (('path', '', ('folder', 'webdataset', 'array_record', 'tfds')), ('name', '', ('tfds',)),
+                               ('split', 'train', ('tfds',)), ('verify', False, ('array_record',))):
+    check(data.source in readers or data[key] == unused, f'config.data.{key}', data[key],
+          f'must be {unused!r} where config.data.source is {data.source!r}: it is of {", ".join(readers)} alone')
 
 
 def _check_phase_keys(name, phase):

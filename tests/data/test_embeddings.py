@@ -238,6 +238,7 @@ def test_pictures_without_captions_and_numbers_beyond_float16_are_named(photos, 
   assert pagoda('prepare', f'--source=folder:{photos / "classes"}', f'--output={photos / "none"}',
                     '--resolution=8', '--workers=1', '--text_encoder=ngrams') == 1
   assert 'the picture bird/00.png has no caption to embed; captions come from' in capsys.readouterr().err
+  assert not list((photos / 'none').glob('*.array_record'))  # it is said before the pictures are written
   monkeypatch.chdir(photos)
   (photos / 'huge_encoder.py').write_text(
     'import numpy as np\ndef encode(captions):\n  n = len(captions)\n'

@@ -93,6 +93,15 @@ def test_a_source_that_does_not_exist_is_explained(tmp_path, source, capsys):
   assert f'--source={source}: must be folder:PATH, webdataset:PATH, tfds:NAME' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('source, said', [
+  ('folder:gs://b/photos', 'gs://b/photos: of source folder only local files are read'),
+  ('webdataset:gs://b/*.tar', 'gs://b/*.tar: of source webdataset only local files are read'),
+  ('array_record:s3://b/data', 's3://b/data: names no bucket; must be gs://BUCKET/PATH')])
+def test_a_source_that_can_be_in_no_bucket_is_explained(tmp_path, source, said, capsys):
+  assert run(f'--source={source}', f'--output={tmp_path}') == 1
+  assert said in capsys.readouterr().err
+
+
 def test_unreadable_pictures_are_left_out_and_listed_in_the_manifest(photos, tmp_path, capsys):
   (photos / 'cat' / '01.png').write_bytes(b'no picture')
   with pytest.raises(pictures.SourceError, match=r'1 of 12 .*max_unreadable = 0.01[^$]*cat/01.png: no format'):

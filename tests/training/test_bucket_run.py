@@ -1,6 +1,10 @@
 """A run whose work directory, pictures and weights lie in a bucket: an emulated one, through gcsfs and tensorstore."""
 
+import errno
+import functools
+import os
 import sys
+import tempfile
 import urllib.parse
 import urllib.request
 import zlib
@@ -13,10 +17,11 @@ import tiny
 from etils import epath
 from PIL import Image
 
-from pagoda_jax.data import noise_store, record_places, records, shards
+from pagoda_jax.data import noise_store, prepare, record_places, records, shards
 from pagoda_jax.data import stream as streams
 from pagoda_jax.runtime import buckets
-from pagoda_jax.training import checkpoints
+from pagoda_jax.training import checkpoints, claims
+from pagoda_jax.weights.convert import folders
 
 ROOT = f'gs://{bucket.NAME}'
 
@@ -101,13 +106,69 @@ def test_prepared_pictures_are_read_from_a_bucket_as_from_a_folder(tmp_path, add
   assert records.open_records(copied)[7]['name'] == records.open_records(str(tmp_path / 'out'))[7]['name']
 
 
-def test_what_is_wrong_with_a_shard_in_a_bucket_is_named(address):
+def test_a_save_to_a_bucket_that_is_away_is_said_to_have_failed(monkeypatch):
+  """The look for the checkpoints that are there fails then too."""
+  saved = checkpoints.Checkpoints(f'{ROOT}/away/teacher')
+
+  def away(*args, **kwargs):
+    raise ConnectionRefusedError(errno.ECONNREFUSED, 'Connect call failed')
+
+  monkeypatch.setattr(saved._manager, 'save', away)
+  monkeypatch.setattr(checkpoints, 'finished_steps', away)
+  with pytest.raises(checkpoints.CheckpointError, match=r'saving failed: Connect call failed; .*\(latest: not known\). '
+                     'See that the bucket can be reached'):
+    saved.save(1, {'a': np.zeros(1)}, {})
+
+
+def test_a_bucket_that_is_away_is_not_taken_for_damage(monkeypatch):
+  """Nobody is told to delete what is whole, and nothing is made anew."""
+  folder, layout = epath.Path(f'{ROOT}/whole'), noise_store.make_layout(2, 2)
+  noise_store.write_shard(folder, layout, 0, np.zeros((2, 8, 8, 3), np.float32), {})
+  store = noise_store.NoiseStore(str(folder), layout, (8, 8, 3), 'float32')
+
+  def away(*args, **kwargs):
+    raise ConnectionRefusedError(errno.ECONNREFUSED, 'Connect call failed')
+
+  monkeypatch.setattr(type(folder), 'read_bytes', away)
+  for look in (lambda: store[0], lambda: noise_store.finished_shards(folder, layout, {}),
+               lambda: noise_store.read_holdout(folder), lambda: claims.read(folder),
+               lambda: folders.read_description(folder)):
+    with pytest.raises(ConnectionRefusedError):
+      look()
+
+
+class Fatal:
+  """A source whose pictures end the process that reads them."""
+
+  class_names, all_labels, digest, resolution = (), None, '', None
+
+  def __len__(self):
+    return 4
+
+  def __getitem__(self, index):
+    os._exit(7)
+
+
+@pytest.mark.slow  # two processes that import all
+def test_what_a_killed_worker_has_not_sent_to_a_bucket_is_gone(tmp_path, monkeypatch):
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+  monkeypatch.setenv('TMPDIR', str(tmp_path))  # of the workers
+  with pytest.raises(prepare.PrepareError, match='exit code 7'):
+    prepare.prepare(Fatal(), f'{ROOT}/fatal', records.Recipe((8,), 'png', 95), 2, 2, 0.0)
+  assert not list(tmp_path.iterdir())
+
+
+def test_what_is_wrong_with_a_shard_in_a_bucket_is_named(address, monkeypatch):
   folder, layout = epath.Path(f'{ROOT}/store'), noise_store.make_layout(6, 3)
   noise = np.random.default_rng(1).standard_normal((6, 8, 8, 3)).astype(np.float32)
   for shard in range(2):
     noise_store.write_shard(folder, layout, shard, noise[3 * shard : 3 * shard + 3], {})
   store = noise_store.NoiseStore(str(folder), layout, (8, 8, 3), 'float32')
   np.testing.assert_array_equal(np.stack([store[key] for key in range(6)]), noise)
+  with monkeypatch.context() as more_shards:  # than files may be open: what tells where records lie is kept
+    more_shards.setattr(shards, 'open_shard', functools.lru_cache(maxsize=1)(shards.open_shard.__wrapped__))
+    more_shards.setattr(shards, 'read_sidecar', None)
+    np.testing.assert_array_equal(np.stack([store[key] for key in (0, 3, 1, 4)]), noise[[0, 3, 1, 4]])
   path = f'{folder}/{layout.name(0)}{shards.SUFFIX}'
   content = bytearray(epath.Path(path).read_bytes())
   content[content.index(noise[1].tobytes()) + 9] ^= 1
@@ -122,7 +183,8 @@ def test_what_is_wrong_with_a_shard_in_a_bucket_is_named(address):
   with pytest.raises(noise_store.NoiseStoreError, match='array_record: missing'):
     store[0]
   sidecar = shards.sidecar_path(folder, layout.name(1))
-  shards.open_shard.cache_clear()
+  for kept in (shards.open_shard, shards._in_bucket):
+    kept.cache_clear()
   for changed in (sidecar.read_bytes().replace(b'"places": "', b'"places": "AAAA'), sidecar.read_bytes()[:-40]):
     put(address, sidecar, changed)
     with pytest.raises(noise_store.NoiseStoreError, match=r'noise-00001-of-00002.json: missing or damaged'):

@@ -22,7 +22,7 @@ from pagoda_jax import config as c
 from pagoda_jax import validation
 from pagoda_jax.data import fitting, latents, noise_store, records, shards, sources
 from pagoda_jax.data import stream as streams
-from pagoda_jax.evaluation import references
+from pagoda_jax.evaluation import pictures, references
 from pagoda_jax.planning import plan, programs
 from pagoda_jax.runtime import sharding, topologies
 from pagoda_jax.stages import decoding
@@ -167,6 +167,9 @@ def test_what_cannot_be_prepared_is_refused(root, tmp_path, capsys):
   assert 'no converted.json there' in refused(capsys, *fresh, '--resolution=16', f'--autoencoder={root / "photos"}')
   assert 'holds latents; give the pictures' in refused(
     capsys, 'prepare', f'--source=array_record:{root / "latents"}', f'--output={tmp_path / "fresh"}', '--resolution=16')
+  with pytest.raises(pictures.EvaluationError, match='/latents: holds latents; name the pictures that they are of'):
+    samples = pictures.of_array(np.zeros((2, 16, 16, 3), np.uint8), 'samples', {})
+    references.open_reference(f'array_record:{root / "latents"}', '', '', samples, 0, None)
   # An autoencoder of which nothing finite comes.
   broken, config = folders.load_converted(root / 'vae')
   broken['params']['encoder']['conv_out']['bias'][:] = np.inf

@@ -97,6 +97,8 @@ def read_description(folder) -> dict:
   except FileNotFoundError:
     raise ConversionError(f'{folder}: no {DESCRIPTION} there; make such a folder with `pagoda convert`') from None
   except (OSError, ValueError) as error:
+    if buckets.is_away(path, error):
+      raise
     raise ConversionError(f'{path}: damaged ({error}); {REMEDY}') from None
 
 
