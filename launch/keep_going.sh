@@ -40,11 +40,15 @@ forward() {
 }
 trap 'forward TERM' TERM
 trap 'forward INT' INT
+trap 'forward HUP' HUP # the terminal is closed; under nohup it stays ignored
 
 for ((attempt = 0; ; attempt++)); do
   child=''
+  # In a process group of its own: a terminal's Ctrl-C would come to it twice, and the second stops it unsaved.
+  set -m
   "$@" &
   child=$!
+  set +m
   if [[ -n $unsent ]]; then kill -s "$unsent" "$child" 2>/dev/null; fi
   wait "$child"
   code=$?

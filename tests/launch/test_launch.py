@@ -127,6 +127,20 @@ def test_sigterm_reaches_the_command_which_may_take_its_time(tmp_path):
   assert (tmp_path / 'saved').exists()
 
 
+def test_ctrl_c_at_a_terminal_reaches_the_command_once():
+  """By the script alone: told by the terminal too, it would take that for a second one, and stop without saving."""
+  saving = ('import os, signal, time\ncame = []\nsignal.signal(signal.SIGINT, lambda *unused: came.append(1))\n'
+            'print("by the terminal:", os.tcgetpgrp(1) == os.getpgrp(), flush=True)\n'
+            'for _ in range(3000):\n  if came:\n    raise SystemExit(0)\n  time.sleep(0.01)\nraise SystemExit(1)')
+  terminal = 'import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)'
+  args = [sys.executable, '-c', terminal, 'bash', 'launch/keep_going.sh', sys.executable, '-c', saving]
+  with subprocess.Popen(args, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    said = process.stdout.readline()
+    process.stdin.write(b'\x03')
+    process.stdin.flush()
+    assert (process.wait(timeout=60), said) == (0, b'by the terminal: False\r\n')
+
+
 # TPU pods
 
 
