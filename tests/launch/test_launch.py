@@ -169,7 +169,8 @@ def test_run_copies_installs_and_starts():
     ['gcloud', 'compute', 'tpus', 'tpu-vm'],
     ['gcloud', 'compute', 'tpus', 'tpu-vm'],
   ]
-  assert 'jax[tpu]' in lines[2] and '--worker=all' in lines[2]
+  assert 'jax[tpu]' in lines[2]
+  assert '--worker=all' in lines[2] and 'epath-gcs' not in lines[2]  # the locked requirements have it
   assert 'source launch/xla_flags.sh v5e' in lines[3] and 'keep_going.sh' in lines[3]
   assert f'python -m pagoda_jax.main run {" ".join(TRAINING)}' in lines[3]
 
@@ -182,6 +183,7 @@ def test_delete_logs_and_status():
 
 @pytest.mark.parametrize('flags, training, said', [
   (('create', '--type=v99-8'), TRAINING, 'must be v4-N'),
+  (('watch', '--type=v99-8'), TRAINING, 'must be v4-N'),
   (('run', '--type=v4-8'), ('--config=a.py', '--workdir=/home/me'), 'every host writes to it'),
   (('run', '--type=v4-8'), ('--workdir=gs://b/r',), 'no --config'),
   (('create', '--tpye=v4-8'), TRAINING, "no flag '--tpye=v4-8'"),
@@ -194,11 +196,15 @@ def test_wrong_tpu_calls_do_nothing(flags, training, said, fake):
   assert done.returncode == 2 and said in done.stderr and calls() == []
 
 
-def test_watch_asks_anew_when_a_slice_is_taken_away(fake, tmp_path):
-  """Taken away, asked for again, started; preempted where it is, started again; ended."""
+@pytest.mark.parametrize('failing', [[], ['delete', 'scp', 'jax[tpu]']])
+def test_watch_asks_anew_when_a_slice_is_taken_away(failing, fake, tmp_path):
+  """Taken away, asked for again, started; preempted where it is, started again; ended. What fails once is tried again,
+  and nothing is started after it."""
   add, calls, environment = fake
-  states = ['SUSPENDED', '', 'ACTIVE', 'ACTIVE', 'ACTIVE', 'ACTIVE', 'ACTIVE']
-  training = ['gone', 'running', 'ended 75', 'running', 'ended 0']
+  states = ['SUSPENDED', *['SUSPENDED'] * ('delete' in failing), '', *['ACTIVE'] * 7]
+  training = ['gone', *['gone'] * len({*failing} - {'delete'}), 'running', 'ended 75', 'running', 'ended 0']
+  for number in range(len(failing)):
+    (tmp_path / f'fails{number}').touch()
   (tmp_path / 'state').write_text('\n'.join(states) + '\n')
   (tmp_path / 'training').write_text('\n'.join(training) + '\n')
   answer = 'head -n 1 {0}; sed -i 1d {0}'
@@ -208,7 +214,10 @@ def test_watch_asks_anew_when_a_slice_is_taken_away(fake, tmp_path):
     f"""case "$*" in
     *describe*) {answer.format(tmp_path / 'state')} ;;
     *'cat pagoda.exit'*) {answer.format(tmp_path / 'training')} ;;
-  esac""",
+    {''.join(f"*'{words}'*) rm {tmp_path}/fails{number} 2>/dev/null && exit 1 ;; "
+             for number, words in enumerate(failing))}
+  esac
+  exit 0""",
   )
   done = tpu('watch', '--type=v4-8', check=False, **environment)
   assert done.returncode == 0 and 'ended with exit code 0' in done.stdout
@@ -217,7 +226,8 @@ def test_watch_asks_anew_when_a_slice_is_taken_away(fake, tmp_path):
   gcloud = [call for call in calls() if call.startswith('gcloud')]
   done = [next(step for words, step in steps.items() if words in call) for call in gcloud]
   start = ['copy', 'install', 'start']
-  assert [step for step in done if step] == ['delete', 'create', *start, *start]
+  failed = (['delete'], ['copy', 'copy', 'install']) if failing else ([], [])
+  assert [step for step in done if step] == [*failed[0], 'delete', 'create', *failed[1], *start, *start]
 
 
 # Slurm
