@@ -1,9 +1,8 @@
 """Orbax checkpoints: save, restore on any mesh, hand over from phase to phase.
 
-A checkpoint holds the state and the data position. It is written under another name with the checksums
-of its files, and published by one rename, so that a kill at any moment leaves the one before. Beside the
-checkpoints, newest.json names the newest: one that was deleted is missed, by its own phase and by whoever
-reads the newest. Only this file knows Orbax.
+A checkpoint holds the state and the data position. It is written under another name with the checksums of its files,
+and published by one rename, so that a kill at any moment leaves the one before. Beside the checkpoints, newest.json
+names the newest: one that was deleted is missed, by its phase and by who reads the newest. Only this file knows Orbax.
 """
 
 import contextlib
@@ -336,7 +335,7 @@ def first_lines(error: Exception, count: int = 12) -> str:
 
 
 def read_state(phase_folder, step: int | None = None, parts: tuple[str, ...] = ()) -> tuple[dict, int]:
-  """(state as nested dicts of NumPy arrays, step) of a phase, for looking at and for handing over.
+  """(state as nested dicts of NumPy arrays, step) of a phase; of several processes none comes back from it alone.
 
   Args:
     phase_folder: the phase's folder in the work directory.
@@ -344,8 +343,7 @@ def read_state(phase_folder, step: int | None = None, parts: tuple[str, ...] = (
     parts: fields of the state to read, such as ('ema', 'fixed'); () reads all.
 
   Raises:
-    CheckpointError: there is none, it is damaged, or the newest has gone; an older one would silently change what
-      is computed with it.
+    CheckpointError: there is none, it is damaged, or the newest has gone, as `newest_step`.
   """
   folder = _folder(phase_folder)
   if step is None:
@@ -370,6 +368,8 @@ def read_state(phase_folder, step: int | None = None, parts: tuple[str, ...] = (
       restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
       state = checkpointer.restore(path, ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True))
   except Exception as error:
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      raise  # as in `restore`
     _refuse_removed(phase_folder, step)
     raise CheckpointError(f'{path}: cannot be read: {first_lines(error)}') from error
   return state, step
