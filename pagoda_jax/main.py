@@ -92,6 +92,10 @@ def _run_command(name: str, args: list[str]) -> int:
   except Interrupted as stop:
     print(stop, file=sys.stderr)
     return stop.exit_code
+  except SystemExit as stop:  # of `_leave`
+    if distributed.several():
+      distributed.fail('it was asked to stop; start the same command again to go on', stop.code)
+    raise
   except (Exception, KeyboardInterrupt) as error:
     faults.drop_lost_output()
     if os.environ.get('PAGODA_DEBUG') or not faults.is_for_the_user(error):
@@ -101,9 +105,10 @@ def _run_command(name: str, args: list[str]) -> int:
       print('If that tells of a lost connection, another process has gone: see its log.', file=sys.stderr)
     else:
       print(f'pagoda {name}: {faults.text(error)}', file=sys.stderr)
+    code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     if distributed.several():
-      distributed.fail(faults.text(error))
-    return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+      distributed.fail(faults.text(error), code)
+    return code
 
 
 def set_up_jax() -> None:

@@ -54,6 +54,16 @@ def stuck(folder):
   time.sleep(60)
 
 
+def stuck_alone(folder):
+  """Process 0 does not come back from a disk, say, where another waits until it says that it is done."""
+  del folder
+  if jax.process_index() == 0:
+    distributed.work_alone('invert: noise-00003')
+    time.sleep(60)
+  while not distributed.look('invert/end'):
+    time.sleep(0.1)
+
+
 def compiling(folder):
   """One process compiles for more than twice the limit while the other waits: in three places."""
   del folder

@@ -202,7 +202,15 @@ def look(key: str) -> str | None:
 def beat(*progress: int) -> None:
   """Tells the others how far this process is, for their message if one stays behind: numbers that grow."""
   if several():
-    _Watch.current.progress, _Watch.current.since, _Watch.current.resting = progress, time.monotonic(), False
+    _Watch.current.progress, _Watch.current.alone = progress, ''
+    _Watch.current.since, _Watch.current.resting = time.monotonic(), False
+
+
+def work_alone(what: str) -> None:
+  """As `beat`, where processes do not wait for each other's steps, but all in the end: says what this one begins."""
+  if several():
+    _Watch.current.alone = f'process {jax_distributed.global_state.process_id} is still at: {what}. See its log.'
+    _Watch.current.since, _Watch.current.resting = time.monotonic(), False
 
 
 def rest() -> None:
@@ -211,21 +219,22 @@ def rest() -> None:
     _Watch.current.resting = True
 
 
-def fail(message: str) -> None:
-  """Ends this process after an error, and with it the others: they would wait for it in vain."""
+def fail(message: str, code: int = 1) -> None:
+  """Ends this process after an error or a stop, and with it the others, with the same exit code: they would wait for
+  it in vain."""
   try:
-    put('failed', f'{_who()}: {message}')
+    put('failed', f'{code} {_who()}: {message}')
   except jax.errors.JaxRuntimeError:
     pass  # process 0 is gone, and the others with it
-  _leave()
+  _leave(code)
 
 
-def _leave() -> None:
+def _leave(code: int = 1) -> None:
   sys.stdout.flush()
   sys.stderr.flush()
   if is_primary():
     time.sleep(2 * POLL_SECONDS)  # the coordinator lives here: until the others have read why
-  os._exit(1)  # the ordinary way out waits for the others to leave too
+  os._exit(code)  # the ordinary way out waits for the others to leave too
 
 
 class _Watch:
@@ -236,6 +245,7 @@ class _Watch:
   def __init__(self, limit: int, silence: int):
     self.limit, self.silence = limit, silence
     self.progress, self.since, self.resting = (), time.monotonic(), True
+    self.alone = ''  # what it does while nobody waits for its steps, in words
     self._compiles: list[tuple[str, str]] = []  # (event, program), the outermost first
     self._compiled = None  # when the last compilation ended
     self._heard: dict[int, int] = {}  # processes whose silence this one notices: a number that grows
@@ -302,9 +312,11 @@ class _Watch:
         hung = self._hung()
       except (jax.errors.JaxRuntimeError, AttributeError):
         continue  # process 0 is gone, which JAX notices too, or this one is about to leave
-      if failed and not failed.startswith(_who()):
-        _note(f'stopped, because {failed}')
-        _leave()
+      if failed:
+        code, why = failed.split(' ', 1)
+        if not why.startswith(_who()):
+          _note(f'stopped, because {why}')
+          _leave(int(code))
       if hung:
         _note(hung)
         fail(hung)
@@ -333,7 +345,7 @@ class _Watch:
       self.since = time.monotonic()
       _note(f'no progress for {self.limit} s, goes on waiting: {", ".join(busy.values())}')
       return ''
-    return f'no progress for {self.limit} s; {self._slowest()}'
+    return f'no progress for {self.limit} s; {self.alone or self._slowest()}'
 
   def _slowest(self):
     progress = {index: tuple(standing['progress']) for index, standing in self.standings().items()}
