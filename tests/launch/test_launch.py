@@ -343,6 +343,8 @@ def test_jobset_has_what_it_needs(flags):
   assert pod_of(jobset)['terminationGracePeriodSeconds'] >= 120
   resources = pod_of(jobset)['containers'][0]['resources']
   assert resources['requests'] == resources['limits']
+  (mount,), (volume,) = pod_of(jobset)['containers'][0]['volumeMounts'], pod_of(jobset)['volumes']
+  assert mount == {'name': volume['name'], 'mountPath': '/dev/shm'} and volume['emptyDir'] == {'medium': 'Memory'}
 
 
 @pytest.mark.parametrize('flags', [TPU_FLAGS, GPU_FLAGS])
