@@ -64,6 +64,19 @@ def stuck_alone(folder):
     time.sleep(0.1)
 
 
+def weights_of_one(folder):
+  """Process 0 writes and reads a folder of weights, and process 1 waits for what it says of it."""
+  from pagoda_jax.weights import autoencoders
+  from pagoda_jax.weights.convert import folders, formats
+
+  def make():
+    converted = formats.Converted({'params': {'a': np.arange(3)}}, {}, autoencoders.FORMAT)
+    folders.write_converted(f'{folder}/weights', converted, {'file': 'a'})
+    return folders.read_folder(f'{folder}/weights').variables['params']['a'].tolist()
+
+  print(distributed.from_primary('weights', make))
+
+
 def compiling(folder):
   """One process compiles for more than twice the limit while the other waits: in three places."""
   del folder

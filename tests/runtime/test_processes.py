@@ -203,6 +203,12 @@ def test_a_wait_ends_within_its_limit_and_names_the_process(task, named):
   assert named in output
 
 
+def test_one_process_writes_and_reads_weights_while_the_others_wait_for_its_word(tmp_path):
+  """Orbax has all write and read together: at the end of an autoencoder's phase they waited for each other."""
+  outputs = workers('weights_of_one', tmp_path, limit=100)
+  assert [code for code, _ in outputs] == [0, 0] and all('[0, 1, 2]' in output for _, output in outputs), outputs
+
+
 def test_who_compiles_is_not_taken_for_hung_and_is_named():
   """In a step, at a meeting point and where process 0 is waited for: each time for more than twice the limit."""
   outputs = workers('compiling', limit=2)
