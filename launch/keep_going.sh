@@ -16,10 +16,18 @@ while (($#)); do
       sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
+    --*)
+      echo "launch/keep_going.sh: no flag '$1'; see --help" >&2
+      exit 2
+      ;;
     *) break ;;
   esac
   shift
 done
+if [[ ! $restarts =~ ^(0|[1-9][0-9]{0,8})$ ]]; then
+  echo "launch/keep_going.sh: --restarts=$restarts: must be a number" >&2
+  exit 2
+fi
 if ((!$#)); then
   echo "launch/keep_going.sh: no command given; see --help" >&2
   exit 2

@@ -115,6 +115,12 @@ def test_restarts_have_a_limit():
   assert done.returncode == 75 and done.stderr.count('starting again') == 2
 
 
+@pytest.mark.parametrize('flag, said', [('--restarts=ten', 'must be a number'), ('--restart=3', 'no flag')])
+def test_a_wrong_flag_is_refused_before_the_command_runs_and_not_after(flag, said, tmp_path):
+  done = bash('launch/keep_going.sh', flag, 'touch', f'{tmp_path}/ran', check=False)
+  assert done.returncode == 2 and said in done.stderr and not (tmp_path / 'ran').exists()
+
+
 def test_sigterm_reaches_the_command_which_may_take_its_time(tmp_path):
   """It saves, exits with 75, and is not started again: the machine is going away."""
   saving = f'trap "sleep 0.5; echo saved >{tmp_path}/saved; exit 75" TERM; echo up >{tmp_path}/up; sleep 30 & wait'
