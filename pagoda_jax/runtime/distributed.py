@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from typing import Any
 
 import jax
@@ -165,6 +166,12 @@ def _named(text: str) -> list[int]:
   listed = re.search(r'(?:timed out task names|stopped sending heartbeats\)):\n((?:[^\n]*\d\n)+)', text)
   found = re.findall(r'(\d+)\n', listed[1]) if listed else re.findall(r'[Tt]ask:? ?(\d+)', text)
   return sorted(set(map(int, found)))
+
+
+def is_of_jax(error: Exception) -> bool:
+  """Whether JAX raised an error itself, such as of a lost process: a ValueError where that is noticed at once."""
+  frames = traceback.extract_tb(error.__traceback__)[-1:]
+  return isinstance(error, jax.errors.JaxRuntimeError) or any(f'{os.sep}jax{os.sep}' in f.filename for f in frames)
 
 
 def compiling() -> dict[int, str]:

@@ -84,7 +84,7 @@ class Checkpoints:
 
     Raises:
       CheckpointError: a save failed (a full disk, say); earlier checkpoints are as they were.
-      jax.errors.JaxRuntimeError: the state could not be computed, or another process has gone.
+      JaxRuntimeError, ValueError: JAX's own: the state could not be computed, or another process has gone.
     """
     if step == self.latest_step():
       return
@@ -112,9 +112,9 @@ class Checkpoints:
     try:
       with naming(self.folder):
         action()
-    except jax.errors.JaxRuntimeError:
-      raise  # no fault of the disk: what is saved could not be computed, or another process has gone
     except Exception as error:  # tensorstore raises many kinds for a full or failing disk
+      if distributed.is_of_jax(error):
+        raise  # no fault of the disk: what is saved could not be computed, or another process has gone
       why = isinstance(error, OSError) and error.strerror or first_lines(error)
       latest = max(finished_steps(self.folder.parent), default=None)
       raise CheckpointError(
@@ -133,9 +133,9 @@ class Checkpoints:
       onto = ocp.checkpoint_utils.construct_restore_args(asked)
       args = ocp.args.Composite(state=ocp.args.PyTreeRestore(asked, restore_args=onto), data=ocp.args.JsonRestore())
       restored = self._manager.restore(step, args=args)
-    except jax.errors.JaxRuntimeError:
-      raise  # no fault of the checkpoint: another process has gone, or the device has no room
     except Exception as error:
+      if distributed.is_of_jax(error):
+        raise  # no fault of the checkpoint: another process has gone, or the device has no room
       raise CheckpointError(f'{self.folder / str(step)}: cannot be restored: {first_lines(error)}') from error
     state = restored['state'] if asked is abstract_state else abstract_state.replace(**restored['state'])
     return state, restored['data']
@@ -368,7 +368,7 @@ def read_state(phase_folder, step: int | None = None, parts: tuple[str, ...] = (
       restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
       state = checkpointer.restore(path, ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True))
   except Exception as error:
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if distributed.is_of_jax(error):
       raise  # as in `restore`
     _refuse_removed(phase_folder, step)
     raise CheckpointError(f'{path}: cannot be read: {first_lines(error)}') from error

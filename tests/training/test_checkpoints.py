@@ -304,6 +304,24 @@ def test_a_run_whose_only_checkpoint_is_damaged_does_not_begin_anew(copied, caps
 # The best one
 
 
+@pytest.mark.parametrize('kind', [ValueError, jax.errors.JaxRuntimeError])
+def test_a_process_that_is_lost_in_a_save_or_restore_is_no_fault_of_disk_or_checkpoint(kind, tmp_path, monkeypatch):
+  """JAX raises a ValueError where Gloo answers at once."""
+  raises = compile('def lost(*unused, **kwargs): raise kind("UNKNOWN: Gloo AllGather failed")', jax.__file__, 'exec')
+  exec(raises, names := {'kind': kind})
+  saved = checkpoints.Checkpoints(tmp_path)
+  for method in ('save', 'restore'):
+    monkeypatch.setattr(saved._manager, method, names['lost'])
+  with pytest.raises(kind, match='^UNKNOWN: Gloo') as error:
+    saved.save(1, {'x': np.zeros(1)}, {})
+  assert not isinstance(error.value, checkpoints.CheckpointError)
+  with pytest.raises(kind, match='^UNKNOWN: Gloo') as error:
+    saved.restore(1, {'x': np.zeros(1)})
+  assert not isinstance(error.value, checkpoints.CheckpointError)
+  monkeypatch.undo()
+  saved.close()
+
+
 def test_the_best_stays_besides_the_latest(tmp_path):
   values = {1: 5.0, 2: 1.5, 3: 3.0, 4: float('nan'), 5: 4.0}
   phase = saved(tmp_path / 'phase', values, keep=2, best='loss')
