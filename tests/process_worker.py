@@ -64,6 +64,16 @@ def stuck_alone(folder):
     time.sleep(0.1)
 
 
+def missing_one_that_stops(folder):
+  """Process 0 was asked to stop, and process 1 notices first that it has lost it."""
+  del folder
+  if jax.process_index() == 0:
+    distributed.fail('asked to stop', 75)
+  while not distributed.look('failed'):
+    time.sleep(0.01)
+  distributed.fail('connection closed by peer')
+
+
 def weights_of_one(folder):
   """Process 0 writes and reads a folder of weights, and process 1 waits for what it says of it."""
   from pagoda_jax.weights import autoencoders

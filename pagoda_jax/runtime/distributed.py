@@ -231,6 +231,10 @@ def fail(message: str, code: int = 1) -> None:
   it in vain."""
   try:
     put('failed', f'{code} {_who()}: {message}')
+    first, why = look('failed').split(' ', 1)  # of a process that this one has missed since, perhaps
+    code = int(first)
+    if not why.startswith(_who()):
+      _note(f'stopped, because {why}')
   except jax.errors.JaxRuntimeError:
     pass  # process 0 is gone, and the others with it
   _leave(code)

@@ -203,6 +203,11 @@ def test_a_wait_ends_within_its_limit_and_names_the_process(task, named):
   assert named in output
 
 
+def test_who_misses_one_that_stops_ends_with_its_code():
+  (code, _), (other_code, output) = workers('missing_one_that_stops')
+  assert (code, other_code) == (75, 75) and 'stopped, because process 0' in output
+
+
 def test_one_process_writes_and_reads_weights_while_the_others_wait_for_its_word(tmp_path):
   """Orbax has all write and read together: at the end of an autoencoder's phase they waited for each other."""
   outputs = workers('weights_of_one', tmp_path, limit=100)
