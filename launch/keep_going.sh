@@ -16,10 +16,18 @@ while (($#)); do
       sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
+    --*)
+      echo "launch/keep_going.sh: no flag '$1'; see --help" >&2
+      exit 2
+      ;;
     *) break ;;
   esac
   shift
 done
+if [[ ! $restarts =~ ^(0|[1-9][0-9]{0,8})$ ]]; then
+  echo "launch/keep_going.sh: --restarts=$restarts: must be a number" >&2
+  exit 2
+fi
 if ((!$#)); then
   echo "launch/keep_going.sh: no command given; see --help" >&2
   exit 2
@@ -40,11 +48,15 @@ forward() {
 }
 trap 'forward TERM' TERM
 trap 'forward INT' INT
+trap 'forward HUP' HUP # the terminal is closed; under nohup it stays ignored
 
 for ((attempt = 0; ; attempt++)); do
   child=''
+  # In a process group of its own: a terminal's Ctrl-C would come to it twice, and the second stops it unsaved.
+  set -m
   "$@" &
   child=$!
+  set +m
   if [[ -n $unsent ]]; then kill -s "$unsent" "$child" 2>/dev/null; fi
   wait "$child"
   code=$?

@@ -121,7 +121,7 @@ check_training() {
 install='set -e; rm -rf pagoda; mkdir pagoda; tar xzf pagoda.tar.gz -C pagoda; cd pagoda
 command -v python3.11 >/dev/null || { sudo apt-get -qq update; sudo apt-get -qq install -y python3.11 python3.11-venv; }
 bash launch/venv.sh
-.venv/bin/python -m pip install --quiet --disable-pip-version-check "jax[tpu]" "etils[epath-gcs]"'
+.venv/bin/python -m pip install --quiet --disable-pip-version-check "jax[tpu]"'
 
 run() {
   check_training
@@ -137,9 +137,9 @@ nohup bash launch/keep_going.sh --exit_file=\$HOME/pagoda.exit .venv/bin/python 
     archive=$(mktemp -d)/$archive
     git archive --format=tar.gz -o "$archive" HEAD
   fi
-  gcloud_do compute tpus tpu-vm scp "$archive" "$name:pagoda.tar.gz" "${where[@]}" --worker=all
-  everywhere "$install"
-  everywhere "$start"
+  # Where one of them fails, nothing is started: `watch`, which calls this where a failure ends nothing, tries again.
+  gcloud_do compute tpus tpu-vm scp "$archive" "$name:pagoda.tar.gz" "${where[@]}" --worker=all &&
+    everywhere "$install" && everywhere "$start"
 }
 
 logs() {
@@ -155,6 +155,7 @@ training_state() { # on host 0: running, gone, or ended and the exit code; nothi
 
 watch() {
   check_training
+  generation >/dev/null # a wrong --type ends it here, and not below
   if [[ -n $dry_run ]]; then
     echo "would do, and again whenever the slice is taken away, until training ends by itself:"
     create
@@ -176,7 +177,7 @@ watch() {
         ;;
       SUSPENDED | FAILED)
         echo "launch/tpu_pod.sh: the slice was taken away; asking for another" >&2
-        remove
+        remove || true # asked again
         ;;
       '') create || true ;; # or gcloud could not be reached: asked again
     esac

@@ -93,6 +93,10 @@ def _run_command(name: str, args: list[str]) -> int:
   except Interrupted as stop:
     print(stop, file=sys.stderr)
     return stop.exit_code
+  except SystemExit as stop:  # of `_leave`
+    if distributed.several():
+      distributed.fail('it was asked to stop; start the same command again to go on', stop.code)
+    raise
   except (Exception, KeyboardInterrupt) as error:
     faults.drop_lost_output()
     if faults.is_closed_output(error) and name not in RESTARTED:  # `| head` has all that it wants; training would end
@@ -101,12 +105,13 @@ def _run_command(name: str, args: list[str]) -> int:
       if not distributed.several():
         raise
       traceback.print_exc()
-      print(distributed.LOST, file=sys.stderr)
+      print('If that tells of a lost connection, another process has gone: see its log.', file=sys.stderr)
     else:
       print(f'pagoda {name}: {faults.text(error)}', file=sys.stderr)
+    code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     if distributed.several():
-      distributed.fail(faults.text(error))
-    return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+      distributed.fail(faults.text(error), code)
+    return code
 
 
 def set_up_jax() -> None:

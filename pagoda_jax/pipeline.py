@@ -68,7 +68,8 @@ def run_experiment(config, folder, phases=(), max_steps: int | None = None, fini
         if stop.wanted_before(name):
           raise Interrupted(f'stopped before {name}; start the same command again to go on', stop.exit_code)
         run_phase(config, folder, name, stop, max_steps, page.refresh)
-    distributed.wait_for_all('end of the last phase')
+      if stop.wanted_before('what ends the run'):  # asked for too late for the last phase
+        raise Interrupted('stopped after the last phase; start the same command again to go on', stop.exit_code)
     if finish:
       finish()
     page.finish()

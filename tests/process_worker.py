@@ -54,6 +54,39 @@ def stuck(folder):
   time.sleep(60)
 
 
+def stuck_alone(folder):
+  """Process 0 does not come back from a disk, say, where another waits until it says that it is done."""
+  del folder
+  if jax.process_index() == 0:
+    distributed.work_alone('invert: noise-00003')
+    time.sleep(60)
+  while not distributed.look('invert/end'):
+    time.sleep(0.1)
+
+
+def missing_one_that_stops(folder):
+  """Process 0 was asked to stop, and process 1 notices first that it has lost it."""
+  del folder
+  if jax.process_index() == 0:
+    distributed.fail('asked to stop', 75)
+  while not distributed.look('failed'):
+    time.sleep(0.01)
+  distributed.fail('connection closed by peer')
+
+
+def weights_of_one(folder):
+  """Process 0 writes and reads a folder of weights, and process 1 waits for what it says of it."""
+  from pagoda_jax.weights import autoencoders
+  from pagoda_jax.weights.convert import folders, formats
+
+  def make():
+    converted = formats.Converted({'params': {'a': np.arange(3)}}, {}, autoencoders.FORMAT)
+    folders.write_converted(f'{folder}/weights', converted, {'file': 'a'})
+    return folders.read_folder(f'{folder}/weights').variables['params']['a'].tolist()
+
+  print(distributed.from_primary('weights', make))
+
+
 def compiling(folder):
   """One process compiles for more than twice the limit while the other waits: in three places."""
   del folder

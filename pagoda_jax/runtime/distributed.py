@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from typing import Any
 
 import jax
@@ -27,7 +28,6 @@ from pagoda_jax.runtime.rendezvous import HostsError
 POLL_SECONDS = 2.0
 JOIN_SECONDS = 10  # for a thread to come back from a call of JAX's client, on however busy a machine
 SILENCE_SECONDS = 100  # after which a process that gives no sign of life (its Python threads do not run) is given up
-LOST = 'If that tells of a lost connection, another process has gone: see its log.'
 COMPILATION = '/jax/core/compile/'  # tracing, lowering and compilation, as JAX tells those who listen
 
 
@@ -168,6 +168,12 @@ def _named(text: str) -> list[int]:
   return sorted(set(map(int, found)))
 
 
+def is_of_jax(error: Exception) -> bool:
+  """Whether JAX raised an error itself, such as of a lost process: a ValueError where that is noticed at once."""
+  frames = traceback.extract_tb(error.__traceback__)[-1:]
+  return isinstance(error, jax.errors.JaxRuntimeError) or any(f'{os.sep}jax{os.sep}' in f.filename for f in frames)
+
+
 def compiling() -> dict[int, str]:
   """The processes that compile, or did within the last limit seconds, with what to say of them: they do not hang."""
   if not several():
@@ -203,7 +209,15 @@ def look(key: str) -> str | None:
 def beat(*progress: int) -> None:
   """Tells the others how far this process is, for their message if one stays behind: numbers that grow."""
   if several():
-    _Watch.current.progress, _Watch.current.since, _Watch.current.resting = progress, time.monotonic(), False
+    _Watch.current.progress, _Watch.current.alone = progress, ''
+    _Watch.current.since, _Watch.current.resting = time.monotonic(), False
+
+
+def work_alone(what: str) -> None:
+  """As `beat`, where processes do not wait for each other's steps, but all in the end: says what this one begins."""
+  if several():
+    _Watch.current.alone = f'process {jax_distributed.global_state.process_id} is still at: {what}. See its log.'
+    _Watch.current.since, _Watch.current.resting = time.monotonic(), False
 
 
 def rest() -> None:
@@ -212,21 +226,26 @@ def rest() -> None:
     _Watch.current.resting = True
 
 
-def fail(message: str) -> None:
-  """Ends this process after an error, and with it the others: they would wait for it in vain."""
+def fail(message: str, code: int = 1) -> None:
+  """Ends this process after an error or a stop, and with it the others, with the same exit code: they would wait for
+  it in vain."""
   try:
-    put('failed', f'{_who()}: {message}')
+    put('failed', f'{code} {_who()}: {message}')
+    first, why = look('failed').split(' ', 1)  # of a process that this one has missed since, perhaps
+    code = int(first)
+    if not why.startswith(_who()):
+      _note(f'stopped, because {why}')
   except jax.errors.JaxRuntimeError:
     pass  # process 0 is gone, and the others with it
-  _leave()
+  _leave(code)
 
 
-def _leave() -> None:
+def _leave(code: int = 1) -> None:
   sys.stdout.flush()
   sys.stderr.flush()
   if is_primary():
     time.sleep(2 * POLL_SECONDS)  # the coordinator lives here: until the others have read why
-  os._exit(1)  # the ordinary way out waits for the others to leave too
+  os._exit(code)  # the ordinary way out waits for the others to leave too
 
 
 class _Watch:
@@ -237,6 +256,7 @@ class _Watch:
   def __init__(self, limit: int, silence: int):
     self.limit, self.silence = limit, silence
     self.progress, self.since, self.resting = (), time.monotonic(), True
+    self.alone = ''  # what it does while nobody waits for its steps, in words
     self._compiles: list[tuple[str, str]] = []  # (event, program), the outermost first
     self._compiled = None  # when the last compilation ended
     self._heard: dict[int, int] = {}  # processes whose silence this one notices: a number that grows
@@ -303,9 +323,11 @@ class _Watch:
         hung = self._hung()
       except (jax.errors.JaxRuntimeError, AttributeError):
         continue  # process 0 is gone, which JAX notices too, or this one is about to leave
-      if failed and not failed.startswith(_who()):
-        _note(f'stopped, because {failed}')
-        _leave()
+      if failed:
+        code, why = failed.split(' ', 1)
+        if not why.startswith(_who()):
+          _note(f'stopped, because {why}')
+          _leave(int(code))
       if hung:
         _note(hung)
         fail(hung)
@@ -334,7 +356,7 @@ class _Watch:
       self.since = time.monotonic()
       _note(f'no progress for {self.limit} s, goes on waiting: {", ".join(busy.values())}')
       return ''
-    return f'no progress for {self.limit} s; {self._slowest()}'
+    return f'no progress for {self.limit} s; {self.alone or self._slowest()}'
 
   def _slowest(self):
     progress = {index: tuple(standing['progress']) for index, standing in self.standings().items()}

@@ -58,12 +58,13 @@ def leave_weights(config, folder, name: str) -> None:
     CheckpointError: there is no checkpoint that can be read.
     OSError: it cannot be written; names it.
   """
-  distributed.from_primary(f'{name}: weights', functools.partial(_leave_weights, config, epath.Path(folder), name))
+  phase_folder = epath.Path(folder) / name
+  params, step = checkpoints.read_generator(phase_folder)  # by all processes: none comes back from it alone
+  distributed.from_primary(
+    f'{name}: weights', functools.partial(_leave_weights, config, phase_folder / WEIGHTS, name, params, step))
 
 
-def _leave_weights(config, folder, name):
-  target = folder / name / WEIGHTS
-  params, step = checkpoints.read_generator(folder / name)
+def _leave_weights(config, target, name, params, step):
   source = {'phase': name, 'step': step, 'sha256': checkpoints.digest(params)}
   if _is_left(target, source):
     return

@@ -1,9 +1,8 @@
 """Orbax checkpoints: save, restore on any mesh, hand over from phase to phase.
 
-A checkpoint holds the state and the data position. It is written under another name with the checksums
-of its files, and published by one rename, so that a kill at any moment leaves the one before. Beside the
-checkpoints, newest.json names the newest: one that was deleted is missed, by its own phase and by whoever
-reads the newest. Only this file knows Orbax.
+A checkpoint holds the state and the data position. It is written under another name with the checksums of its files,
+and published by one rename, so that a kill at any moment leaves the one before. Beside the checkpoints, newest.json
+names the newest: one that was deleted is missed, by its phase and by who reads the newest. Only this file knows Orbax.
 """
 
 import contextlib
@@ -86,6 +85,7 @@ class Checkpoints:
 
     Raises:
       CheckpointError: a save failed (a full disk, say); earlier checkpoints are as they were.
+      JaxRuntimeError, ValueError: JAX's own: the state could not be computed, or another process has gone.
     """
     if step == self.latest_step():
       return
@@ -114,6 +114,8 @@ class Checkpoints:
       with naming(self.folder):
         action()
     except Exception as error:  # tensorstore raises many kinds for a full or failing disk
+      if distributed.is_of_jax(error):
+        raise  # no fault of the disk: what is saved could not be computed, or another process has gone
       why = isinstance(error, OSError) and error.strerror or first_lines(error)
       latest = 'not known'
       with contextlib.suppress(Exception):  # a bucket that is away, of which this would be said instead
@@ -128,7 +130,7 @@ class Checkpoints:
       return 'Free some disk space and'
     if buckets.is_in_bucket(self.folder):
       return 'See that the bucket can be reached and written to, and'
-    return f'{distributed.LOST} Then' if distributed.several() and not isinstance(error, OSError) else 'Mend that and'
+    return 'Mend that and'
 
   def restore(self, step: int, abstract_state):
     """(state, data position) of a step, onto the shardings of `abstract_state`.
@@ -142,6 +144,8 @@ class Checkpoints:
       args = ocp.args.Composite(state=ocp.args.PyTreeRestore(asked, restore_args=onto), data=ocp.args.JsonRestore())
       restored = self._manager.restore(step, args=args)
     except Exception as error:
+      if distributed.is_of_jax(error):
+        raise  # no fault of the checkpoint: another process has gone, or the device has no room
       raise CheckpointError(f'{self.folder / str(step)}: cannot be restored: {first_lines(error)}') from error
     state = restored['state'] if asked is abstract_state else abstract_state.replace(**restored['state'])
     return state, restored['data']
@@ -333,7 +337,7 @@ def read_data_position(phase_folder, step: int) -> dict:
 
 
 def read_state(phase_folder, step: int | None = None, parts: tuple[str, ...] = ()) -> tuple[dict, int]:
-  """(state as nested dicts of NumPy arrays, step) of a phase, for looking at and for handing over.
+  """(state as nested dicts of NumPy arrays, step) of a phase; of several processes none comes back from it alone.
 
   Args:
     phase_folder: the phase's folder in the work directory.
@@ -341,8 +345,7 @@ def read_state(phase_folder, step: int | None = None, parts: tuple[str, ...] = (
     parts: fields of the state to read, such as ('ema', 'fixed'); () reads all.
 
   Raises:
-    CheckpointError: there is none, it is damaged, or the newest has gone; an older one would silently change what
-      is computed with it.
+    CheckpointError: there is none, it is damaged, or the newest has gone, as `newest_step`.
   """
   folder = _folder(phase_folder)
   if step is None:
@@ -367,6 +370,8 @@ def read_state(phase_folder, step: int | None = None, parts: tuple[str, ...] = (
       restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
       state = checkpointer.restore(path, ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True))
   except Exception as error:
+    if distributed.is_of_jax(error):
+      raise  # as in `restore`
     _refuse_removed(phase_folder, step)
     raise CheckpointError(f'{path}: cannot be read: {first_lines(error)}') from error
   return state, step

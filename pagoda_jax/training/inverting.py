@@ -150,9 +150,11 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
   source, keys = streams.source_keys(config.data)
   layout = noise_store.make_layout(workdir.target(config, name, max_steps), phase.shard_size)
   made_from = origin(config, name, params)
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), contextlib.ExitStack() as exits:
+    exits.callback(distributed.rest)  # whichever way it ends: then it waits for the others
     solve = Solver(config, name, params, mesh)
     if distributed.is_primary():
+      distributed.work_alone(f'{name}: held-out pictures')
       _write_holdout(config, name, store, solve, made_from)
     if not phase.store:
       if distributed.is_primary():
@@ -176,6 +178,7 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
         noise, omegas = [], []
         for start in range(0, len(layout.keys(shard)), solve.batch_size):
           _leave_if_asked(stop, name, f'{number} of the {len(mine)} shards written that were left to this process')
+          distributed.work_alone(f'{name}: {layout.name(shard)}')
           records = [load(key) for key in layout.keys(shard)[start : start + solve.batch_size]]
           solved = solve({part: np.stack([r[part] for r in records]) for part in records[0]})
           noise.append(solved['noise'])
@@ -192,7 +195,9 @@ def run_phase(config, folder, name: str, stop, max_steps: int | None = None) -> 
           'mean': float(values.mean(dtype=np.float64)), 'std': float(values.std(dtype=np.float64))} | progress.rates())
   if distributed.is_primary():
     _wait_for_shards(config, store, layout, made_from, left, name, stop)
+    distributed.work_alone(f'{name}: {noise_store.MANIFEST}')
     _close(config, store, layout, name, made_from)
+    distributed.rest()
   if distributed.several():
     _end_together(name, stop)
 

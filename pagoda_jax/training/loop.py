@@ -295,7 +295,7 @@ class _Loop:
     """After an error: a save that is under way would be lost with the process."""
     try:
       self.saved.wait()
-    except checkpoints.CheckpointError as error:
+    except Exception as error:  # JAX's own too, where another process has gone: none may stand for the first
       logging.error('%s', error)
 
   def report(self, step, metrics, log, progress, force=False):

@@ -17,11 +17,11 @@ from PIL import Image
 from runs import CONFIG, ORDER, ROOT, digest, pagoda, start
 
 import pagoda_jax
-from pagoda_jax import main
+from pagoda_jax import main, pipeline
 from pagoda_jax.data import noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.planning import plan
-from pagoda_jax.runtime import files, sharding, topologies, trees
+from pagoda_jax.runtime import files, interrupts, sharding, topologies, trees
 from pagoda_jax.training import checkpoints, first_state, grids, starts, workdir
 from pagoda_jax.use import edit
 
@@ -249,6 +249,14 @@ def test_a_stop_outside_of_a_phase_is_said_in_one_line(command, number, code, sa
   done = subprocess.run([sys.executable, '-c', stopped, command, *flags], capture_output=True, text=True,
                         env={**os.environ, 'PYTHONPATH': str(ROOT)})
   assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_stop_in_the_last_steps_of_the_last_phase_is_heeded_before_the_figures(tmp_path, monkeypatch, capsys):
+  """It came too late for that phase, and was forgotten: the figures were drawn until a scheduler killed the run."""
+  monkeypatch.setattr(pipeline, 'run_phase', lambda *unused: os.kill(os.getpid(), signal.SIGTERM))
+  with pytest.raises(interrupts.Interrupted, match='stopped after the last phase; start the same') as stop:
+    pipeline.run_experiment(tiny.get_config(), tmp_path, ('teacher',), finish=lambda: pytest.fail('drew figures'))
+  assert stop.value.exit_code == 75
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capfd):

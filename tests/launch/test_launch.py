@@ -115,6 +115,12 @@ def test_restarts_have_a_limit():
   assert done.returncode == 75 and done.stderr.count('starting again') == 2
 
 
+@pytest.mark.parametrize('flag, said', [('--restarts=ten', 'must be a number'), ('--restart=3', 'no flag')])
+def test_a_wrong_flag_is_refused_before_the_command_runs_and_not_after(flag, said, tmp_path):
+  done = bash('launch/keep_going.sh', flag, 'touch', f'{tmp_path}/ran', check=False)
+  assert done.returncode == 2 and said in done.stderr and not (tmp_path / 'ran').exists()
+
+
 def test_sigterm_reaches_the_command_which_may_take_its_time(tmp_path):
   """It saves, exits with 75, and is not started again: the machine is going away."""
   saving = f'trap "sleep 0.5; echo saved >{tmp_path}/saved; exit 75" TERM; echo up >{tmp_path}/up; sleep 30 & wait'
@@ -125,6 +131,20 @@ def test_sigterm_reaches_the_command_which_may_take_its_time(tmp_path):
   process.send_signal(signal.SIGTERM)
   assert process.wait(timeout=20) == 75
   assert (tmp_path / 'saved').exists()
+
+
+def test_ctrl_c_at_a_terminal_reaches_the_command_once():
+  """By the script alone: told by the terminal too, it would take that for a second one, and stop without saving."""
+  saving = ('import os, signal, time\ncame = []\nsignal.signal(signal.SIGINT, lambda *unused: came.append(1))\n'
+            'print("by the terminal:", os.tcgetpgrp(1) == os.getpgrp(), flush=True)\n'
+            'for _ in range(3000):\n  if came:\n    raise SystemExit(0)\n  time.sleep(0.01)\nraise SystemExit(1)')
+  terminal = 'import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)'
+  args = [sys.executable, '-c', terminal, 'bash', 'launch/keep_going.sh', sys.executable, '-c', saving]
+  with subprocess.Popen(args, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    said = process.stdout.readline()
+    process.stdin.write(b'\x03')
+    process.stdin.flush()
+    assert (process.wait(timeout=60), said) == (0, b'by the terminal: False\r\n')
 
 
 # TPU pods
@@ -155,7 +175,8 @@ def test_run_copies_installs_and_starts():
     ['gcloud', 'compute', 'tpus', 'tpu-vm'],
     ['gcloud', 'compute', 'tpus', 'tpu-vm'],
   ]
-  assert 'jax[tpu]' in lines[2] and '--worker=all' in lines[2]
+  assert 'jax[tpu]' in lines[2]
+  assert '--worker=all' in lines[2] and 'epath-gcs' not in lines[2]  # the locked requirements have it
   assert 'source launch/xla_flags.sh v5e' in lines[3] and 'keep_going.sh' in lines[3]
   assert f'python -m pagoda_jax.main run {" ".join(TRAINING)}' in lines[3]
 
@@ -168,6 +189,7 @@ def test_delete_logs_and_status():
 
 @pytest.mark.parametrize('flags, training, said', [
   (('create', '--type=v99-8'), TRAINING, 'must be v4-N'),
+  (('watch', '--type=v99-8'), TRAINING, 'must be v4-N'),
   (('run', '--type=v4-8'), ('--config=a.py', '--workdir=/home/me'), 'every host writes to it'),
   (('run', '--type=v4-8'), ('--workdir=gs://b/r',), 'no --config'),
   (('create', '--tpye=v4-8'), TRAINING, "no flag '--tpye=v4-8'"),
@@ -180,11 +202,15 @@ def test_wrong_tpu_calls_do_nothing(flags, training, said, fake):
   assert done.returncode == 2 and said in done.stderr and calls() == []
 
 
-def test_watch_asks_anew_when_a_slice_is_taken_away(fake, tmp_path):
-  """Taken away, asked for again, started; preempted where it is, started again; ended."""
+@pytest.mark.parametrize('failing', [[], ['delete', 'scp', 'jax[tpu]']])
+def test_watch_asks_anew_when_a_slice_is_taken_away(failing, fake, tmp_path):
+  """Taken away, asked for again, started; preempted where it is, started again; ended. What fails once is tried again,
+  and nothing is started after it."""
   add, calls, environment = fake
-  states = ['SUSPENDED', '', 'ACTIVE', 'ACTIVE', 'ACTIVE', 'ACTIVE', 'ACTIVE']
-  training = ['gone', 'running', 'ended 75', 'running', 'ended 0']
+  states = ['SUSPENDED', *['SUSPENDED'] * ('delete' in failing), '', *['ACTIVE'] * 7]
+  training = ['gone', *['gone'] * len({*failing} - {'delete'}), 'running', 'ended 75', 'running', 'ended 0']
+  for number in range(len(failing)):
+    (tmp_path / f'fails{number}').touch()
   (tmp_path / 'state').write_text('\n'.join(states) + '\n')
   (tmp_path / 'training').write_text('\n'.join(training) + '\n')
   answer = 'head -n 1 {0}; sed -i 1d {0}'
@@ -194,7 +220,10 @@ def test_watch_asks_anew_when_a_slice_is_taken_away(fake, tmp_path):
     f"""case "$*" in
     *describe*) {answer.format(tmp_path / 'state')} ;;
     *'cat pagoda.exit'*) {answer.format(tmp_path / 'training')} ;;
-  esac""",
+    {''.join(f"*'{words}'*) rm {tmp_path}/fails{number} 2>/dev/null && exit 1 ;; "
+             for number, words in enumerate(failing))}
+  esac
+  exit 0""",
   )
   done = tpu('watch', '--type=v4-8', check=False, **environment)
   assert done.returncode == 0 and 'ended with exit code 0' in done.stdout
@@ -203,7 +232,8 @@ def test_watch_asks_anew_when_a_slice_is_taken_away(fake, tmp_path):
   gcloud = [call for call in calls() if call.startswith('gcloud')]
   done = [next(step for words, step in steps.items() if words in call) for call in gcloud]
   start = ['copy', 'install', 'start']
-  assert [step for step in done if step] == ['delete', 'create', *start, *start]
+  failed = (['delete'], ['copy', 'copy', 'install']) if failing else ([], [])
+  assert [step for step in done if step] == [*failed[0], 'delete', 'create', *failed[1], *start, *start]
 
 
 # Slurm
@@ -319,6 +349,8 @@ def test_jobset_has_what_it_needs(flags):
   assert pod_of(jobset)['terminationGracePeriodSeconds'] >= 120
   resources = pod_of(jobset)['containers'][0]['resources']
   assert resources['requests'] == resources['limits']
+  (mount,), (volume,) = pod_of(jobset)['containers'][0]['volumeMounts'], pod_of(jobset)['volumes']
+  assert mount == {'name': volume['name'], 'mountPath': '/dev/shm'} and volume['emptyDir'] == {'medium': 'Memory'}
 
 
 @pytest.mark.parametrize('flags', [TPU_FLAGS, GPU_FLAGS])

@@ -194,6 +194,7 @@ def test_what_makes_another_program_or_another_moment_to_meet_is_the_same_in_all
 @pytest.mark.parametrize('task, named', [
   ('absent', 'begin distill: waited 5 s; missing process: 1'),
   ('stuck', 'no progress for 5 s; behind the others, at step 3: process 1'),
+  ('stuck_alone', 'no progress for 5 s; process 0 is still at: invert: noise-00003'),
   ('failing', 'stopped, because process 1'),
 ])
 def test_a_wait_ends_within_its_limit_and_names_the_process(task, named):
@@ -202,12 +203,45 @@ def test_a_wait_ends_within_its_limit_and_names_the_process(task, named):
   assert named in output
 
 
+def test_who_misses_one_that_stops_ends_with_its_code():
+  (code, _), (other_code, output) = workers('missing_one_that_stops')
+  assert (code, other_code) == (75, 75) and 'stopped, because process 0' in output
+
+
+def test_one_process_writes_and_reads_weights_while_the_others_wait_for_its_word(tmp_path):
+  """Orbax has all write and read together: at the end of an autoencoder's phase they waited for each other."""
+  outputs = workers('weights_of_one', tmp_path, limit=100)
+  assert [code for code, _ in outputs] == [0, 0] and all('[0, 1, 2]' in output for _, output in outputs), outputs
+
+
 def test_who_compiles_is_not_taken_for_hung_and_is_named():
   """In a step, at a meeting point and where process 0 is waited for: each time for more than twice the limit."""
   outputs = workers('compiling', limit=2)
   assert [code for code, _ in outputs] == [0, 0], outputs
   for waiting, place in ((0, 'no progress for 2 s'), (0, 'after the step: waited 2 s'), (1, 'question: waited 2 s')):
     assert f'{place}, goes on waiting: process {1 - waiting} compiles slow' in outputs[waiting][1]
+
+
+def test_a_stop_of_one_outside_of_a_phase_ends_all_with_its_exit_code(tmp_path):
+  """The others waited for it up to the limit, and ended with a code on which no launcher starts them again."""
+  program = ('import os, signal, sys, time\nfrom pagoda_jax import main\nfrom pagoda_jax.cli import run\n'
+             'from pagoda_jax.runtime import distributed\n'
+             'signal.signal(signal.SIGINT, signal.default_int_handler)\n'  # tests run in the background ignore it
+             'def stopped(fv, args):\n  if fv.process_id == 1:\n    os.kill(os.getpid(), fv.max_steps)\n'
+             '    time.sleep(60)\n  distributed.wait_for_all("the next phase")\n'
+             'run.run = stopped\nmain.console()')
+  pairs = {}
+  for number in (signal.SIGTERM, signal.SIGINT):
+    port = free_port()
+    pairs[number] = [
+      spawn(['-c', program, 'run', CONFIG, f'--workdir={tmp_path}', f'--max_steps={int(number)}',
+             f'--coordinator_address=127.0.0.1:{port}', '--num_processes=2', f'--process_id={index}'])
+      for index in range(2)
+    ]
+  for number, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+    outputs = [process.communicate(timeout=300)[0] for process in pairs[number]]
+    assert [process.returncode for process in pairs[number]] == [code, code], outputs
+    assert 'stopped, because process 1' in outputs[0]
 
 
 def test_processes_leave_while_they_watch_each_other():

@@ -21,7 +21,7 @@ from pagoda_jax import pipeline
 from pagoda_jax.data import records
 from pagoda_jax.data import stream as streams
 from pagoda_jax.planning import plan
-from pagoda_jax.runtime import sharding, topologies
+from pagoda_jax.runtime import distributed, sharding, topologies
 from pagoda_jax.stages import autoencoder, decoding
 from pagoda_jax.training import autoencoding, checkpoints, loop
 from pagoda_jax.weights import autoencoders
@@ -61,6 +61,24 @@ def test_it_learns_goes_on_bit_by_bit_and_shows_what_it_makes(root, mine, capsys
   assert plan.phase_costs(config, 'autoencoder', topologies.parse('1xh100')).flops > 0
   assert pagoda('inspect', f'--workdir={root / "run"}', '--phase=autoencoder') == 0
   assert pagoda('sample', f'--workdir={root / "run"}') == 1  # nothing there draws images
+
+
+def test_what_one_of_several_processes_writes_of_it_asks_for_none_of_the_others(root, mine, monkeypatch):
+  """Process 0 read the checkpoint alone, which Orbax has all do together: it waited for the others, and they for it."""
+  within = []
+
+  def alone(place, make):
+    assert not within, f'{place}: within {within[-1]}, where process 0 is alone'
+    within.append(place)
+    try:
+      return make()
+    finally:
+      within.pop()
+
+  monkeypatch.setattr(distributed, 'from_primary', alone)
+  shutil.rmtree(mine / 'autoencoder' / 'weights')
+  again(root, mine)
+  assert folders.read_folder(mine / 'autoencoder' / 'weights')
 
 
 def test_the_folder_is_one_that_latent_space_takes(root, tmp_path):

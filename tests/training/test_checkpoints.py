@@ -18,7 +18,7 @@ from pagoda_jax import config as configs
 from pagoda_jax import validation
 from pagoda_jax.cli import inspect
 from pagoda_jax.planning import programs
-from pagoda_jax.runtime import distributed, sharding
+from pagoda_jax.runtime import sharding
 from pagoda_jax.runtime.interrupts import StopRequest
 from pagoda_jax.stages import state
 from pagoda_jax.training import checkpoints, checksums, claims, starts, workdir
@@ -242,15 +242,13 @@ def test_a_checkpoint_that_a_run_removes_meanwhile_is_not_called_damaged(phase, 
   assert first.startswith('teacher (teacher): whole checkpoints at steps 4; step 4: sha256 ') and not others
 
 
-@pytest.mark.parametrize('error, processes, remedy', [
-  (OSError(errno.ENOSPC, 'No space left on device'), 2, 'Free some disk space and start'),
-  (OSError(errno.EIO, 'Input/output error'), 2, 'Mend that and start'),
-  (ValueError('UNKNOWN: Gloo AllGather failed: Connection reset by peer'), 2, f'{distributed.LOST} Then start'),
-  (jax.errors.JaxRuntimeError('INTERNAL: CUDA error'), 1, 'Mend that and start'),
+@pytest.mark.parametrize('error, remedy', [
+  (OSError(errno.ENOSPC, 'No space left on device'), 'Free some disk space and start'),
+  (OSError(errno.EIO, 'Input/output error'), 'Mend that and start'),
+  (ValueError('of tensorstore'), 'Mend that and start'),
 ])  # fmt: skip
-def test_a_save_that_fails_says_what_to_do(error, processes, remedy, tmp_path, monkeypatch):
+def test_a_save_that_fails_says_what_to_do(error, remedy, tmp_path, monkeypatch):
   writer = checkpoints.Checkpoints(tmp_path)
-  monkeypatch.setattr(distributed, 'several', lambda: processes > 1)
   monkeypatch.setattr(writer, '_manager', unittest.mock.Mock(**{'wait_until_finished.side_effect': error}))
   with pytest.raises(checkpoints.CheckpointError, match=f'{tmp_path}/checkpoints: saving failed: .*{remedy} the same'):
     writer.wait()
@@ -319,6 +317,24 @@ def test_a_run_whose_only_checkpoint_is_damaged_does_not_begin_anew(copied, caps
 
 
 # The best one
+
+
+@pytest.mark.parametrize('kind', [ValueError, jax.errors.JaxRuntimeError])
+def test_a_process_that_is_lost_in_a_save_or_restore_is_no_fault_of_disk_or_checkpoint(kind, tmp_path, monkeypatch):
+  """JAX raises a ValueError where Gloo answers at once."""
+  raises = compile('def lost(*unused, **kwargs): raise kind("UNKNOWN: Gloo AllGather failed")', jax.__file__, 'exec')
+  exec(raises, names := {'kind': kind})
+  saved = checkpoints.Checkpoints(tmp_path)
+  for method in ('save', 'restore'):
+    monkeypatch.setattr(saved._manager, method, names['lost'])
+  with pytest.raises(kind, match='^UNKNOWN: Gloo') as error:
+    saved.save(1, {'x': np.zeros(1)}, {})
+  assert not isinstance(error.value, checkpoints.CheckpointError)
+  with pytest.raises(kind, match='^UNKNOWN: Gloo') as error:
+    saved.restore(1, {'x': np.zeros(1)})
+  assert not isinstance(error.value, checkpoints.CheckpointError)
+  monkeypatch.undo()
+  saved.close()
 
 
 def test_the_best_stays_besides_the_latest(tmp_path):

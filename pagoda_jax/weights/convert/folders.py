@@ -59,7 +59,7 @@ def write_converted(folder, converted: Converted, source: dict) -> None:
     with files.naming(folder, instead_of=target):
       target.mkdir(parents=True)
       # Random-looking numbers do not compress, and trying takes their size again in memory.
-      with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
+      with _checkpointer(use_compression=False) as checkpointer:
         checkpointer.save(target / 'variables', converted.variables)
       if converted.carried:
         torch_files.write_safetensors(target / CARRIED, converted.carried)
@@ -140,10 +140,18 @@ def read_folder(folder) -> Converted:
   )
 
 
+def _checkpointer(**options) -> ocp.Checkpointer:
+  """Orbax's for trees, by which a process writes and reads alone: by default it waits for all others of its run."""
+  me = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'of_{me}')
+  return ocp.Checkpointer(
+    ocp.PyTreeCheckpointHandler(multiprocessing_options=alone, **options), multiprocessing_options=alone)
+
+
 def _read_variables(path: epath.Path) -> dict:
   path = buckets.absolute(path)
   try:
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
       tree = checkpointer.metadata(path).item_metadata.tree
       restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
       return checkpointer.restore(path, ocp.args.PyTreeRestore(item=tree, restore_args=restore_args))
