@@ -128,9 +128,8 @@ class Checkpoints:
   def _remedy(self, error) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
       return 'Free some disk space and'
-    if buckets.is_in_bucket(self.folder):
-      return 'See that the bucket can be reached and written to, and'
-    return 'Mend that and'
+    away = 'See that the bucket can be reached and written to,'
+    return f'{away if buckets.is_in_bucket(self.folder) else "Mend that"} and'
 
   def restore(self, step: int, abstract_state):
     """(state, data position) of a step, onto the shardings of `abstract_state`.
@@ -262,9 +261,8 @@ def newest_good_step(phase_folder) -> int | None:
   folder, name = _folder(phase_folder), epath.Path(phase_folder).name
   if not folder.exists():
     return None
-  steps, missing = finished_steps(phase_folder), lost(phase_folder)
+  steps, missing, good = finished_steps(phase_folder), lost(phase_folder), None
   earlier, found = [f'{path} was damaged' for path in set_aside(phase_folder)], [missing] if missing else []
-  good = None
   for step in reversed(steps):
     if not (wrong := damage(phase_folder, step)):
       good = step
