@@ -158,12 +158,21 @@ def _instructions(hlo: str):
 
 
 def _turns(hlo: str) -> collections.defaultdict:
-  """{computation: how often it runs}, of loops whose number of turns XLA has noted; all others run once."""
-  calls = collections.defaultdict(list)
+  """{computation: how often it runs}, of loops whose number of turns XLA has noted, or that count from 0 to a constant.
+
+  Of the latter are the TPU's, where nothing is noted; all others run once.
+  """
+  calls, constants, limits = collections.defaultdict(list), {}, {}
   for computation, line in _instructions(hlo):
-    count = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+    if constant := re.search(r'(\S+) = s32\[\]\S* constant\((\d+)\)', line):
+      constants[computation, constant[1]] = int(constant[2])
+    elif compared := re.search(r'ROOT .* compare\(.* (\S+)\), direction=LT', line):
+      limits[computation] = constants.get((computation, compared[1]), 1)
+    noted = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+    condition = re.search(r' while\(.*condition=%?([\w.-]+)', line)
+    count = int(noted[1]) if noted else limits.get(condition[1], 1) if condition else 1
     for called in re.findall(r'(?:calls|to_apply|body)=%?([\w.-]+)', line):
-      calls[called].append((computation, int(count[1]) if count else 1))
+      calls[called].append((computation, count))
   turns = collections.defaultdict(lambda: 1)
 
   def of(name):

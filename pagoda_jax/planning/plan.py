@@ -13,24 +13,11 @@ from pagoda_jax.data import fitting
 from pagoda_jax.data import stream as streams
 from pagoda_jax.data.pictures import SourceError
 from pagoda_jax.method import microbatch as microbatches
-from pagoda_jax.planning import costs, memory, passes, programs
+from pagoda_jax.planning import costs, memory, passes, programs, sends
 from pagoda_jax.planning.parts import Parted, bytes_of, held_bytes, parted
 from pagoda_jax.runtime import files, sharding, topologies
 from pagoda_jax.stages import models
 
-# How often gradients are summed over the devices. Both of a generator's losses sum theirs apart, as the ratio of
-# their norms may be the adversarial weight; so do the discriminator's two passes.
-_SUMS = {'autoencoder': {'params': 1, 'discriminator': 1},
-         **dict.fromkeys(('teacher', 'encode', 'guide'), {'params': 1}),
-         'distill': {'params': 2, 'discriminator': 2, 'pairs_discriminator': 2}}
-_SUMS['grow'] = _SUMS['distill']
-# How often arrays that are split over 'fsdp' are gathered, others once: for a forward pass, which a generator's two
-# losses share, and for every backward pass; once more for fresh fakes, by the generator just updated. The
-# discriminator's arrays are normalised anew in each of its three passes.
-_GATHERS = {'autoencoder': {'params': 2, 'discriminator': 4},
-            **dict.fromkeys(('teacher', 'encode', 'guide'), {'params': 2}),
-            'distill': {'params': 3, 'discriminator': 6, 'pairs_discriminator': 6}}
-_GATHERS['grow'] = _GATHERS['distill']
 # Of what a step's values take in the order that it is written in: XLA works on a generator's two losses and on the
 # discriminator's turn side by side, as none needs another's. Seen, of all but arguments: 1.3 GB of a v5e where distill
 # would take 0.9 in order, 40 GB of an H100 (without kernels for attention) where 22.
@@ -113,27 +100,22 @@ class Counted:
     program: at the batch size of a step.
     trained, held: trees that the phase trains and only applies, by name.
     itemsize: of the computation's type.
-    sums, gathers: how often which gradients are summed over the devices; how often which split arrays are gathered.
-    renewals: how often parameters of which each device has updated a share are gathered, where more than once.
+    sends: how often it sends what.
     passed: parameters, as often as a turn passes through them.
     flops, further_flops, products: as in PhaseCosts.
     image_bytes: most bytes of the step's own values in their order, for each image that is worked on at once.
-    own_losses: of the sums of 'params' those of losses that belong to one image each (gradients.mean_and_grad).
   """
 
   program: programs.Program
   trained: dict
   held: dict
   itemsize: int
-  sums: dict[str, int]
-  gathers: dict[str, int]
-  renewals: dict[str, int]
+  sends: sends.Sends
   passed: int
   flops: float
   further_flops: float
   products: dict[str, float]
   image_bytes: float
-  own_losses: int
 
   @property
   def opposed(self) -> bool:
@@ -198,7 +180,7 @@ class Placed(NamedTuple):
       state=self.state,
       frozen=self.frozen,
       # A part of a batch makes its gradients beside those of the parts before it.
-      gradients=sum(counted.sums[part] * size for part, size in held.items() if part in counted.sums)
+      gradients=sum(counted.sends.sums[part] * size for part, size in held.items() if part in counted.sends.sums)
       + (held['params'] if parts > 1 else 0),
       activations=(SIDE_BY_SIDE if counted.opposed else 1) * counted.image_bytes * images / (devices * parts),
       copies=self.copied,
@@ -208,23 +190,9 @@ class Placed(NamedTuple):
       further_flops=counted.further_flops,
       products=counted.products,
       passes=parts * passes.BYTES * counted.passed,
-      sent=self._sent(parts),
+      sent=counted.sends.bytes(self.trained, self.sent, parts),
       updated=updated + 2 * (self.state - self.fixed - sum(held.values())) if counted.program.trains else 0,
     )
-
-  def _sent(self, parts: int) -> float:
-    """Bytes that a device sends in a step, its batch worked through in so many parts."""
-    counted, sums = self.counted, dict(self.counted.sums)
-    total = sum(counted.gathers.get(part, 1) * tree.gathered for part, tree in self.sent.items())
-    total += sum(counted.renewals.get(part, 1) * tree.renewed for part, tree in self.trained.items())
-    if 'params' in sums:
-      # Each part of a batch sums the generator's or teacher's gradients, but for those of images' own losses where
-      # parameters are whole on a device: it sums these itself, in float32. The discriminator sees whole batches.
-      alone = self.mesh['fsdp'] == 1 and (parts > 1 or self.mesh['zero1'] > 1)
-      once = counted.own_losses if alone else 0
-      total += once * self.trained['params'].summed(('zero1',))
-      sums['params'] = (sums['params'] - once) * parts
-    return total + sum(sums.get(part, 0) * tree.summed(('fsdp',)) for part, tree in self.sent.items())
 
 
 def count(config, name: str, topology) -> Counted:
@@ -239,18 +207,11 @@ def count(config, name: str, topology) -> Counted:
     held = {'fixed': getattr(state, 'fixed', {}), 'frozen': program.frozen}
     parts = microbatches.count_parts(program.images, topology.count, configs.microbatch(config, name))
   phase = config.phases[name]
-  sums, gathers = dict(_SUMS.get(phase.stage, {})), dict(_GATHERS.get(phase.stage, {}))
-  # Fresh fakes are of the generator just updated; L_adv too has a forward pass of its own where updates are separate.
   fresh = phase.get('fakes') == 'fresh'
-  again = fresh + (phase.get('update') == 'separate')
-  if again:
-    gathers['params'] += again
-  if trained.get('pairs_discriminator'):  # a further loss of the generator's
-    sums['params'] += 1
-    gathers['params'] += 1
+  sent = sends.of_phase(phase, bool(trained.get('pairs_discriminator')), fresh)
   evaluated = passes.evaluations(config, name)
   passed = evaluated['teacher'] * models.count(state) if not program.trains else passes.parameters(
-    trained, held, sums['params'], fresh, evaluated)
+    trained, held, sent.sums['params'], fresh, evaluated)
   first_flops, further_flops = costs.first_and_further(traced)
   jaxpr, chip = traced.jaxpr.jaxpr, topology.platform if config.attention != 'xla' else ''
   most = memory.peak_bytes(jaxpr, [leaf.shape for leaf in jax.tree.leaves((state, program.frozen))], chip)
@@ -259,15 +220,12 @@ def count(config, name: str, topology) -> Counted:
     trained=trained,
     held=held,
     itemsize=jnp.dtype(config.precision).itemsize,
-    sums=sums,
-    gathers=gathers,
-    renewals={'params': 1 + again},
+    sends=sent,
     passed=passed,
     flops=first_flops + further_flops,
     further_flops=further_flops,
     products=costs.float32_products(jaxpr),
     image_bytes=most * parts / program.images,
-    own_losses=int(phase.stage != 'autoencoder'),
   )
 
 

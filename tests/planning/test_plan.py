@@ -290,8 +290,19 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 '''
 
 
-def test_collectives_of_a_compiled_text():
-  sent = costs.sent_bytes(HLO, 8)
+# As the TPU's compiler writes a loop.
+COUNTED = '''\
+%c (arg: (s32[], f32[2])) -> pred[] {
+  %constant.7.clone = s32[]{:T(128)} constant(5)
+  %i = s32[]{:T(128)} get-tuple-element(%arg), index=0
+  ROOT %lt.3 = pred[]{:T(512)} compare(%i, %constant.7.clone), direction=LT, metadata={op_name="cond/lt"}
+}
+'''
+
+
+@pytest.mark.parametrize('text', [HLO, COUNTED + re.sub(r', backend_config=.*', '', HLO)])
+def test_collectives_of_a_compiled_text(text):
+  sent = costs.sent_bytes(text, 8)
   assert sent == {
     'reduce-scatter': 3 / 4 * 64 * 4,  # the TPU's: an all-reduce of which each device keeps its part
     'all-gather': 3 / 4 * 32 * 2,  # once, though it stands in two fusions

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from pagoda_jax import config as c
-from pagoda_jax.planning import costs, lanes, passes, plan, programs, times
+from pagoda_jax.planning import costs, lanes, passes, plan, programs, sends, times
 from pagoda_jax.runtime import topologies
 from pagoda_jax.stages import models
 
@@ -29,8 +29,9 @@ def counted_of(images, parameters, flops, image_bytes, **more):
   tree = {'kernel': FLOAT32(*parameters)}
   state, batch = State(tree, tree, {'mu': tree, 'nu': tree}), {'label': jax.ShapeDtypeStruct((images,), jnp.int32)}
   program = programs.Program(None, state, batch, {}, None, True)
-  found = plan.Counted(program, {'params': tree}, {}, 4, {'params': 2}, {'params': 3}, {'params': 2},
-                       5 * math.prod(parameters), images * flops, 0.0, {}, image_bytes, 1)
+  sent = sends.Sends({'params': 2}, {'params': 3}, {'params': 2}, own_losses=1, joined=set())
+  found = plan.Counted(program, {'params': tree}, {}, 4, sent, 5 * math.prod(parameters), images * flops, 0.0, {},
+                       image_bytes)
   return dataclasses.replace(found, **more)
 
 
@@ -110,8 +111,8 @@ def test_split_parameters_are_gathered_and_updated_in_parts():
   assert whole.sent == 2 * 2 * 7 / 8 * parameters and split.sent == (3 + 2) * 7 / 8 * parameters
   both = ADM.on(on(2, fsdp=4)).costs(0)
   assert both.sent == 3 * 3 / 4 * parameters + 2 * (3 / 4 + 2 / 2 / 4) * parameters
-  # Every part of a batch sums its gradients, but those of losses of single images where parameters are whole.
-  assert ADM.on(on(8)).costs(8).sent == (1 + 4) / 2 * whole.sent
+  # Every part of a batch sums its gradients, but where parameters are whole.
+  assert ADM.on(on(8)).costs(8).sent == whole.sent
   assert ADM.on(on(1, fsdp=8)).costs(8).sent == (3 + 4 * 2) * 7 / 8 * parameters
   assert ADM.on(on(8)).costs(8).activations == whole.activations / 4 == 8 * 1.1e9
 
@@ -127,11 +128,32 @@ def test_devices_that_share_an_update_gather_what_they_made():
   both = ADM.on(on(2, zero1=2, fsdp=2)).costs(0)
   assert both.state == (1 / 2 + 3 / 4) * parameters
   assert both.sent == (3 / 2 + 2 * (1 / 2) / 2 + 2 * (1 / 2 + 2 * 3 / 4 / 2)) * parameters
-  # What is summed by each device itself is float32, whatever the computation is in.
+  # What is summed by each device itself, or over the parts of a batch, is float32, whatever the computation is in.
   half = dataclasses.replace(ADM, itemsize=2)
   assert half.on(on(8)).costs(0).sent == whole.sent / 2
-  assert half.on(on(8)).costs(8).sent == (1 + 4 / 2) / 2 * whole.sent
+  assert half.on(on(8)).costs(8).sent == whole.sent and half.on(on(1, zero1=8)).costs(8).sent == shared.sent
   assert half.on(on(1, zero1=8)).costs(0).sent == (1 + 2 / 2 + 2) * 7 / 8 * parameters
+
+
+def test_gradients_that_xla_adds_before_it_sums_them_are_sent_once():
+  joined = dataclasses.replace(ADM, itemsize=2, sends=ADM.sends._replace(joined={'params'}))
+  assert joined.on(on(8)).costs(0).sent == ADM.on(on(8)).costs(0).sent / 2  # in float32
+  # Not where each device sums those of one loss itself, nor in the turns of a loop.
+  half = dataclasses.replace(ADM, itemsize=2)
+  for mesh, microbatch in ((on(8), 8), (on(1, zero1=8), 0), (on(1, zero1=8), 8), (on(1, fsdp=8), 8)):
+    assert joined.on(mesh).costs(microbatch).sent == half.on(mesh).costs(microbatch).sent
+
+
+def test_what_is_joined_follows_from_the_weights():
+  config = tiny.get_config()
+  phase = config.phases.distill
+  assert phase.adversarial.adaptive and phase.discriminator.spectral_norm
+  assert sends.of_phase(phase, pairs=False, fresh=False).joined == set()
+  phase.adversarial.adaptive = phase.discriminator.spectral_norm = False
+  assert sends.of_phase(phase, pairs=False, fresh=False).joined >= {'params', 'discriminator'}
+  assert 'params' not in sends.of_phase(phase, pairs=True, fresh=False).joined  # the pairs' weight is adaptive
+  phase['update'] = 'separate'
+  assert 'params' not in sends.of_phase(phase, pairs=False, fresh=False).joined
 
 
 def test_hosts_share_a_network():
