@@ -15,15 +15,15 @@ Steps suit about ten thousand pictures; teacher 100 k steps at batch 128, each g
 
 `pagoda plan --config=experiments/folder.py --topology=v5e-4 --aot --config.data.num_classes=10 --num_images=10000`:
 XLA's compiler for TPU v5e, per phase the FLOPs per image as written (compiled), HBM per chip in all (arguments,
-temporary, program), what a chip sends in a step, and the seconds of the compilation on two shared cores:
+temporary, program), what a chip sends in a step, and the seconds of the compilation on two busy cores:
 
-  teacher   10.1 G (10.2 G)    953 MB (495, 341, 117)    108 MB of all-reduce   215 s
-  invert     264 G  (265 G)    269 MB (124, 106,  38)   0.59 MB of all-gather    66 s
-  distill   23.8 G (24.0 G)   1130 MB (501, 463, 171)    219 MB of all-reduce    99 s
-  grow_32   29.0 G (29.2 G)    485 MB (213, 149, 123)     42 MB of all-reduce   152 s
-  grow_64   75.3 G (75.8 G)    668 MB (271, 259, 138)     69 MB of all-reduce   279 s
+  teacher   10.2 G (10.2 G)    991 MB (495, 358, 138)    108 MB of all-reduce   383 s
+  invert     264 G  (265 G)    262 MB (124,  99,  40)    nothing                 80 s
+  distill   23.8 G (24.0 G)   1277 MB (501, 603, 173)    219 MB of all-reduce   502 s
+  grow_32   29.1 G (29.2 G)    493 MB (213, 165, 116)     47 MB of all-reduce   553 s
+  grow_64   75.3 G (75.8 G)    614 MB (271, 216, 127)     71 MB of all-reduce   570 s
 
-258 PFLOP in all: 0.91 chip-hours at an MFU of 0.4. Teacher at 16 px: 31.1x fewer FLOPs per image than at 64 px (17.7x
+258 PFLOP and 1.6 chip-hours in all, by the plan. Teacher at 16 px: 31.1x fewer FLOPs per image than at 64 px (17.7x
 without its attention).
 """
 

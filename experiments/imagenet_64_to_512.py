@@ -31,16 +31,16 @@ Published (Kim et al. 2024), one evaluation an image, without guidance, FID-50k:
 `pagoda plan`: memory of a chip (16 GB on v5e, 95 on v5p, 80 on H100), a step, and in all
 
                   v5e-256                       v5p-64 (32 chips)               8xh100
-  teacher     9.9 GB  121 ms   5,260 h   11.1 GB  343 ms  1,860 h   10.8 GB  946 ms   1,280 h
+  teacher     9.9 GB  121 ms   5,260 h   11.1 GB  343 ms  1,860 h   10.8 GB  945 ms   1,280 h
   invert      3.0 GB  9.47 s     105 h    3.0 GB 4.01 s      45 h    2.3 GB 1.43 s      32 h
-  distill     9.1 GB  100 ms     641 h   12.1 GB  131 ms    104 h   11.9 GB  331 ms     66 h
-  grow_128    3.7 GB   59 ms     378 h    5.4 GB  111 ms     89 h    5.3 GB  276 ms     55 h
-  grow_256    4.5 GB   84 ms     538 h    8.5 GB  207 ms    166 h    8.3 GB  499 ms    100 h
-  grow_512    7.3 GB  210 ms   1,350 h   10.9 GB  672 ms    538 h   12.0 GB 1.63 s     325 h
+  distill     9.1 GB  100 ms     641 h   12.1 GB  131 ms    104 h   11.9 GB  317 ms     64 h
+  grow_128    3.7 GB   59 ms     378 h    5.4 GB  111 ms     89 h    5.3 GB  275 ms     55 h
+  grow_256    4.5 GB   84 ms     538 h    8.5 GB  207 ms    166 h    8.3 GB  498 ms    100 h
+  grow_512    7.3 GB  210 ms   1,350 h   10.9 GB  672 ms    538 h   12.0 GB 1.62 s     324 h
 
 h: hours of one chip. Inversion: 1.28 M pictures and their mirror images, 64 a chip at once (H100: 32). Of more images a
-chip than a v5e's 16 GB hold at once (`microbatch`: the teacher 16, 512 px two, others four) L_adv's gradients are
-summed after each part; chips of more memory are faster with larger parts. At one image a chip most of distill and of
+chip than a v5e's 16 GB hold at once (`microbatch`: the teacher 16, 512 px two, others four) each part passes through
+the parameters anew; chips of more memory are faster with larger parts. At one image a chip most of distill and of
 grow_128 is parameters: 32 v5e (`--config.mesh.zero1=32`) take 272 h, 64 v5e (`zero1=64`) 269 h. On v5e set
 launch/xla_flags.sh: without it two to four images at once take a block of the U-Net two to three times as long.
 `--aot`: v5e's compiler took 807 s and 22 GB of memory for grow_512 on 256 chips: 8.81 GB a chip, 10.5 TFLOP

@@ -8,25 +8,23 @@ of the held-out digits; 93.1 % at 8 px (teacher 87.1 %, real 94.0 %).
 
 `pagoda plan --config=experiments/mnist.py --topology=v5e-8 --aot`: XLA's compiler for TPU v5e, float32, per phase the
 FLOPs per image as written (compiled), HBM per chip in all (state as stored on the chip, temporary, program), what a
-chip sends in a step, and the seconds of the compilation on two shared cores (taken with a batch of 32 in distill;
-before inversion asked for float32 products and left its results split, so that it now sends nothing; and before a
-fixed adversarial weight was a factor of its loss, with which distill sends 6.0 MB):
+chip sends in a step, and the seconds of the compilation on two busy cores:
 
-  teacher    86.9 M (89.7 M)   63.9 MB (21.8, 31.1, 11.0)    5.4 MB of all-reduce    53 s
-  invert      521 M  (522 M)   15.8 MB ( 5.5,  5.6,  4.7)   57.3 kB of all-gather    29 s
-  distill     216 M  (223 M)   85.1 MB (22.8, 42.8, 19.5)   11.4 MB of all-reduce    82 s
-  grow_16     368 M  (454 M)   75.0 MB (18.2, 31.3, 25.4)    6.7 MB of all-reduce    67 s
-  grow_32     604 M  (772 M)   89.7 MB (17.0, 29.2, 43.5)    5.0 MB of all-reduce   153 s
+  teacher    86.9 M (89.7 M)   33.6 MB (21.8,   0, 11.8)    5.4 MB of all-reduce    36 s
+  invert      521 M  (522 M)   22.2 MB ( 5.5, 5.7, 11.1)    nothing                 23 s
+  distill     216 M  (221 M)   45.0 MB (22.8,   0, 22.2)    6.1 MB of all-reduce    52 s
+  grow_16     368 M  (454 M)   45.3 MB (18.2,   0, 27.1)    5.1 MB of all-reduce   126 s
+  grow_32     604 M  (771 M)   64.1 MB (17.0,   0, 47.1)    4.5 MB of all-reduce   170 s
 
 With `--topology=8xh100`, XLA's compiler for GPUs (no GPU here; cuDNN's scratch memory not known, FLOPs not counted):
 memory per GPU in all (arguments, temporary), what a GPU sends in a step, a step's fusions + calls of cuDNN + of cuBLAS,
-and the seconds of the compilation on two shared cores:
+and the seconds of the compilation on two busy cores:
 
-  teacher      22.1 MB (12.4,  9.6)    5.4 MB of all-reduce     782 +  80 +  29    44 s
-  invert       11.6 MB ( 3.1,  8.4)   57.3 kB of all-gather   1,776 + 486 + 126     9 s
-  distill      28.5 MB (13.4, 15.1)   11.4 MB of all-reduce   1,383 + 223 +  44    82 s
-  grow_16      22.0 MB (12.1,  9.9)    6.7 MB of all-reduce     966 + 197 +  14    61 s
-  grow_32      26.9 MB (11.1, 15.9)    5.0 MB of all-reduce     838 + 195 +  14    42 s
+  teacher      22.2 MB (12.4,  9.7)    5.4 MB of all-reduce     720 +  80 +  31    30 s
+  invert       11.5 MB ( 3.1,  8.4)    nothing                1,794 + 486 + 126     7 s
+  distill      27.5 MB (13.4, 14.1)    6.1 MB of all-reduce   1,191 + 223 +  48    54 s
+  grow_16      22.4 MB (12.1, 10.3)    5.1 MB of all-reduce     873 + 197 +  16    35 s
+  grow_32      28.4 MB (11.1, 17.3)    4.5 MB of all-reduce     781 + 195 +  16    22 s
 
 27.5 TFLOP in all; teacher at 8 px: 19.3x fewer FLOPs per image than at 32 px (18.9x without its attention).
 
