@@ -138,7 +138,9 @@ def test_ctrl_c_at_a_terminal_reaches_the_command_once():
   saving = ('import os, signal, time\ncame = []\nsignal.signal(signal.SIGINT, lambda *unused: came.append(1))\n'
             'print("by the terminal:", os.tcgetpgrp(1) == os.getpgrp(), flush=True)\n'
             'for _ in range(3000):\n  if came:\n    raise SystemExit(0)\n  time.sleep(0.01)\nraise SystemExit(1)')
-  terminal = 'import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)'
+  # A test run in the background ignores Ctrl-C, and so would what it starts.
+  terminal = ('import pty, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); '
+              'sys.exit(pty.spawn(sys.argv[1:]) >> 8)')
   args = [sys.executable, '-c', terminal, 'bash', 'launch/keep_going.sh', sys.executable, '-c', saving]
   with subprocess.Popen(args, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
     said = process.stdout.readline()

@@ -391,12 +391,13 @@ def test_the_page_without_a_server(run, page, tmp_path, folder_served):
   assert page.run("document.querySelector('#upload').hidden && !document.querySelector('#no-upload').hidden")
   assert page.complaints == [] and all(each.startswith((url, 'data:')) for each in page.fetched)
   # A way between two is shown where one image a request is the most that is drawn, too.
-  described = json.loads((tmp_path / 'page' / 'model.json').read_text())
+  one = shutil.copytree(tmp_path / 'page', tmp_path / 'one')  # of another address: browsers keep what they have read
+  described = json.loads((one / 'model.json').read_text())
   described['limits']['images'] = 1
-  (tmp_path / 'page' / 'model.json').write_text(json.dumps(described))
-  (tmp_path / 'page' / 'backend.js').rename(tmp_path / 'page' / 'own.js')
-  (tmp_path / 'page' / 'backend.js').write_text(ONE_AT_A_TIME)
-  page.open(url)
+  (one / 'model.json').write_text(json.dumps(described))
+  (one / 'backend.js').rename(one / 'own.js')
+  (one / 'backend.js').write_text(ONE_AT_A_TIME)
+  page.open(folder_served(one))
   view(page, 'many', 1)
   page.click('button.tile')
   assert '1 neighbour in' in view(page, 'around', 2) and focused(page) == 'here, label 0, 2 of 2'
