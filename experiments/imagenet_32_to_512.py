@@ -23,11 +23,11 @@ no figure and no script is published: what the rungs take is what the release's 
                   v5e-256                       v5p-64 (32 chips)               8xh100
   teacher     9.6 GB   82 ms   3,560 h   12.5 GB  168 ms    909 h   11.8 GB  455 ms    617 h
   invert      2.7 GB  4.61 s      51 h    2.7 GB 1.91 s      21 h    2.4 GB  726 ms     16 h
-  distill    10.8 GB  105 ms     673 h   13.4 GB   99 ms     79 h   13.2 GB  262 ms     52 h
-  grow_64     3.8 GB   51 ms     327 h    4.7 GB   69 ms     55 h    4.9 GB  179 ms     36 h
-  grow_128    4.1 GB   62 ms     398 h    5.7 GB  109 ms     88 h    5.7 GB  274 ms     55 h
-  grow_256    5.2 GB  106 ms     675 h    9.8 GB  276 ms    221 h    9.6 GB  662 ms    132 h
-  grow_512    8.5 GB  279 ms   1,780 h   12.9 GB  926 ms    741 h   14.1 GB 2.22 s     445 h
+  distill    10.8 GB  105 ms     673 h   13.4 GB   99 ms     79 h   13.2 GB  245 ms     49 h
+  grow_64     3.8 GB   51 ms     327 h    4.7 GB   69 ms     55 h    4.9 GB  178 ms     36 h
+  grow_128    4.1 GB   62 ms     398 h    5.7 GB  109 ms     88 h    5.7 GB  273 ms     55 h
+  grow_256    5.2 GB  106 ms     675 h    9.8 GB  276 ms    221 h    9.6 GB  660 ms    132 h
+  grow_512    8.5 GB  279 ms   1,780 h   12.9 GB  926 ms    741 h   14.1 GB 2.22 s     443 h
 """
 
 from pagoda_jax import config as c

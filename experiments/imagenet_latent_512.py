@@ -25,7 +25,7 @@ pictures and their reconstructions is to be measured first.
 `pagoda plan --num_images=1281167`, '': memory of a device, a step, and in all
 
              --topology=v5e-256                        --topology=8xh100
-  teacher    7.2 GB    52 ms   2,250 chip-hours       10.3 GB   221 ms   299 chip-hours
+  teacher    7.2 GB    52 ms   2,250 chip-hours       10.3 GB   220 ms   299 chip-hours
   invert     2.0 GB  2.43 s       27                   1.8 GB   394 ms     8.8
   distill    7.6 GB    63 ms     405                  10.1 GB    68 ms    14
   grow_64    2.9 GB    29 ms     184                   4.1 GB    51 ms    10
