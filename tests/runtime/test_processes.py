@@ -107,8 +107,9 @@ def test_two_processes_survive_a_kill_and_a_sigterm_and_one_goes_on_with_the_sam
   pair[1].kill()
   output, _ = pair[0].communicate(timeout=120)
   assert pair[0].returncode not in (0, 75) and 'disk space' not in output, output
-  # A step, or a save, that waits for it fails; between them it is missed as it stays silent.
-  assert re.search(r'another process has gone: see its log|process 1 has given no sign of life', output), output
+  # A step, or a save, that waits for it fails; what else waits for it ends as it stays silent, or makes no progress.
+  assert re.search(
+    r'another process has gone: see its log|process 1 has given no sign of life|no progress for 60 s; ', output), output
   steps = checkpoints.finished_steps(phase)
 
   pair = run_both('teacher', tmp_path / 'pair', *flags)
