@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -75,3 +76,15 @@ def samples(count: int, first: int = 0) -> list[tuple[str, bytes]]:
   """Members of captioned pictures: sample i shows pixels(i)."""
   return [member for i in range(first, first + count)
           for member in ((f'{i:03d}.png', png(pixels(i))), (f'{i:03d}.txt', f'picture {i}\n'.encode()))]
+
+
+class Fatal:
+  """A source whose pictures end the process that reads them."""
+
+  class_names, all_labels, digest, resolution = (), None, '', None
+
+  def __len__(self):
+    return 4
+
+  def __getitem__(self, index):
+    os._exit(7)

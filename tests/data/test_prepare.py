@@ -238,21 +238,10 @@ def test_a_second_prepare_on_one_output_is_refused(photos, tmp_path, monkeypatch
     assert len(files(tmp_path / 'out')) == 1  # the lock
 
 
-class Fatal:
-  """A source whose pictures end the process that reads them."""
-
-  class_names, all_labels, digest, resolution = (), None, '', None
-
-  def __len__(self):
-    return 4
-
-  def __getitem__(self, index):
-    os._exit(7)
-
-
 def test_a_worker_that_dies_is_reported(tmp_path):
   with pytest.raises(prepare.PrepareError, match='exit code 7.*start the same command again'):
-    prepare.prepare(Fatal(), tmp_path, records.Recipe((8,), 'png', 95), shard_size=2, workers=2, max_unreadable=0)
+    prepare.prepare(make_data.Fatal(), tmp_path, records.Recipe((8,), 'png', 95), shard_size=2, workers=2,
+                    max_unreadable=0)
 
 
 SIDES = records.Recipe((64, 256), 'png', 95)

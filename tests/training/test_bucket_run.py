@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import os
 import sys
 import tempfile
 import urllib.parse
@@ -10,6 +9,7 @@ import urllib.request
 import zlib
 
 import bucket
+import make_data
 import numpy as np
 import pytest
 import runs
@@ -137,24 +137,12 @@ def test_a_bucket_that_is_away_is_not_taken_for_damage(monkeypatch):
       look()
 
 
-class Fatal:
-  """A source whose pictures end the process that reads them."""
-
-  class_names, all_labels, digest, resolution = (), None, '', None
-
-  def __len__(self):
-    return 4
-
-  def __getitem__(self, index):
-    os._exit(7)
-
-
 @pytest.mark.slow  # two processes that import all
 def test_what_a_killed_worker_has_not_sent_to_a_bucket_is_gone(tmp_path, monkeypatch):
   monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
   monkeypatch.setenv('TMPDIR', str(tmp_path))  # of the workers
   with pytest.raises(prepare.PrepareError, match='exit code 7'):
-    prepare.prepare(Fatal(), f'{ROOT}/fatal', records.Recipe((8,), 'png', 95), 2, 2, 0.0)
+    prepare.prepare(make_data.Fatal(), f'{ROOT}/fatal', records.Recipe((8,), 'png', 95), 2, 2, 0.0)
   assert not list(tmp_path.iterdir())
 
 
