@@ -330,6 +330,15 @@ def assert_has(value, schema, where='jobset'):
     assert value == schema, where
 
 
+def test_an_image_is_without_what_git_ignores_and_without_its_history():
+  """`COPY . .` would take the runs and the environment of this checkout along, gigabytes of them."""
+  def patterns(name):
+    lines = [line.strip() for line in (ROOT / name).read_text().splitlines()]
+    return {line.removeprefix('**/').rstrip('/') for line in lines if line and not line.startswith('#')}
+
+  assert patterns('.gitignore') | {'.git'} <= patterns('.dockerignore')
+
+
 def render(*flags, check=True, training=TRAINING, **environment):
   flags = ('--name=pagoda', '--image=IMAGE', *flags)
   return bash('launch/gke/render.sh', *flags, '--', *training, check=check, **environment)
