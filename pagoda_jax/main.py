@@ -31,6 +31,7 @@ COMMANDS = {
 }
 WITH_WORDS = ('bench', 'edit', 'weights')  # the others take flags only
 RESTARTED = ('run', 'train')  # by launchers, on exit code 75
+LOST = 'If that tells of a lost connection, another process has gone: see its log.'
 
 
 def usage() -> str:
@@ -101,16 +102,18 @@ def _run_command(name: str, args: list[str]) -> int:
     faults.drop_lost_output()
     if faults.is_closed_output(error) and name not in RESTARTED:  # `| head` has all that it wants; training would end
       return 128 + signal.SIGPIPE
+    lost = distributed.several() and isinstance(error, Exception) and distributed.is_of_jax(error)
     if os.environ.get('PAGODA_DEBUG') or not faults.is_for_the_user(error):
       if not distributed.several():
         raise
       traceback.print_exc()
-      print('If that tells of a lost connection, another process has gone: see its log.', file=sys.stderr)
+      if lost:
+        print(LOST, file=sys.stderr)
     else:
       print(f'pagoda {name}: {faults.text(error)}', file=sys.stderr)
     code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     if distributed.several():
-      distributed.fail(faults.text(error), code)
+      distributed.fail(faults.text(error) + f'. {LOST}' * lost, code)
     return code
 
 

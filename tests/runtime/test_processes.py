@@ -19,6 +19,8 @@ import tiny
 from quick import XLA_FLAGS
 from runs import CONFIG, ROOT
 
+from pagoda_jax import main
+from pagoda_jax.cli import run
 from pagoda_jax.data import noise_store
 from pagoda_jax.runtime import distributed, trees
 from pagoda_jax.training import checkpoints, workdir
@@ -243,6 +245,23 @@ def test_a_stop_of_one_outside_of_a_phase_ends_all_with_its_exit_code(tmp_path):
     outputs = [process.communicate(timeout=300)[0] for process in pairs[number]]
     assert [process.returncode for process in pairs[number]] == [code, code], outputs
     assert 'stopped, because process 1' in outputs[0]
+
+
+@pytest.mark.parametrize('error, hint', [
+  (jax.errors.JaxRuntimeError('UNKNOWN: Gloo all-reduce failed: Connection closed by peer'), f'. {main.LOST}'),
+  (TypeError('a mistake of this program'), ''),
+])
+def test_who_loses_a_connection_tells_the_others_that_it_need_not_be_the_culprit(error, hint, tmp_path, monkeypatch):
+  def raises(fv, args):
+    raise error
+
+  told = []
+  monkeypatch.setattr(run, 'run', raises)
+  monkeypatch.setattr(distributed, 'start', lambda *args, **kwargs: None)
+  monkeypatch.setattr(distributed, 'several', lambda: True)
+  monkeypatch.setattr(distributed, 'fail', lambda *words: told.append(words))
+  assert main.main(['run', CONFIG, f'--workdir={tmp_path}']) == 1
+  assert told == [(f'{error}{hint}', 1)]
 
 
 def test_processes_leave_while_they_watch_each_other():
