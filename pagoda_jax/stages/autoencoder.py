@@ -17,6 +17,7 @@ from pagoda_jax.networks.pyramid import pixel_pyramid
 from pagoda_jax.runtime import sharding
 from pagoda_jax.stages.models import Networks
 from pagoda_jax.stages.state import GeneratorState, global_norm, guarded, make_optimizer, mix, step_keys
+from pagoda_jax.stages.turns import Turns
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):
@@ -45,6 +46,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     sizes = pixel_pyramid(images, config.sizes)
     distance_draws = networks.distance_draws(distance_key, count)
     draws = networks.feature_draws(feature_key, count)
+    turns = Turns(networks, discriminator_optimizer, frozen, parts)
 
     def passed(params):
       """For each size of the pictures (mean, log variance, decoded sample)."""
@@ -75,12 +77,9 @@ def make_train_step(networks: Networks, config, parts: int = 1):
 
     def deception(outputs):
       """How little the discriminator is taken in by the largest; what it saw, and its new statistics."""
-      maps = maps_of(outputs[0][2])
+      maps = turns.maps(outputs[0][2], draws)
       logits, statistics = networks.judge(state.discriminator, maps, {})
       return losses.hinge_generator(logits), (maps, statistics)
-
-    def maps_of(images):
-      return microbatch.mapped(functools.partial(networks.features, frozen), parts)(images, draws)
 
     # The autoencoder's turn: one forward pass, and a backward one of both losses together unless their ratio is asked.
     outputs, pulled_back = jax.vjp(passed, state.params)
@@ -96,20 +95,10 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     params = optax.apply_updates(state.params, updates)
 
     # The discriminator's turn, on what it has just seen and on the pictures under the same draw of the augmentation.
-    opponent = {**state.discriminator, **statistics}
-
-    def doubt(d_params):
-      variables = {**opponent, 'params': d_params}
-      fake_logits, after = networks.judge(variables, jax.lax.stop_gradient(fake_maps), {})
-      real_logits, after = networks.judge({**variables, **after}, maps_of(images), {})
-      return losses.hinge_discriminator(real_logits, fake_logits), (real_logits, fake_logits, after)
-
-    (d_loss, (real_logits, fake_logits, statistics)), d_grads = jax.value_and_grad(doubt, has_aux=True)(
-      opponent['params'])
-    d_grads = sharding.split_as_parameters(d_grads)
-    d_updates, d_opt_state = discriminator_optimizer.update(
-      d_grads, state.discriminator_opt_state, opponent['params'])
-    discriminator = {**opponent, **statistics, 'params': optax.apply_updates(opponent['params'], d_updates)}
+    discriminator, d_opt_state, of_discriminator = turns.discriminators(
+      config.adversarial, {**state.discriminator, **statistics}, state.discriminator_opt_state, images, None, {},
+      (outputs[0][2], fake_maps), {}, draws
+    )
 
     measured = {
       'loss': loss,
@@ -119,10 +108,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       'adversarial': adv,
       'weight': weight,
       'grad_norm': global_norm(grads),
-      'discriminator': d_loss,
-      'logit_real': jnp.mean(real_logits),
-      'logit_fake': jnp.mean(fake_logits),
-      'discriminator_grad_norm': global_norm(d_grads),
+      **of_discriminator,
     }
     new = state.replace(params=params, opt_state=opt_state, ema=mix(state.ema, params, config.ema),
                         discriminator=discriminator, discriminator_opt_state=d_opt_state)

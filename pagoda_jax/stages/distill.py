@@ -10,16 +10,13 @@ inverted with, a fake's is drawn from the law, and a real image's is estimated (
 import functools
 
 import jax
-import jax.numpy as jnp
-import optax
 
 from pagoda_jax.data.images import normalize
-from pagoda_jax.method import guidance, losses, microbatch
-from pagoda_jax.networks import growth
-from pagoda_jax.runtime import sharding
+from pagoda_jax.method import microbatch
 from pagoda_jax.stages import gradients, guide
 from pagoda_jax.stages.models import Networks, check_sizes, condition_of
 from pagoda_jax.stages.state import GeneratorState, global_norm, guarded, make_optimizer, mix, step_keys, updated
+from pagoda_jax.stages.turns import Turns, adversarial_weight, factor_of_gradient
 
 
 def make_train_step(networks: Networks, config, parts: int = 1):
@@ -73,87 +70,13 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     pair_cond = cond | omega_of_pairs(networks, batch)
     real_cond = real_cond | omega_of_reals(networks, batch, frozen, parts)
     prior_cond = real_cond if relativistic else cond | omega_of_fakes(networks, keys[5], 0, len(images), kinds)
-
-    def generate(trained, noise, cond):
-      return networks.generate(growth.merge(trained, state.fixed), noise, cond)
+    turns = Turns(networks, discriminator_optimizer, frozen, parts, state.fixed)
 
     def prior(key):
       return networks.sigma_max * jax.random.normal(key, noise.shape)
 
     def distances(trained, images, noise, cond, draws):
-      return networks.distance(frozen, images, generate(trained, noise, cond), draws)
-
-    def fakes_of(trained, noise, cond, draws):
-      """(images, what the feature networks make of them)."""
-
-      def of_part(noise, cond, draws):
-        images = generate(trained, noise, cond)
-        return images, networks.features(frozen, images, draws)
-
-      return microbatch.mapped(of_part, parts)(noise, cond, draws)
-
-    def maps_of(images, draws):
-      return microbatch.mapped(functools.partial(networks.features, frozen), parts)(images, draws)
-
-    def adversarial_loss(trained, weights, discriminator, noise, cond, draws, real_logits):
-      fakes = fakes_of(trained, noise, cond, draws)
-      logits, statistics = networks.judge(discriminator, fakes[1], cond)
-      if real_logits is None:
-        loss = losses.hinge_generator(logits)
-      else:
-        loss = losses.relativistic_generator(real_logits, logits)
-      if weights.clip_weight:
-        apart = microbatch.mapped(functools.partial(networks.clip_distance, frozen), parts)(
-          fakes[0], guidance.text_of(cond))
-        loss += weights.clip_weight * jnp.mean(apart)
-      return factor_of_loss(weights) * loss, (loss, fakes, statistics)
-
-    def generators_turn(trained, weights, discriminator, reals, noise, cond, draws):
-      """(L_adv, its gradient, fakes, maps of reals if it saw any, the discriminator with its new statistics)."""
-      real_maps = real_logits = None
-      if weights.loss == 'relativistic':
-        real_maps = maps_of(reals, draws)
-        real_logits, statistics = networks.judge(discriminator, real_maps, cond)
-        discriminator = {**discriminator, **statistics}
-      (_, (loss, fakes, statistics)), grads = jax.value_and_grad(adversarial_loss, has_aux=True)(
-        trained, weights, discriminator, noise, cond, draws, real_logits
-      )
-      return loss, sharding.split_as_parameters(grads), fakes, real_maps, {**discriminator, **statistics}
-
-    def discriminators_turn(weights, discriminator, opt_state, reals, real_maps, real_cond, fakes, fake_cond, draws):
-      """(the discriminator after an update, its optimiser's state, what was measured)."""
-      real_maps = maps_of(reals, draws) if real_maps is None else real_maps
-
-      def judged(variables, images, maps, cond, gamma):
-        """(logits, updated statistics, gradient penalty or 0) of images, whose maps these are."""
-        if not gamma:
-          return *networks.judge(variables, maps, cond), 0.0
-        return losses.with_gradient_penalty(lambda x: networks.judge(variables, maps_of(x, draws), cond), images)
-
-      def loss_of(params):
-        # What each of a step's passes does to the statistics is kept, in the release's order.
-        variables = {**discriminator, 'params': params}
-        fake_logits, after_fakes, r2 = judged(variables, *fakes, fake_cond, weights.r2)
-        real_logits, after_reals, r1 = judged({**variables, **after_fakes}, reals, real_maps, real_cond, weights.r1)
-        compared = losses.hinge_discriminator
-        if weights.loss == 'relativistic':
-          compared = losses.relativistic_discriminator
-        loss = compared(real_logits, fake_logits) + weights.r1 / 2 * r1 + weights.r2 / 2 * r2
-        return loss, (real_logits, fake_logits, after_reals, {'r1': r1, 'r2': r2})
-
-      (loss, (real_logits, fake_logits, statistics, penalties)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-        discriminator['params']
-      )
-      grads = sharding.split_as_parameters(grads)
-      updates, opt_state = discriminator_optimizer.update(grads, opt_state, discriminator['params'])
-      params = optax.apply_updates(discriminator['params'], updates)
-      return {**discriminator, **statistics, 'params': params}, opt_state, {
-        'discriminator': loss,
-        'logit_real': jnp.mean(real_logits),
-        'logit_fake': jnp.mean(fake_logits),
-        **{name: value for name, value in penalties.items() if weights[name]},
-        'discriminator_grad_norm': global_norm(grads),
-      }
+      return networks.distance(frozen, images, turns.generate(trained, noise, cond), draws)
 
     # The generator's turn: on the pairs,
     player = state.params, state.opt_state, state.ema
@@ -164,7 +87,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     of_pairs, applied = {}, []
     if paired:
       pair_weights, pair_draws = config.reconstruction_adversarial, networks.feature_draws(keys[6], len(images))
-      pair_adv, pair_grads, pair_fakes, pair_maps, pair_opponent = generators_turn(
+      pair_adv, pair_grads, pair_fakes, pair_maps, pair_opponent = turns.generators(
         state.params, pair_weights, state.pairs_discriminator, images, noise, pair_cond, pair_draws
       )
       pair_weight = adversarial_weight(pair_weights, rec_grads, pair_grads)
@@ -174,7 +97,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       player, applied = advanced(networks.unet, optimizer, config.ema, player, grads), [grads]
     # then on noise from the prior.
     draws = networks.feature_draws(keys[2], len(images))
-    adv, adv_grads, fakes, real_maps, opponent = generators_turn(
+    adv, adv_grads, fakes, real_maps, opponent = turns.generators(
       player[0], config.adversarial, state.discriminator, reals, prior(keys[1]), prior_cond, draws
     )
     weight = adversarial_weight(config.adversarial, rec_grads, adv_grads)
@@ -189,8 +112,8 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       if not relativistic:
         fake_cond = real_cond | omega_of_fakes(networks, keys[5], 1, len(reals), real_kinds)
         draws = networks.feature_draws(keys[4], len(reals))
-      fakes = fakes_of(params, prior(keys[3]), fake_cond, draws)
-    discriminator, d_opt_state, measured = discriminators_turn(
+      fakes = turns.fakes(params, prior(keys[3]), fake_cond, draws)
+    discriminator, d_opt_state, measured = turns.discriminators(
       config.adversarial, opponent, state.discriminator_opt_state, reals, real_maps, real_cond, fakes, fake_cond, draws
     )
     pairs_discriminator, pairs_opt_state = state.pairs_discriminator, state.pairs_discriminator_opt_state
@@ -198,8 +121,8 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       if config.fakes == 'fresh':
         if pair_weights.loss != 'relativistic':
           pair_draws = networks.feature_draws(keys[7], len(images))
-        pair_fakes = fakes_of(params, noise, pair_cond, pair_draws)
-      pairs_discriminator, pairs_opt_state, of_pairs_discriminator = discriminators_turn(
+        pair_fakes = turns.fakes(params, noise, pair_cond, pair_draws)
+      pairs_discriminator, pairs_opt_state, of_pairs_discriminator = turns.discriminators(
         pair_weights, pair_opponent, pairs_opt_state, images, pair_maps, pair_cond, pair_fakes, pair_cond, pair_draws
       )
       of_pairs |= of_pairs_discriminator
@@ -282,25 +205,3 @@ def omega_of_reals(networks: Networks, batch, frozen, parts: int) -> dict[str, j
   images = normalize(batch.get('real_base_image', batch['real_image']))
   estimated = microbatch.mapped(functools.partial(guide.estimated, networks, frozen), parts)
   return {'omega': estimated(images, condition_of(networks, batch, 'real_'))}
-
-
-def factor_of_loss(config) -> float:
-  """What an adversarial loss is multiplied by before its gradient is taken: its weight, where that is known.
-
-  Of a plain sum of gradients, compilers for TPU sum each once over devices.
-  """
-  return 1.0 if config.adaptive else config.weight
-
-
-def factor_of_gradient(config, weight):
-  """What is left of the weight to multiply the gradient by."""
-  return weight if config.adaptive else 1.0
-
-
-def adversarial_weight(config, rec_grads, adv_grads) -> jax.Array:
-  """lambda: the configured weight, times the ratio of last-layer gradient norms where adaptive."""
-  if not config.adaptive:
-    return jnp.float32(config.weight)
-  block, layer, kernel = growth.last_layer(rec_grads)
-  rec_norm, adv_norm = (jnp.linalg.norm(grads[block][layer][kernel]) for grads in (rec_grads, adv_grads))
-  return losses.adaptive_weight(rec_norm, adv_norm, config.weight, config.low, config.high)

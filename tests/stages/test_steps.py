@@ -15,7 +15,7 @@ from pagoda_jax import config as c
 from pagoda_jax.method import guidance
 from pagoda_jax.networks import chips, growth
 from pagoda_jax.runtime import sharding
-from pagoda_jax.stages import distill, models, state
+from pagoda_jax.stages import models, state, turns
 
 GUIDED_GROWTH = pytest.param('guided:grow_16', marks=pytest.mark.slow)  # in CI training/test_guided_run.py grows
 
@@ -98,11 +98,11 @@ def test_the_generators_weight_is_the_clipped_ratio_of_last_layer_gradients():
   # All-ones gradients of n numbers against quarters: sqrt(n) / (sqrt(n) / 4 + 1e-4), times the configured 0.2.
   block, layer, kernel = growth.last_layer(params)
   root = np.sqrt(params[block][layer][kernel].size)
-  weight = distill.adversarial_weight(config.adversarial, rec, adv)
+  weight = turns.adversarial_weight(config.adversarial, rec, adv)
   assert float(weight) == pytest.approx(0.2 * root / (root / 4 + 1e-4), rel=1e-5)
   zeros = jax.tree.map(jnp.zeros_like, params)
-  assert float(distill.adversarial_weight(config.adversarial, rec, zeros)) == pytest.approx(0.2 * 10)
-  assert float(distill.adversarial_weight(config.adversarial, zeros, adv)) == pytest.approx(0.2 * 0.01)
+  assert float(turns.adversarial_weight(config.adversarial, rec, zeros)) == pytest.approx(0.2 * 10)
+  assert float(turns.adversarial_weight(config.adversarial, zeros, adv)) == pytest.approx(0.2 * 0.01)
 
 
 def test_growth_by_pixels_holds_its_discriminator_back_by_default():
@@ -113,7 +113,7 @@ def test_growth_by_pixels_holds_its_discriminator_back_by_default():
     assert phase.reconstruction.distance == 'pixels'
     params = step_tools.setup('grow_16')[1].params
     rec = jax.tree.map(jnp.ones_like, params)
-    weight = distill.adversarial_weight(phase.adversarial, rec, jax.tree.map(lambda x: 30 * jnp.ones_like(x), params))
+    weight = turns.adversarial_weight(phase.adversarial, rec, jax.tree.map(lambda x: 30 * jnp.ones_like(x), params))
     assert float(weight) == pytest.approx(phase.adversarial.weight / 30, rel=1e-3)
 
 
