@@ -226,6 +226,9 @@ def test_a_running_mean_is_that_of_its_window():
   middle = np.abs(at - 250).argmin()
   window = steps[int(at[middle]) - 10 : int(at[middle]) + 11]
   assert means[middle] == pytest.approx((window**2).mean()) and means[0] == 0 and means[-1] == 499**2
+  # A spike tells in its windows alone.
+  at, means = curves.running_mean(steps, np.where(steps == 100, 1e20, 1 + steps % 2))
+  assert means.min() > 0.9 and means[at > 111].max() < 2.1 and means[at == 100] == pytest.approx(1e20 / 21)
 
 
 def test_pictures_never_grow_past_their_room(tmp_path, monkeypatch):
