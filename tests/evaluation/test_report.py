@@ -231,6 +231,32 @@ def test_a_running_mean_is_that_of_its_window():
   assert means.min() > 0.9 and means[at > 111].max() < 2.1 and means[at == 100] == pytest.approx(1e20 / 21)
 
 
+def test_what_the_pointer_is_told_is_what_was_logged():
+  steps = np.arange(50.0, 100_001, 50)
+  values = 1 + (steps - 50) / 1000
+  text = str(curves.panel('x', [curves.Curve('x', steps, values)]))
+  (first, last), (low, high) = (map(float, re.search(f'data-{axis}="([^"]*)"', text)[1].split(',')) for axis in 'xy')
+  points = np.array([point.split(',') for point in re.search(r'points="([^"]*)"', text)[1].split()], float)
+  # As page.js turns places into numbers.
+  told = np.rint(first + (points[:, 0] - 46) / (352 - 46) * (last - first))
+  assert len(told) == 1000 and set(told) <= set(steps)
+  found = low + (166 - points[:, 1]) / (166 - 8) * (high - low)
+  np.testing.assert_allclose(10**found if 'data-log="1"' in text else found, np.interp(told, steps, values), rtol=5e-4)
+
+
+def test_images_a_second_and_mfu_are_of_one_moment(tmp_path):
+  folder = write_run(tmp_path, experiment())
+  path = folder / 'distill' / 'metrics.jsonl'
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  # Each is a mean since the run began: the mean of them is none of the run.
+  for line, rate in zip(lines, (10, 20, 30, 40)):
+    line |= {'images_per_second': rate, 'mfu': rate / 100}
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  table = page._phases(read.read(folder), 'run', lambda run, name: None)
+  (row,) = [row for row in table.split('<tr>') if '>distill<' in row]
+  assert '>40<' in row and '>40.0%<' in row
+
+
 def test_pictures_never_grow_past_their_room(tmp_path, monkeypatch):
   folder = write_run(tmp_path, experiment(), steps=tuple(range(1, 40)))
   assert [box['max'] for box in page_of(folder).all('input')] == [str(pictures.GRIDS - 1)] * 3

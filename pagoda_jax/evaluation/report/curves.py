@@ -126,7 +126,8 @@ def _points(place, steps, values) -> str:
   xs, ys = place.x(steps), place.y(values)
   if len(xs) == 1:  # a point is a short line
     xs, ys = np.array([xs[0] - 1, xs[0] + 1]), ys.repeat(2)
-  return ' '.join(f'{x:.1f},{y:.1f}' for x, y in zip(xs, ys))
+  # Finer than is seen: page.js tells steps and values by them.
+  return ' '.join(f'{x:.4f},{y:.4f}' for x, y in zip(xs, ys))
 
 
 def _classes(curve) -> str:

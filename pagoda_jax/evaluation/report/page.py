@@ -118,7 +118,7 @@ def _phases(run, name, image_flops):
     flops = image_flops(run, phase.name) if phase.done else None
     total = flops * phase.images if flops else None
     whole += total or 0.0
-    rate, mfu, epochs = phase.last('images_per_second'), phase.mean('mfu'), phase.last('epochs')
+    rate, mfu, epochs = (phase.last(name) for name in ('images_per_second', 'mfu', 'epochs'))
     skipped = phase.last('skipped')
     rows.append([
       phase.name, phase.stage, f'{phase.resolution} px', phase.state, f'{phase.images:,}' if phase.done else '–',

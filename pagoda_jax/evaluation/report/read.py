@@ -79,12 +79,6 @@ class Phase:
     finite = values[np.isfinite(values)]
     return float(finite[-1]) if len(finite) else None
 
-  def mean(self, name: str) -> float | None:
-    """The mean of a curve's finite values."""
-    values = self.curves[name][1] if name in self.curves else np.empty(0)
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else None
-
 
 @dataclasses.dataclass
 class Run:
