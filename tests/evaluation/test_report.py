@@ -16,6 +16,7 @@ import tiny
 from PIL import Image
 
 from pagoda_jax import main
+from pagoda_jax.data import noise_store
 from pagoda_jax.evaluation.report import curves, page, pictures, read, write
 from pagoda_jax.runtime.files import write_sealed
 from pagoda_jax.training import claims, grids, workdir
@@ -242,6 +243,16 @@ def test_what_the_pointer_is_told_is_what_was_logged():
   assert len(told) == 1000 and set(told) <= set(steps)
   found = low + (166 - points[:, 1]) / (166 - 8) * (high - low)
   np.testing.assert_allclose(10**found if 'data-log="1"' in text else found, np.interp(told, steps, values), rtol=5e-4)
+
+
+def test_pairs_that_are_inverted_in_the_steps_of_others_cost_the_phase_of_their_noise_nothing(tmp_path):
+  folder = write_run(tmp_path, experiment())
+  whole = page._phases(read.read(folder), 'run', lambda run, name: 2e6)
+  noise_store.write_promise(read.epath.Path(folder / 'invert'), 4500, {'teacher_sha256': 'ab'})
+  run = read.read(folder)
+  assert [(phase.images, phase.finished) for phase in run.phases if phase.stage == 'invert'] == [(0, True)]
+  # Three phases of 32 images at 2 MFLOP.
+  assert 'In all 9.19 G FLOPs' in whole and 'In all 192 M FLOPs' in page._phases(run, 'run', lambda run, name: 2e6)
 
 
 def test_images_a_second_and_mfu_are_of_one_moment(tmp_path):

@@ -56,7 +56,10 @@ class Phase:
   @property
   def images(self) -> int:
     """That it has worked through."""
-    return self.done if self.stage == 'invert' else self.done * self.batch_size
+    if self.stage != 'invert':
+      return self.done * self.batch_size
+    # Those that nothing is stored of are worked through in the steps of other phases, and count there.
+    return self.done if not self.manifest or 'std' in self.manifest else 0
 
   @property
   def finished(self) -> bool:
