@@ -252,7 +252,11 @@ def test_pairs_that_are_inverted_in_the_steps_of_others_cost_the_phase_of_their_
   run = read.read(folder)
   assert [(phase.images, phase.finished) for phase in run.phases if phase.stage == 'invert'] == [(0, True)]
   # Three phases of 32 images at 2 MFLOP.
-  assert 'In all 9.19 G FLOPs' in whole and 'In all 192 M FLOPs' in page._phases(run, 'run', lambda run, name: 2e6)
+  assert 'In all 9.19 G FLOPs.' in whole and 'In all 192 M FLOPs.' in page._phases(run, 'run', lambda run, name: 2e6)
+  # A sum without a phase that could not be counted says so.
+  some = page._phases(run, 'run', lambda run, name: None if name == 'grow_16' else 2e6)
+  assert 'In all 128 M FLOPs, but for' in some and 'were not counted' not in some
+  assert 'were not counted' in page._phases(run, 'run', lambda run, name: None)
 
 
 def test_images_a_second_and_mfu_are_of_one_moment(tmp_path):
