@@ -169,8 +169,9 @@ def _white(image) -> int | None:
 
 def _in_8_bits(image, white):
   """As mode 1, L or RGB; Pillow's own conversion would clip greys of more bits at 255."""
-  if white:
-    return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, white) * 255 // white).astype(np.uint8))
+  if white:  # rounded to the nearest: cut off, a picture would be half a level too dark
+    levels = np.asarray(image).astype(np.int64).clip(0, white) * 255
+    return Image.fromarray(((levels + white // 2) // white).astype(np.uint8))
   return image if image.mode in ('1', 'L', 'RGB') else image.convert('RGB')
 
 

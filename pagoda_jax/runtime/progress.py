@@ -22,7 +22,7 @@ class Progress:
     self._live = sys.stderr.isatty()
 
   def restart_clock(self, done: int) -> None:
-    """Leaves the time so far (compilation) out of the rate."""
+    """Leaves the time so far (compilation) out of the rate, and what was done in it, though it be counted later."""
     self._start = self._shown = time.monotonic()
     self._first, self._images = done, 0
 
@@ -30,8 +30,10 @@ class Progress:
     return self._images / max(time.monotonic() - self._start, 1e-9)
 
   def rates(self) -> dict[str, float]:
-    """'images_per_second', and where MFU can be told 'images_per_second_per_chip' and 'mfu'."""
-    rate = self.images_per_second()
+    """'images_per_second', and where MFU can be told 'images_per_second_per_chip' and 'mfu'; {} before a rate is known.
+    """
+    if not (rate := self.images_per_second()):
+      return {}
     found = {'images_per_second': round(rate, 2)}
     if self.image_flops and (chips := topologies.here()).chip.peak:
       found['images_per_second_per_chip'] = round(rate / chips.count, 3)
@@ -40,7 +42,8 @@ class Progress:
 
   def update(self, done: int, images: int, values: dict | None = None, force: bool = False) -> None:
     """Counts `images` more and shows the line if the last one is old enough."""
-    self._images += images
+    if done > self._first:  # else of the time before the clock's
+      self._images += images
     if not distributed.is_primary():
       return
     now = time.monotonic()
@@ -50,11 +53,12 @@ class Progress:
     left = (now - self._start) / max(done - self._first, 1) * (self._total - done)
     parts = [f'{self._name}  {self._unit} {done}/{self._total}']
     parts += [f'{key} {value:.4g}' for key, value in (values or {}).items()]
-    rates = self.rates()
-    parts.append(f'{rates["images_per_second"]:.0f} images/s')
+    if rates := self.rates():
+      parts.append(f'{rates["images_per_second"]:.0f} images/s')
     if 'mfu' in rates:
       parts.append(f'{rates["images_per_second_per_chip"]:.4g} images/s/chip  MFU {rates["mfu"]:.1%}')
-    parts.append(f'{duration(left)} left')
+    if rates or done == self._total:
+      parts.append(f'{duration(left)} left')
     self._print('  '.join(parts), end='\r' if self._live and not force else '\n')
 
   def _print(self, text, end):

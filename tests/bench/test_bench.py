@@ -76,6 +76,21 @@ def test_mfu_by_hand(monkeypatch):
   assert told.rates() == {'images_per_second': 40.0, 'images_per_second_per_chip': 40 / count, 'mfu': 0.8 / count}
 
 
+def test_the_step_that_compiles_is_no_part_of_the_rate(monkeypatch, capsys):
+  now = 100.0
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: now)
+  told = progress.Progress('teacher', 12, done=9)
+  now = 160.0  # step 10 has been compiled; what it did is counted a step later
+  told.restart_clock(10)
+  now = 160.5
+  told.update(10, 64, force=True)
+  assert told.rates() == {} and capsys.readouterr().err == 'teacher  step 10/12\n'
+  now = 164.0
+  told.update(11, 64, force=True)
+  assert told.rates() == {'images_per_second': 16.0}
+  assert capsys.readouterr().err == 'teacher  step 11/12  16 images/s  0:04 left\n'
+
+
 def test_flops_are_counted_by_the_cpu_backend_without_what_saves_memory(monkeypatch, caplog):
   """XLA counts nothing of what is lowered for a GPU or a TPU."""
   config = tiny.get_config()

@@ -121,7 +121,13 @@ def test_a_picture_is_read_as_a_viewer_shows_it(tmp_path):
   transparent, upright, deep = (pictures.picture(folders.open_folder(tmp_path)[i]['image'], 8, 3) for i in range(3))
   assert transparent[0, 0].tolist() == [255, 0, 0] and transparent[0, 7].tolist() == [255, 255, 255]
   assert upright[0, 7].tolist() == [0, 255, 0] and upright[0, 0].tolist() == [0, 0, 0]
-  assert deep[0, 0].tolist() == [155, 155, 155]
+  assert deep[0, 0].tolist() == [156, 156, 156]  # of 155.6
+
+
+def test_greys_of_16_bits_are_rounded_to_the_nearest_of_8():
+  values = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+  found = np.asarray(pictures.decode(make_data.png(values)), np.float64)
+  assert np.abs(found - values / 257).max() <= 0.5 and found.mean() == 127.5
 
 
 def damage(folder):

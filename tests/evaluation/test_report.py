@@ -16,6 +16,7 @@ import tiny
 from PIL import Image
 
 from pagoda_jax import main
+from pagoda_jax.data import noise_store
 from pagoda_jax.evaluation.report import curves, page, pictures, read, write
 from pagoda_jax.runtime.files import write_sealed
 from pagoda_jax.training import claims, grids, workdir
@@ -226,6 +227,49 @@ def test_a_running_mean_is_that_of_its_window():
   middle = np.abs(at - 250).argmin()
   window = steps[int(at[middle]) - 10 : int(at[middle]) + 11]
   assert means[middle] == pytest.approx((window**2).mean()) and means[0] == 0 and means[-1] == 499**2
+  # A spike tells in its windows alone.
+  at, means = curves.running_mean(steps, np.where(steps == 100, 1e20, 1 + steps % 2))
+  assert means.min() > 0.9 and means[at > 111].max() < 2.1 and means[at == 100] == pytest.approx(1e20 / 21)
+
+
+def test_what_the_pointer_is_told_is_what_was_logged():
+  steps = np.arange(50.0, 100_001, 50)
+  values = 1 + (steps - 50) / 1000
+  text = str(curves.panel('x', [curves.Curve('x', steps, values)]))
+  (first, last), (low, high) = (map(float, re.search(f'data-{axis}="([^"]*)"', text)[1].split(',')) for axis in 'xy')
+  points = np.array([point.split(',') for point in re.search(r'points="([^"]*)"', text)[1].split()], float)
+  # As page.js turns places into numbers.
+  told = np.rint(first + (points[:, 0] - 46) / (352 - 46) * (last - first))
+  assert len(told) == 1000 and set(told) <= set(steps)
+  found = low + (166 - points[:, 1]) / (166 - 8) * (high - low)
+  np.testing.assert_allclose(10**found if 'data-log="1"' in text else found, np.interp(told, steps, values), rtol=5e-4)
+
+
+def test_pairs_that_are_inverted_in_the_steps_of_others_cost_the_phase_of_their_noise_nothing(tmp_path):
+  folder = write_run(tmp_path, experiment())
+  whole = page._phases(read.read(folder), 'run', lambda run, name: 2e6)
+  noise_store.write_promise(read.epath.Path(folder / 'invert'), 4500, {'teacher_sha256': 'ab'})
+  run = read.read(folder)
+  assert [(phase.images, phase.finished) for phase in run.phases if phase.stage == 'invert'] == [(0, True)]
+  # Three phases of 32 images at 2 MFLOP.
+  assert 'In all 9.19 G FLOPs.' in whole and 'In all 192 M FLOPs.' in page._phases(run, 'run', lambda run, name: 2e6)
+  # A sum without a phase that could not be counted says so.
+  some = page._phases(run, 'run', lambda run, name: None if name == 'grow_16' else 2e6)
+  assert 'In all 128 M FLOPs, but for' in some and 'were not counted' not in some
+  assert 'were not counted' in page._phases(run, 'run', lambda run, name: None)
+
+
+def test_images_a_second_and_mfu_are_of_one_moment(tmp_path):
+  folder = write_run(tmp_path, experiment())
+  path = folder / 'distill' / 'metrics.jsonl'
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  # Each is a mean since the run began: the mean of them is none of the run.
+  for line, rate in zip(lines, (10, 20, 30, 40)):
+    line |= {'images_per_second': rate, 'mfu': rate / 100}
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  table = page._phases(read.read(folder), 'run', lambda run, name: None)
+  (row,) = [row for row in table.split('<tr>') if '>distill<' in row]
+  assert '>40<' in row and '>40.0%<' in row
 
 
 def test_pictures_never_grow_past_their_room(tmp_path, monkeypatch):

@@ -51,12 +51,12 @@ def running_mean(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.
   half = len(values) // 50
   if half < 2:
     return steps[:0], values[:0]
-  with np.errstate(over='ignore'):
-    sums = np.concatenate([[0.0], np.cumsum(values)])
   at = np.unique(np.linspace(0, len(values) - 1, SMOOTHED).astype(int))
   # The same number to both sides, so that the ends are not pulled inwards.
   reach = np.minimum(half, np.minimum(at, len(values) - 1 - at))
-  means = (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
+  # Each by itself: in differences of running sums all that follows a spike would be lost beside it.
+  with np.errstate(over='ignore'):
+    means = np.array([values[place - far : place + far + 1].mean() for place, far in zip(at, reach)])
   return steps[at], means
 
 
@@ -126,7 +126,8 @@ def _points(place, steps, values) -> str:
   xs, ys = place.x(steps), place.y(values)
   if len(xs) == 1:  # a point is a short line
     xs, ys = np.array([xs[0] - 1, xs[0] + 1]), ys.repeat(2)
-  return ' '.join(f'{x:.1f},{y:.1f}' for x, y in zip(xs, ys))
+  # Finer than is seen: page.js tells steps and values by them.
+  return ' '.join(f'{x:.4f},{y:.4f}' for x, y in zip(xs, ys))
 
 
 def _classes(curve) -> str:

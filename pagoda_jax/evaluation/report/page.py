@@ -113,12 +113,13 @@ def _head(runs, names, running):
 
 
 def _phases(run, name, image_flops):
-  rows, whole = [], 0.0
+  rows, whole, counted = [], 0.0, True
   for phase in run.phases:
     flops = image_flops(run, phase.name) if phase.done else None
+    counted = counted and (flops is not None or not phase.done)
     total = flops * phase.images if flops else None
     whole += total or 0.0
-    rate, mfu, epochs = phase.last('images_per_second'), phase.mean('mfu'), phase.last('epochs')
+    rate, mfu, epochs = (phase.last(name) for name in ('images_per_second', 'mfu', 'epochs'))
     skipped = phase.last('skipped')
     rows.append([
       phase.name, phase.stage, f'{phase.resolution} px', phase.state, f'{phase.images:,}' if phase.done else '–',
@@ -131,8 +132,8 @@ def _phases(run, name, image_flops):
   if paused := sum(phase.paused for phase in run.phases):
     said.append(f'Breaks: {duration(paused)}.')
   if whole:
-    said.append(f'In all {_scaled(whole)} FLOPs.')
-  elif any(phase.done for phase in run.phases):
+    said.append(f'In all {_scaled(whole)} FLOPs' + ('.' if counted else ', but for phases whose own are not known.'))
+  elif not counted:
     said.append('FLOPs were not counted; `pagoda report` counts them.')
   if not any('mfu' in phase.curves for phase in run.phases):
     said.append("No MFU: the run's chip is none whose peak is published.")

@@ -56,7 +56,10 @@ class Phase:
   @property
   def images(self) -> int:
     """That it has worked through."""
-    return self.done if self.stage == 'invert' else self.done * self.batch_size
+    if self.stage != 'invert':
+      return self.done * self.batch_size
+    # Those that nothing is stored of are worked through in the steps of other phases, and count there.
+    return self.done if not self.manifest or 'std' in self.manifest else 0
 
   @property
   def finished(self) -> bool:
@@ -78,12 +81,6 @@ class Phase:
     values = self.curves[name][1] if name in self.curves else np.empty(0)
     finite = values[np.isfinite(values)]
     return float(finite[-1]) if len(finite) else None
-
-  def mean(self, name: str) -> float | None:
-    """The mean of a curve's finite values."""
-    values = self.curves[name][1] if name in self.curves else np.empty(0)
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else None
 
 
 @dataclasses.dataclass
