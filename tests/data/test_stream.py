@@ -1,5 +1,6 @@
 """The embedded digits, preprocessing, and a stream whose order depends on nothing but its seed and position."""
 
+import tracemalloc
 import types
 
 import numpy as np
@@ -103,6 +104,16 @@ def test_an_epoch_of_pairs_holds_the_chosen_fraction_and_each_pair_once(settings
   assert len(set(epochs[0].tolist())) == 90
   assert set(epochs[0].tolist()) == set(epochs[1].tolist())
   assert epochs[0].tolist() != epochs[1].tolist()
+
+
+def test_what_a_stream_holds_does_not_grow_with_the_number_of_pictures(settings, monkeypatch):
+  """Of a hundred million it was gigabytes, in each worker too."""
+  monkeypatch.setattr(streams, 'source_keys', lambda data: (None, streams.Keys(10**8, mirror=True)))
+  tracemalloc.start()
+  dataset = streams.Stream(settings, 8, 5, streams.ToInvert(2 * 10**8, 8)).dataset()
+  _, most = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert most < 10**6 and len(dataset) > 10**9
 
 
 @pytest.mark.parametrize('source, cores, free, expected', [
