@@ -172,6 +172,18 @@ def test_tfds_is_read_without_tensorflow(tmp_path):
   assert len(sources.open_tfds('small_pictures', str(tmp_path), 'train[2:5]')) == 3
 
 
+def test_pictures_of_tfds_are_held_out_by_labels_alone_read_once(tmp_path, monkeypatch):
+  """Of ImageNet and 50,000 held out, 800,000 pictures were decoded for their labels, for each part anew."""
+  make_data.write_tfds(tmp_path, 'small_pictures', 12)
+  looked, label = [], sources.TfdsSource.label
+  monkeypatch.setattr(pictures, 'decode', lambda content: 1 / 0)
+  monkeypatch.setattr(sources.TfdsSource, 'label', lambda self, i: looked.append(i) or label(self, i))
+  data = experiment('tfds', tmp_path, name='small_pictures', holdout=3).data
+  held, train = (sources.open_source(data, part).indices.tolist() for part in ('holdout', 'train'))
+  assert sorted(held + train) == list(range(12)) and sorted(i % 3 for i in held) == [0, 1, 2]
+  assert sorted(looked) == list(range(12))
+
+
 @pytest.mark.parametrize('name, split, expected', [
   ('no_such_pictures', 'train', 'Dataset no_such_pictures not found'),
   ('small_pictures', 'test', "Unknown split 'test'"),
