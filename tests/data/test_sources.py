@@ -266,6 +266,18 @@ def test_more_tfds_classes_than_the_config_has_are_refused(tmp_path):
     fitting.settle(experiment('tfds', tmp_path, name='small_pictures', num_classes=2))
 
 
+def test_more_pictures_than_samples_can_be_graded_by_are_refused(monkeypatch):
+  """A support vector machine of ImageNet's was begun when all phases had run."""
+  config = experiment('mnist', channels=1, holdout=500, num_classes=10)
+  config.evaluation.samples = 10
+  fitting.settle(config)
+  monkeypatch.setattr(fitting, 'MOST_BYTES', 8 * 4500 * config.data.resolution**2 - 1)
+  with pytest.raises(pictures.SourceError, match='config.evaluation.samples = 10: .* all 4,500 .*must be 0'):
+    fitting.settle(config)
+  config.evaluation.samples = 0
+  fitting.settle(config)
+
+
 def test_hidden_labels_of_tfds_are_no_class(tmp_path):
   make_data.write_tfds(tmp_path, 'small_pictures', 3, label=lambda i: -1)
   for count in (3, -1):
