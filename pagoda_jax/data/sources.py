@@ -311,19 +311,16 @@ def open_whole(kind: str, path: str = '', name: str = '', split: str = 'train', 
   return MnistSource()
 
 
-@functools.lru_cache(maxsize=16)  # of both parts: where labels must be read, they are read once
-def _held_out(holdout: int, *place) -> np.ndarray:
-  return holdout_indices(open_whole(*place), holdout) if holdout else np.array([], np.int64)
-
-
 @functools.lru_cache(maxsize=16)
 def open_part(part: str, holdout: int, *place) -> Source:
   """The 'train' or 'holdout' part of the source that open_whole(*place) gives; opened once in a process."""
   whole = open_whole(*place)
-  if not holdout and part == 'train':
+  if part == 'holdout':
+    return Part(whole, holdout_indices(whole, holdout) if holdout else np.array([], np.int64))
+  if not holdout:
     return whole
-  held = _held_out(holdout, *place)
-  return Part(whole, held if part == 'holdout' else np.setdiff1d(np.arange(len(whole)), held))
+  held = open_part('holdout', holdout, *place).indices  # where labels must be read for it, they are read once
+  return Part(whole, np.setdiff1d(np.arange(len(whole)), held))
 
 
 def open_source(data, part: str = 'train') -> Source:
