@@ -58,6 +58,9 @@ def stuck_alone(folder):
   """Process 0 does not come back from a disk, say, where another waits until it says that it is done."""
   del folder
   if jax.process_index() == 0:
+    distributed.work_alone('invert: noise-00002')
+    while distributed.begun_alone() != 1:
+      time.sleep(0.1)
     distributed.work_alone('invert: noise-00003')
     time.sleep(60)
   while not distributed.look('invert/end'):

@@ -10,6 +10,9 @@ from pagoda_jax.data import stream as streams
 from pagoda_jax.data.pictures import SourceError
 from pagoda_jax.data.sources import Source, open_source, prepared
 
+# Of all training pictures in float64, several copies of which the summary that ends a run holds at once.
+MOST_BYTES = 2**34
+
 
 def settle(config) -> None:
   """Opens the source of an experiment, before any device work, and checks that the config fits it.
@@ -21,13 +24,14 @@ def settle(config) -> None:
   Raises:
     SourceError: the source is missing or damaged; its pictures are stored smaller than config.data.resolution;
       a picture's label is not one of config.data.num_classes, where the first such picture is named; or captions
-      have no embeddings, or those of another encoder.
+      have no embeddings, or those of another encoder; or there are more than samples can be graded by.
   """
   source, data = open_source(config.data), config.data
   _check_space(source, config)
   if source.resolution is not None and source.resolution < data.resolution:
     raise SourceError(f'config.data.resolution = {data.resolution}: the pictures of source {data.source} {data.path} '
                       f'are stored at {source.resolution} px')
+  _check_graded(source, config)
   _warn_of_stored(source, config)
   if data.num_classes == -1:
     set_classes(config, len(source.class_names))
@@ -35,6 +39,16 @@ def settle(config) -> None:
   if configs.has_text(config):
     _settle_text(config, prepared(source).texts)
     records.check_texts(config.data.path)
+
+
+def _check_graded(source, config):
+  """Refuses to grade samples by more pictures than a memory holds, which would show when all has been trained."""
+  count, numbers = len(source), (config.data.resolution * spaces.factor(config)) ** 2 * config.data.channels
+  if config.evaluation.samples and 8 * count * numbers > MOST_BYTES:
+    raise SourceError(f'config.evaluation.samples = {config.evaluation.samples}: grades samples by all {count:,} '
+                      f'training pictures at once, {8e-9 * count * numbers:,.0f} GB at config.data.resolution = '
+                      f'{config.data.resolution}, and at most {MOST_BYTES / 1e9:,.0f} GB: must be 0; `pagoda evaluate` '
+                      'measures samples of such a set')
 
 
 def _check_space(source, config):

@@ -27,7 +27,7 @@ class Source(Protocol):
 
   Attributes:
     class_names: names of the classes 0, 1, ...; () for pictures without labels.
-    all_labels: [N] int32, -1 for none; None where only reading the pictures would tell.
+    all_labels: [N] int32, -1 for none; None where only reading records would tell, which `label` does (TfdsSource).
     digest: SHA-256 that changes when what index i gives may have changed.
     resolution: short side of the stored pictures in pixels; None where they vary.
   """
@@ -106,8 +106,17 @@ class TfdsSource:
       raise SourceError(f'{name}: {error}') from None
     except Exception as error:  # what damaged bytes lead ArrayRecord's, TFDS' and Pillow's readers to
       raise SourceError(f'{name}: damaged record ({error})') from None
-    label = int(record[self.label_key]) if self.label_key else -1
-    return {'image': image, 'label': label, 'name': name}
+    return {'image': image, 'label': self._label_of(record), 'name': name}
+
+  def label(self, index: int) -> int:
+    """`[]`'s label alone: no picture is decoded for it."""
+    try:
+      return self._label_of(self._records[int(index)])
+    except Exception as error:
+      raise SourceError(f'{self.name}/{self.split}/{index}: damaged record ({error})') from None
+
+  def _label_of(self, record) -> int:
+    return int(record[self.label_key]) if self.label_key else -1
 
   @property
   def _records(self):
@@ -261,7 +270,7 @@ def holdout_indices(source: Source, count: int) -> np.ndarray:
   if source.all_labels is not None:
     return balanced_choice(source.all_labels, count)
   candidates = np.random.default_rng(0).permutation(len(source))[: count * HOLDOUT_CANDIDATES]
-  labels = np.array([source[int(index)]['label'] for index in candidates])
+  labels = np.array([source.label(int(index)) for index in candidates])
   return np.sort(candidates[balanced_choice(labels, count)])
 
 
@@ -306,10 +315,12 @@ def open_whole(kind: str, path: str = '', name: str = '', split: str = 'train', 
 def open_part(part: str, holdout: int, *place) -> Source:
   """The 'train' or 'holdout' part of the source that open_whole(*place) gives; opened once in a process."""
   whole = open_whole(*place)
-  if not holdout and part == 'train':
+  if part == 'holdout':
+    return Part(whole, holdout_indices(whole, holdout) if holdout else np.array([], np.int64))
+  if not holdout:
     return whole
-  held = holdout_indices(whole, holdout) if holdout else np.array([], np.int64)
-  return Part(whole, held if part == 'holdout' else np.setdiff1d(np.arange(len(whole)), held))
+  held = open_part('holdout', holdout, *place).indices  # where labels must be read for it, they are read once
+  return Part(whole, np.setdiff1d(np.arange(len(whole)), held))
 
 
 def open_source(data, part: str = 'train') -> Source:

@@ -10,6 +10,7 @@ import hashlib
 import multiprocessing
 import os
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -193,14 +194,15 @@ class Stream:
     source, keys = source_keys(self.data)
     parts = {'text': self.text, 'drawn': self.drawn, 'band_of': band_of(self.data)}
     load = LoadPicture(source, keys, self.resolution, self.data.channels, base=self.real_base, **parts)
-    real = self._shuffled(np.arange(len(keys)), self.seed)
+    real = self._shuffled(range(len(keys)), self.seed)
     real = real.map(load) if self.drawn is None else real.map_with_index(load.in_place)
     if self.noise is None:
       return real
-    # The subset is drawn once, from its own seed: the same pairs in every epoch and after a restart.
-    stored = len(self.noise)
-    chosen = np.random.default_rng(self.seed).permutation(stored)
-    chosen = np.sort(chosen[: max(1, round(self.pairs_fraction * stored))])
+    # Of all, numbers that lie in memory would be a gigabyte, here and in every worker, of a hundred million pictures.
+    stored = chosen = range(len(self.noise))
+    if (count := max(1, round(self.pairs_fraction * len(stored)))) < len(stored):
+      # The subset is drawn once, from its own seed: the same pairs in every epoch and after a restart.
+      chosen = np.sort(np.random.default_rng(self.seed).permutation(len(stored))[:count])
     pairs = self._shuffled(chosen, self.seed + 1).map(
       LoadPicture(source, keys, self.resolution, self.data.channels, self.noise, **parts)
     )
@@ -209,7 +211,7 @@ class Stream:
     return ZipMapDataset([pairs, real]).map(lambda both: pair_and_real(*both))
 
   @staticmethod
-  def _shuffled(keys: np.ndarray, seed: int) -> grain.MapDataset:
+  def _shuffled(keys: Sequence[int] | np.ndarray, seed: int) -> grain.MapDataset:
     return grain.MapDataset.source(keys).seed(seed).shuffle().repeat(None)
 
   def batches(self, batch_size: int, rows: np.ndarray | None = None) -> 'Batches':

@@ -218,6 +218,12 @@ def work_alone(what: str) -> None:
   if several():
     _Watch.current.alone = f'process {jax_distributed.global_state.process_id} is still at: {what}. See its log.'
     _Watch.current.since, _Watch.current.resting = time.monotonic(), False
+    _Watch.current.begun += 1
+
+
+def begun_alone() -> int:
+  """What all processes have begun by `work_alone`: grows as long as one of them gets on, however long a whole takes."""
+  return sum(standing['begun'] for standing in _Watch.current.standings().values()) if several() else 0
 
 
 def rest() -> None:
@@ -256,7 +262,7 @@ class _Watch:
   def __init__(self, limit: int, silence: int):
     self.limit, self.silence = limit, silence
     self.progress, self.since, self.resting = (), time.monotonic(), True
-    self.alone = ''  # what it does while nobody waits for its steps, in words
+    self.alone, self.begun = '', 0  # what it does while nobody waits for its steps, in words; how many such things
     self._compiles: list[tuple[str, str]] = []  # (event, program), the outermost first
     self._compiled = None  # when the last compilation ended
     self._heard: dict[int, int] = {}  # processes whose silence this one notices: a number that grows
@@ -292,6 +298,7 @@ class _Watch:
     return {
       'round': rounds,  # grows as long as this process lives and is not stopped
       'progress': self.progress,
+      'begun': self.begun,
       'compiles': compiles[0][1] if compiles else '',
       'compiled': None if compiled is None else time.monotonic() - compiled,  # seconds ago; clocks differ
     }

@@ -11,6 +11,7 @@ address by mistake; like the coordinator, which lets everyone in, it is no defen
 
 import hashlib
 import re
+import resource
 import selectors
 import socket
 import struct
@@ -21,6 +22,7 @@ POLL_SECONDS = 2.0
 GREETING_SECONDS = 10.0  # within which whoever connects must have said the line
 MOST_SILENT = 256  # connections that have not; the oldest makes room for one more
 LONGEST = 4096  # bytes of a line
+SPARE = 128  # descriptors that process 0 needs besides those of the others
 OURS = b'pagoda '
 GREETING = re.compile(OURS + rb'([0-9a-f]{32}) (\d{1,9}) (\d{1,9}) (\S{1,255})')
 
@@ -44,10 +46,25 @@ def meet(address: str, count: int, index: int, limit: int, run: str) -> None:
   host, port = address.rsplit(':', 1)
   token = hashlib.sha256(run.encode()).hexdigest()[:32]
   if index == 0:
+    _make_room(count)
     _Meeting(int(port), count, token, limit).hold()
   else:
     name = '-'.join(socket.gethostname().split()) or '?'
     _knock(address, host.strip('[]'), int(port), f'pagoda {token} {count} {index} {name}\n'.encode(), limit)
+
+
+def _make_room(count: int) -> None:
+  """Lets process 0 have a connection to each other one, here and at the coordinator, beside the files that it reads.
+
+  The usual limit of 1024 descriptors is one of programs; a process may raise its own up to the hard one.
+  """
+  soft, hard = (float('inf') if most == resource.RLIM_INFINITY else most
+                for most in resource.getrlimit(resource.RLIMIT_NOFILE))
+  if hard < count + SPARE:
+    raise HostsError(f'process 0 holds a connection to each of {count} processes, and may have {hard} files open here '
+                     f'(`ulimit -Hn`): must be {count + SPARE} or more')
+  if soft < (wanted := min(soft + count, hard)):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(wanted), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def _of_ours(received: bytes) -> bool:

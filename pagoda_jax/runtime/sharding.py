@@ -1,5 +1,6 @@
 """The device mesh, the one rule that shards every tree, and placing batches on it."""
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -147,8 +148,12 @@ def place_batch(batch, mesh: Mesh):
 
 def gathered(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
   """The whole of an array (NumPy) of which every host holds its `local_rows`."""
-  whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(place_batch(rows, mesh))
-  return np.asarray(whole)
+  return np.asarray(_whole(mesh)(place_batch(rows, mesh)))
+
+
+@functools.cache  # of a function made anew, each step would wait for a program of its own
+def _whole(mesh: Mesh):
+  return jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
 
 def place_global(batch, mesh: Mesh):

@@ -23,7 +23,7 @@ from pagoda_jax.weights.convert.formats import Converted
 
 WEIGHTS = 'weights'  # in the phase's folder
 MEASURED = 2048  # training pictures that scaling and shift are measured on, drawn with a fixed seed
-BATCH = 64
+BATCH = 64  # pictures at once, fewer of large ones
 
 
 def make_grid(config, mesh):
@@ -35,7 +35,7 @@ def make_grid(config, mesh):
                   out_shardings=sharding.replicated(mesh))
 
   def draw(path, state):
-    decoded = np.asarray(again(state.ema, pictures))
+    decoded = np.concatenate([np.asarray(again(state.ema, pictures[part])) for part in _parts(*pictures.shape[:2])])
     image = grid_of_both(pictures, decoded, wide)
     if distributed.is_primary():
       write_png(path, image)
@@ -49,6 +49,13 @@ def _coder(config):
   module = decoding.make_autoencoder(config, jnp.float32)
   return (lambda params, images: module.apply({'params': params}, normalize(images), method='encode'),
           lambda params, latents: module.apply({'params': params}, latents, method='decode'))
+
+
+def _parts(count: int, side: int) -> list[slice]:
+  """Of so many pictures, as many at once as a device has room for: 64 of 512 px would take tens of gigabytes, and that
+  when the phase has made its last step."""
+  size = max(min(BATCH, decoding.DECODED_AT_ONCE // side**2), 1)
+  return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def leave_weights(config, folder, name: str) -> None:
@@ -100,8 +107,8 @@ def measure(config, params, sizes: int) -> dict:
   chosen = np.sort(np.random.default_rng(0).permutation(count)[:MEASURED])
   encode, decode = map(jax.jit, _coder(config))
   total = squares = deviations = numbers = 0.0
-  for start in range(0, len(chosen), BATCH):
-    images, _ = streams.epoch_pictures(config.data, side, 'train', chosen[start : start + BATCH])
+  for part in _parts(len(chosen), side):
+    images, _ = streams.epoch_pictures(config.data, side, 'train', chosen[part])
     mean, log_variance = (np.asarray(x, np.float64) for x in encode(params, images))
     deviation = np.exp(log_variance / 2)
     total, numbers = total + mean.sum(), numbers + mean.size
@@ -113,8 +120,8 @@ def measure(config, params, sizes: int) -> dict:
   psnr = {}
   for size in range(sizes):
     found = []
-    for start in range(0, len(held), BATCH):
-      images, _ = streams.epoch_pictures(config.data, side >> size, split, held[start : start + BATCH])
+    for part in _parts(len(held), side >> size):
+      images, _ = streams.epoch_pictures(config.data, side >> size, split, held[part])
       decoded = quantized(decode(params, encode(params, images)[0]))
       found.append(np.asarray(autoencoder.psnr(normalize(decoded), normalize(images))))
     psnr[str(side >> size)] = float(np.concatenate(found).mean())

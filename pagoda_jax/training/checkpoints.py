@@ -40,15 +40,15 @@ class Checkpoints:
     phase_folder: the phase's folder in the work directory.
     keep: how many of the latest to keep.
     keep_every: also keep those of steps that this divides; 0 keeps none besides.
-    best: also keep the one whose metric of this name is best; '' keeps none besides.
-    best_mode: 'min' or 'max': whether the least or the greatest is best.
+    best, best_mode: also keep the one whose metric of this name is the least ('min') or greatest ('max'); '': none.
+    limit: seconds that a save may take, where they are more than the 1200 that Orbax gives it.
   """
 
-  def __init__(self, phase_folder, keep: int = 3, keep_every: int = 0, best: str = '', best_mode: str = 'min'):
+  def __init__(self, phase_folder, keep: int = 3, keep_every: int = 0, best: str = '', best_mode: str = 'min',
+               limit: int = 0):
     self.folder = _folder(phase_folder)
-    self._best = best
+    self._best, self._saving = best, None
     self._metrics = metrics(phase_folder, best) if best else {}
-    self._saving = None
     policies = [ocp.checkpoint_managers.LatestN(keep)]
     if keep_every:
       policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
@@ -59,7 +59,7 @@ class Checkpoints:
       cleanup_tmp_directories=True,
       enable_async_checkpointing=True,
       # Orbax calls it on the first host, when every host has written its part and before the checkpoint is published.
-      async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+      async_options=ocp.AsyncOptions(max(limit, 1200), post_finalization_callback=self._seal),
     )
     types = ocp.type_handlers
     registry = types.create_type_handler_registry(

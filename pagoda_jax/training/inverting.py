@@ -285,15 +285,18 @@ def _write_holdout(config, name, store, solve, made_from):
 
 
 def _wait_for_shards(config, store, layout, made_from, left, name, stop):
-  """Returns when the other hosts' shards are there; raises HostsError where no shard comes for a while."""
-  before, since = -1, time.monotonic()
+  """Returns when the other hosts' shards are there; raises HostsError where none of them gets on for a while.
+
+  A shard may take longer than that: each host tells of every batch.
+  """
+  before, since = None, time.monotonic()
   while len(done := noise_store.finished_shards(store, layout, made_from)) < layout.num_shards:
     _leave_if_asked(stop, name, f'{len(done)} of {layout.num_shards} shards written')
-    if len(done) > before or distributed.compiling():
-      before, since = len(done), time.monotonic()
+    if (now := (len(done), distributed.begun_alone())) != before or distributed.compiling():
+      before, since = now, time.monotonic()
     if time.monotonic() - since > config.barrier_timeout:
       late = sorted({place % jax.process_count() for place, shard in enumerate(left) if shard not in done})
-      raise distributed.HostsError(f'{name}: no new shard for {config.barrier_timeout} s; missing are shards of '
+      raise distributed.HostsError(f'{name}: no new batch for {config.barrier_timeout} s; missing are shards of '
                                    f'process {", ".join(map(str, late))}. See its log.')
     time.sleep(1)
 

@@ -1,5 +1,7 @@
 """Where numbers and pictures go: metrics.jsonl always, TensorBoard and Weights & Biases where they are installed."""
 
+import contextlib
+import io
 import json
 import time
 
@@ -27,17 +29,12 @@ class JsonLines:
     # Buckets hold whole objects: there the file is written anew, now and then, instead of appended to.
     self._appends = not buckets.is_in_bucket(path)
     if self._primary and self._path.exists():
-      lines = self._path.read_bytes().splitlines()
-      steps = [_step_of(line) for line in lines]
-      if bad := [number for number, found in enumerate(steps, 1) if found is None]:
-        distributed.say(f'{self._path}: {len(bad)} of {len(lines)} lines do not parse and are left out, first line '
-                        f'{bad[0]}: {lines[bad[0] - 1][:60]!r}')
-      kept = ''.join(f'{line.decode()}\n' for line, found in zip(lines, steps) if found is not None and found <= step)
-      if self._appends:
-        with replacing(self._path) as file:
-          file.write(kept.encode())
-      else:
-        self._waiting = kept
+      kept = contextlib.nullcontext(io.BytesIO()) if not self._appends else replacing(self._path)
+      with kept as file:
+        said = _copy(self._path, step, file)
+        self._waiting = '' if self._appends else file.getvalue().decode()
+      if said:
+        distributed.say(f'{self._path}: {said}')
 
   def write(self, step: int, values: dict) -> None:
     """Adds a line.
@@ -95,6 +92,21 @@ class MetricLog:
     self.flush()
     if self._writers:
       self._writers.close()
+
+
+def _copy(path, step: int, file) -> str:
+  """Writes the lines of steps up to `step` to a file, one in memory at a time: which pictures each of a million steps
+  saw is more than that holds. Returns what is wrong with the others, in words."""
+  lines, bad, first = 0, 0, ''
+  with path.open('rb') as source:
+    for line in source:
+      line, lines = line.rstrip(b'\r\n'), lines + 1
+      found = _step_of(line)
+      if found is None:
+        bad, first = bad + 1, first or f'first line {lines}: {line[:60]!r}'
+      elif found <= step:
+        file.write(line + b'\n')
+  return f'{bad} of {lines} lines do not parse and are left out, {first}' if bad else ''
 
 
 def _step_of(line: bytes) -> int | None:

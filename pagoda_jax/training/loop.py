@@ -154,7 +154,8 @@ class _Loop:
     self.done = distributed.from_primary(
       f'{name}: newest checkpoint', functools.partial(checkpoints.newest_good_step, self.phase_folder))
     kept = config.checkpoint
-    self.saved = checkpoints.Checkpoints(self.phase_folder, kept.keep, kept.keep_every, kept.best, kept.best_mode)
+    self.saved = checkpoints.Checkpoints(
+      self.phase_folder, kept.keep, kept.keep_every, kept.best, kept.best_mode, config.barrier_timeout)
     self.since_save = []  # config.checkpoint.best, step by step
     self.parts = make_phase(config, folder, name, mesh.size)
     self.batches = self.parts.stream.batches(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import make_data
 import numpy as np
@@ -221,6 +222,19 @@ def test_damaged_labels_are_found_when_opening(photos, tmp_path):
   path.write_text(path.read_text().replace('"labels": [0', '"labels": [1'))
   with pytest.raises(pictures.SourceError, match=path.name):
     records.open_records(output)
+
+
+def test_a_large_folder_is_opened_shard_by_shard(monkeypatch):
+  """All sidecars of a hundred million pictures at once were gigabytes, in each process of a machine."""
+  whole = {'labels': list(range(1000, 6000)), shards.PLACES: 'x' * 22 * 5000}
+  monkeypatch.setattr(shards, 'read_sidecar', lambda folder, name: json.loads(json.dumps(whole)))
+  names = shards.Layout('pictures', 10**5, 5000).names
+  manifest = {'shards': {name: {'count': 5000, 'sha256': ''} for name in names}, 'classes': [], 'format': 'png'}
+  tracemalloc.start()
+  source = records._one_side('', manifest, 64, names)
+  _, most = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert source.all_labels[[0, 5000, -1]].tolist() == [1000, 1000, 5999] and most < 2 * 10**6
 
 
 def test_an_unfinished_folder_is_not_trained_on(photos, tmp_path):

@@ -178,6 +178,18 @@ def test_tfds_is_read_without_tensorflow(tmp_path):
   assert len(sources.open_tfds('small_pictures', str(tmp_path), 'train[2:5]')) == 3
 
 
+def test_pictures_of_tfds_are_held_out_by_labels_alone_read_once(tmp_path, monkeypatch):
+  """Of ImageNet and 50,000 held out, 800,000 pictures were decoded for their labels, for each part anew."""
+  make_data.write_tfds(tmp_path, 'small_pictures', 12)
+  looked, label = [], sources.TfdsSource.label
+  monkeypatch.setattr(pictures, 'decode', lambda content: 1 / 0)
+  monkeypatch.setattr(sources.TfdsSource, 'label', lambda self, i: looked.append(i) or label(self, i))
+  data = experiment('tfds', tmp_path, name='small_pictures', holdout=3).data
+  held, train = (sources.open_source(data, part).indices.tolist() for part in ('holdout', 'train'))
+  assert sorted(held + train) == list(range(12)) and sorted(i % 3 for i in held) == [0, 1, 2]
+  assert sorted(looked) == list(range(12))
+
+
 @pytest.mark.parametrize('name, split, expected', [
   ('no_such_pictures', 'train', 'Dataset no_such_pictures not found'),
   ('small_pictures', 'test', "Unknown split 'test'"),
@@ -258,6 +270,18 @@ def test_more_tfds_classes_than_the_config_has_are_refused(tmp_path):
   make_data.write_tfds(tmp_path, 'small_pictures', 3)
   with pytest.raises(pictures.SourceError, match='num_classes = 2: the source has 3 classes'):
     fitting.settle(experiment('tfds', tmp_path, name='small_pictures', num_classes=2))
+
+
+def test_more_pictures_than_samples_can_be_graded_by_are_refused(monkeypatch):
+  """A support vector machine of ImageNet's was begun when all phases had run."""
+  config = experiment('mnist', channels=1, holdout=500, num_classes=10)
+  config.evaluation.samples = 10
+  fitting.settle(config)
+  monkeypatch.setattr(fitting, 'MOST_BYTES', 8 * 4500 * config.data.resolution**2 - 1)
+  with pytest.raises(pictures.SourceError, match='config.evaluation.samples = 10: .* all 4,500 .*must be 0'):
+    fitting.settle(config)
+  config.evaluation.samples = 0
+  fitting.settle(config)
 
 
 def test_hidden_labels_of_tfds_are_no_class(tmp_path):

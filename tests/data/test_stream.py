@@ -1,7 +1,9 @@
 """The embedded digits, preprocessing, and a stream whose order depends on nothing but its seed and position."""
 
+import tracemalloc
 import types
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -9,6 +11,7 @@ from PIL import Image
 
 from pagoda_jax.data import pictures
 from pagoda_jax.data import stream as streams
+from pagoda_jax.runtime import sharding
 
 
 @pytest.fixture(scope='module')
@@ -103,6 +106,24 @@ def test_an_epoch_of_pairs_holds_the_chosen_fraction_and_each_pair_once(settings
   assert len(set(epochs[0].tolist())) == 90
   assert set(epochs[0].tolist()) == set(epochs[1].tolist())
   assert epochs[0].tolist() != epochs[1].tolist()
+
+
+def test_which_pictures_a_step_saw_is_told_by_one_program(monkeypatch):
+  """log.batches asks at every step; a function made anew was compiled anew."""
+  made, jit, mesh = [], jax.jit, sharding.make_mesh(devices=jax.devices()[:1])
+  monkeypatch.setattr(jax, 'jit', lambda *args, **kwargs: made.append(args) or jit(*args, **kwargs))
+  assert [sharding.gathered(np.arange(4) + step, mesh)[0] for step in range(3)] == [0, 1, 2]
+  assert len(made) == 1
+
+
+def test_what_a_stream_holds_does_not_grow_with_the_number_of_pictures(settings, monkeypatch):
+  """Of a hundred million it was gigabytes, in each worker too."""
+  monkeypatch.setattr(streams, 'source_keys', lambda data: (None, streams.Keys(10**8, mirror=True)))
+  tracemalloc.start()
+  dataset = streams.Stream(settings, 8, 5, streams.ToInvert(2 * 10**8, 8)).dataset()
+  _, most = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert most < 10**6 and len(dataset) > 10**9
 
 
 @pytest.mark.parametrize('source, cores, free, expected', [

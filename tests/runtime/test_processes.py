@@ -1,5 +1,6 @@
 """Several real processes on loopback: one step, one run, one stop, and an end with a name when one is missing."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -23,7 +25,7 @@ from pagoda_jax import main
 from pagoda_jax.cli import run
 from pagoda_jax.data import noise_store
 from pagoda_jax.runtime import distributed, trees
-from pagoda_jax.training import checkpoints, workdir
+from pagoda_jax.training import checkpoints, inverting, workdir
 
 
 def free_port():
@@ -204,6 +206,20 @@ def test_a_wait_ends_within_its_limit_and_names_the_process(task, named):
   (code, output), (other_code, _) = workers(task, limit=5)
   assert code == 1 and other_code == 1
   assert named in output
+
+
+def test_a_shard_of_noise_may_take_longer_than_any_wait(monkeypatch):
+  """As it does in float32 on most GPUs: whoever gets on, batch by batch, is waited for."""
+  config, looks = tiny.get_config(), []
+  config.barrier_timeout = 5
+  clock = types.SimpleNamespace(monotonic=itertools.count().__next__, sleep=lambda seconds: None)
+  monkeypatch.setattr(inverting, 'time', clock)
+  monkeypatch.setattr(noise_store, 'finished_shards', lambda *args: looks.append(args) or [])
+  monkeypatch.setattr(distributed, 'begun_alone', lambda: min(len(looks), 20))
+  stop = types.SimpleNamespace(wanted_alone=lambda phase: False)
+  with pytest.raises(distributed.HostsError, match='no new batch for 5 s; missing are shards of process 0'):
+    inverting._wait_for_shards(config, None, noise_store.make_layout(8, 8), {}, [0], 'invert', stop)
+  assert 20 < len(looks) < 30
 
 
 def test_who_misses_one_that_stops_ends_with_its_code():

@@ -167,6 +167,19 @@ def test_endless_lines_cost_no_memory_and_dripping_and_silent_connections_no_tim
   assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
 
 
+def test_process_0_may_have_as_many_connections_as_there_are_processes(monkeypatch):
+  """1,024 of them were told, under the usual limit of 1,024 files, that some had not come that were there."""
+  before = resource.getrlimit(resource.RLIMIT_NOFILE)
+  try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    assert meet((2, 1), (2, 0)) == ['met'] * 2
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (258, before[1])
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+  monkeypatch.setattr(resource, 'getrlimit', lambda which: (1024, 1024))
+  assert 'each of 1000 processes, and may have 1024 files open here (`ulimit -Hn`): must be 1128' in meet((1000, 0))[0]
+
+
 def test_a_process_that_left_is_not_counted_and_may_come_again():
   port = free_port()
   first = Process(port, 3, 0)

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,27 @@ def test_each_of_two_autoencoders_is_measured_at_its_own_sizes(tmp_path, monkeyp
     with pytest.raises(ZeroDivisionError):
       autoencoding.leave_weights(config, tmp_path, name)
   assert measured == [2, 1]
+
+
+def test_large_pictures_are_measured_and_shown_a_few_at_a_time(root, tmp_path, monkeypatch):
+  """All at once they ended the phase for lack of memory, after its last step and again whenever it was started."""
+  config, seen, coder = latent_tools.get_autoencoder_config(root), [], autoencoding._coder
+  done, mesh = root / 'run' / 'autoencoder', sharding.make_mesh(devices=jax.devices()[:1])
+  params = folders.load_converted(done / 'weights')[0]['params']
+
+  def watched(config):
+    encode, decode = coder(config)
+    return lambda params, images: seen.append(images.shape[:2]) or encode(params, images), decode
+
+  monkeypatch.setattr(autoencoding, '_coder', watched)
+  monkeypatch.setattr(decoding, 'DECODED_AT_ONCE', 2 * 16**2)
+  whole = folders.read_description(done / 'weights')['source']['measured']
+  measured = autoencoding.measure(config, params, 1)
+  assert measured.pop('psnr')['16'] == pytest.approx(whole.pop('psnr')['16'], rel=1e-4)
+  assert measured == pytest.approx(whole, rel=1e-4)
+  image = autoencoding.make_grid(config, mesh)(tmp_path / 'grid.png', types.SimpleNamespace(ema=params))
+  there = np.asarray(Image.open(done / 'samples' / 'step_00000004.png')).reshape(image.shape)
+  assert np.abs(image.astype(int) - there).max() <= 1 and set(seen) == {(1, 16), (2, 16)}
 
 
 @pytest.mark.slow

@@ -319,6 +319,15 @@ def test_a_run_whose_only_checkpoint_is_damaged_does_not_begin_anew(copied, caps
 # The best one
 
 
+def test_a_save_may_take_as_long_as_any_other_wait(tmp_path, monkeypatch):
+  """Orbax gives up after 20 minutes: to a slow disk, a large state was never saved, whatever barrier_timeout was."""
+  given, options = [], ocp.AsyncOptions
+  monkeypatch.setattr(ocp, 'AsyncOptions', lambda *args, **kwargs: given.append(options(*args, **kwargs)) or given[-1])
+  for limit in (60, 7200):
+    checkpoints.Checkpoints(tmp_path, limit=limit).close()
+  assert [each.timeout_secs for each in given] == [1200, 7200]
+
+
 @pytest.mark.parametrize('kind', [ValueError, jax.errors.JaxRuntimeError])
 def test_a_process_that_is_lost_in_a_save_or_restore_is_no_fault_of_disk_or_checkpoint(kind, tmp_path, monkeypatch):
   """JAX raises a ValueError where Gloo answers at once."""

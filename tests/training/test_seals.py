@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import tracemalloc
 import types
 
 import numpy as np
@@ -196,6 +197,13 @@ def test_lines_of_a_log_that_do_not_parse_are_counted_aloud(tmp_path, capsys):
   assert path.read_text().splitlines() == ['{"step": 1, "loss": 0.5}', '{"step": 5}', '{"step": 6, "loss": 2.0}']
   logs.JsonLines(path, 6)
   assert capsys.readouterr().out == ''
+  # Of a long run the file is larger than the memory: batches.jsonl, with a batch's keys in each line.
+  path.write_text(''.join(f'{{"step": {step}, "keys": "{"9" * 10**4}"}}\n' for step in range(300)))
+  tracemalloc.start()
+  logs.JsonLines(path, 250)
+  _, most = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert most < 10**6 < path.stat().st_size and len(path.read_text().splitlines()) == 251
 
 
 def test_a_broken_plan_of_prepare_is_named(tmp_path):
