@@ -306,6 +306,7 @@ def test_what_keys_that_exclude_each_other_must_be():
     validation.validate(config, 8)
   config = tiny.get_config('roads')  # keys of a solver, beside an encoder, would be without effect
   refuses(config, 'phases.encoded.num_levels', 3, ['encoded.num_levels = 3', "left at 40 with", "encoder = 'encode'"])
+  refuses(tiny.get_config('roads'), 'phases.encoded.clip_denoised', False, ['clip_denoised = False', 'left at True'])
   config = with_text('')
   refuses(config, 'phases.teacher.label_dropout', 0.1, ['teacher.label_dropout = 0.1', 'must be 0 without labels or'])
 
