@@ -604,3 +604,14 @@ def test_init_levels_are_three_numbers_each_and_count_as_resolution():
 def test_a_misspelt_key_in_an_experiment_file_is_refused_where_it_stands():
   with pytest.raises((KeyError, AttributeError), match='stepz'):
     configs.teacher(stepz=3)
+
+
+def test_one_object_is_not_two_phases():
+  """In a loop over learning rates all phases had the last one, as had an override of one phase's."""
+  config, phase = configs.experiment(), configs.teacher()
+  configs.add_phase(config, 'first', phase)
+  with pytest.raises(configs.ConfigError, match="phase 'second': is the very object that was added as 'first'"):
+    configs.add_phase(config, 'second', phase)
+  configs.add_phase(config, 'second', phase.copy_and_resolve_references())
+  phase.steps = 3
+  assert config.phases.first.steps == 3 != config.phases.second.steps
