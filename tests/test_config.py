@@ -306,6 +306,7 @@ def test_what_keys_that_exclude_each_other_must_be():
     validation.validate(config, 8)
   config = tiny.get_config('roads')  # keys of a solver, beside an encoder, would be without effect
   refuses(config, 'phases.encoded.num_levels', 3, ['encoded.num_levels = 3', "left at 40 with", "encoder = 'encode'"])
+  refuses(tiny.get_config('roads'), 'phases.encoded.clip_denoised', False, ['clip_denoised = False', 'left at True'])
   config = with_text('')
   refuses(config, 'phases.teacher.label_dropout', 0.1, ['teacher.label_dropout = 0.1', 'must be 0 without labels or'])
 
@@ -419,11 +420,25 @@ def test_every_key_of_every_stage_refuses_what_it_cannot_be(make, of, never, als
   ('data.sourse=x', '--config.data.sourse: no such key sourse; did you mean source?'),
   ('phases.distill.steps.x=1', '--config.phases.distill.steps.x: no such key x\n'),
   ('network.channel_mult=x', "config.network.channel_mult = ('x',): must be a tuple of 1 to 10 values, each a number"),
+  ('order=teacher,nowhere', "config.order = ('teacher', 'nowhere'): 'nowhere' must be one of distill, grow_16"),
+  ('phases.grow_16.thaw=dec_8_block0, 32', "grow_16.thaw = ('dec_8_block0', 32): 32 must be"),
+  ('order=', 'config.order = (): must name at least one phase'),
+  ('phases=x', '--config.phases: is a group of keys; give each by itself, --config.phases.KEY=VALUE'),
+  ('network.channel_mult[0]=2', "--config.network.channel_mult[0]: no flag reaches 'channel_mult[0]': keys are words"),
+  ('phases.16.steps=3', "--config.phases.16.steps: no flag reaches '16': keys are words of"),  # a phase may be named so
+  ('phases.keys.steps=3', "--config.phases.keys.steps: no flag reaches 'keys', as every group of keys has a method of"),
 ])
 def test_an_override_is_refused_with_what_would_be_right(override, said, capsys):
   assert pagoda('plan', CONFIG, '--topology=cpu:8', f'--config.{override}') in (1, 2)
   printed = capsys.readouterr().err
   assert said in printed and 'Traceback' not in printed
+
+
+def test_of_a_tuple_given_twice_the_last_counts_as_of_other_keys(capsys):
+  """They were joined: widths of a launcher's channel_mult and of one's own after it made a third network."""
+  assert pagoda('plan', CONFIG, '--topology=cpu:8', '--config.remat=8', '--config.seed=-1', '--config.seed=1',
+                '--config.remat=3') == 1
+  assert 'config.remat = (3,): must be a tuple of some of 8, 16' in capsys.readouterr().err
 
 
 def test_figures_need_held_out_pictures_of_several_classes():
@@ -589,3 +604,14 @@ def test_init_levels_are_three_numbers_each_and_count_as_resolution():
 def test_a_misspelt_key_in_an_experiment_file_is_refused_where_it_stands():
   with pytest.raises((KeyError, AttributeError), match='stepz'):
     configs.teacher(stepz=3)
+
+
+def test_one_object_is_not_two_phases():
+  """In a loop over learning rates all phases had the last one, as had an override of one phase's."""
+  config, phase = configs.experiment(), configs.teacher()
+  configs.add_phase(config, 'first', phase)
+  with pytest.raises(configs.ConfigError, match="phase 'second': is the very object that was added as 'first'"):
+    configs.add_phase(config, 'second', phase)
+  configs.add_phase(config, 'second', phase.copy_and_resolve_references())
+  phase.steps = 3
+  assert config.phases.first.steps == 3 != config.phases.second.steps

@@ -1,5 +1,6 @@
 """Flags that several commands share, what is refused of them before a command begins, and how numbers are written."""
 
+import ast
 import math
 import os
 import stat
@@ -50,8 +51,25 @@ class _Text(flags.ArgumentParser):
     return None if callable(argument) else super().parse(argument)
 
 
+class _Tuple(flags.ArgumentParser):
+  """Values with commas between; words need no quotes. config_flags' own joins the values of a flag given twice, where
+  the last of others counts."""
+
+  def parse(self, argument) -> tuple:
+    value = _literal(argument, lambda text: tuple(_literal(word) for word in text.split(','))) if argument else ()
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _literal(text, otherwise=lambda word: word):
+  """What a text means in Python; `otherwise` of it where it means nothing."""
+  try:
+    return ast.literal_eval(text.strip()) if isinstance(text, str) else text
+  except (ValueError, SyntaxError):
+    return otherwise(text.strip())
+
+
 # Of --config.KEY=VALUE, by the type of the key's default; validation knows its range.
-for _type, _parser in ((int, _WholeNumber()), (float, _Number()), (bool, _Flag()), (str, _Text())):
+for _type, _parser in ((int, _WholeNumber()), (float, _Number()), (bool, _Flag()), (str, _Text()), (tuple, _Tuple())):
   config_flags.register_flag_parser_for_type(_type, _parser)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio.log
 import errno
+import keyword
 import os
 import pathlib
 import re
@@ -116,17 +117,37 @@ def of_command_line(error: BaseException, args: list[str]) -> str:
       if _is_ours(each) and traceback.extract_tb(each.__traceback__)[-1].filename == here[-1][0].f_code.co_filename:
         return text(each)  # the file itself has found what is wrong, with its variant say
       return f'{here[-1][0].f_code.co_filename}, line {here[-1][1]}: {type(each).__name__}: {text(each)}'
-    if isinstance(each, SyntaxError):
+    if isinstance(each, SyntaxError) and each.filename != '<unknown>':  # that of an override's path: _no_path
       line = f', line {each.lineno}' if each.lineno else ''
       return f'{each.filename or path}{line}: {type(each).__name__}: {each.msg}'
     if isinstance(each, AttributeError) and each.name == 'get_config':
       return f'{path}: there is no function get_config in it'
   if path and not os.path.isfile(path):
     return f'--config={path}: {"is a folder" if os.path.isdir(path) else "there is no such file"}'
-  if said := _no_key(error, args):
+  if said := _no_path(args) or _no_key(error, args):
     return said
+  if group := re.match(r'flag (--config\S*?)=.* as a ConfigDict', str(error), re.DOTALL):
+    return f'{group[1]}: is a group of keys; give each by itself, {group[1]}.KEY=VALUE'
   expected = (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError)
   return ' '.join(text(error).split()) if isinstance(error, expected) else ''
+
+
+def _no_path(args) -> str:
+  """Of an override whose path no flag can follow, which config_flags reads as Python's attributes; else ''."""
+  from ml_collections import ConfigDict  # not before each command
+
+  for flag in (arg.partition('=')[0] for arg in args):
+    if not (path := re.match('--?config[.](.*)', flag)):
+      continue
+    *groups, last = path[1].split('.')
+    for part in (*groups, last):
+      if not part.isidentifier() or keyword.iskeyword(part):
+        return (f'{flag}: no flag reaches {part!r}: keys are words of letters, digits and _ with dots between, and a '
+                'tuple is given whole; change it in the experiment file')
+    if part := next((part for part in groups if hasattr(ConfigDict(), part)), ''):
+      return (f'{flag}: no flag reaches {part!r}, as every group of keys has a method of that name; change it in the '
+              'experiment file')
+  return ''
 
 
 def _no_key(error, args) -> str:

@@ -23,7 +23,15 @@ class ConfigError(ValueError):
 
 
 def add_phase(config: ConfigDict, name: str, phase: ConfigDict) -> None:
-  """Appends a phase to the experiment's order."""
+  """Appends a phase to the experiment's order.
+
+  Raises:
+    ConfigError: the object is a phase already: what is set of one would silently be set of both.
+  """
+  for other, there in config.phases.items():
+    if there is phase and other != name:
+      raise ConfigError(f'phase {name!r}: is the very object that was added as {other!r}, so that what is set of one '
+                        'is set of both; make another, or add its copy_and_resolve_references()')
   with config.unlocked():
     config.phases[name] = phase
   config.order = (*config.order, name)

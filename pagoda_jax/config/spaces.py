@@ -112,6 +112,8 @@ def _of_latents(config):
   yield (network.weights, 'config.autoencoder.weights', network.weights,
          "must name the folder of an autoencoder while config.space = 'latent': of `pagoda convert`, or `weights` in "
          'that of a phase that trained one')
+  yield (network.scaling or not network.shift, 'config.autoencoder.shift', network.shift,
+         'must be 0 while config.autoencoder.scaling is 0, by which both are as the folder has them')
   for name in config.order:
     phase, path = config.phases[name], f'config.phases.{name}'
     if phase.stage == 'teacher':

@@ -71,15 +71,19 @@ def read_average(config, phase_folder: epath.Path, average: str = '', step: int 
 def check_outside(config, folder, names) -> None:
   """Refuses an `init_from` that cannot start its phase, of all these phases, before the first of them runs.
 
-  What another phase of this run is still to leave is looked at when its turn comes.
+  What another of them is still to leave, in this work directory, is known by the config alone.
 
   Raises:
     StartError, ConversionError, WorkdirError: as `read_start`.
   """
-  for name in names:
-    init_from = config.phases[name].get('init_from')
-    if init_from and buckets.absolute(epath.Path(init_from).expanduser()).parent != buckets.absolute(folder):
-      _check_fits(config, name, _checked(init_from))
+  for place, name in enumerate(names):
+    if init_from := config.phases[name].get('init_from'):
+      path = buckets.absolute(epath.Path(init_from).expanduser())
+      own = path.parent == buckets.absolute(folder) and path.name in names[:place]
+      if own and config.phases[path.name].stage != 'invert':  # which leaves no weights
+        _check_fits(config, name, path, config, path.name)
+      else:
+        _check_fits(config, name, _checked(init_from))
 
 
 def begins_as_generator(phase) -> bool:
@@ -145,31 +149,34 @@ def _read_outside(config, name: str) -> tuple[dict, str]:
   return params, f'{where}: {report}'
 
 
-def _network_at(path: epath.Path) -> UNet:
-  """The network whose weights a folder holds, without reading them."""
-  if folders.is_converted(path):
-    description = folders.read_description(path)
-    if description['format'] not in formats.UNET_FORMATS:
-      raise StartError(f'{path}: weights of format {description["format"]}; a phase starts from a U-Net, of '
-                       f'{" or ".join(formats.UNET_FORMATS)}')
-    return UNet(**description['options'])
-  there = claims.read(path)
-  return models.make_unet(ConfigDict(there['config']), there['phase'])
+def _converted(path: epath.Path) -> UNet:
+  """The network whose weights a converted folder holds, without reading them."""
+  description = folders.read_description(path)
+  if description['format'] not in formats.UNET_FORMATS:
+    raise StartError(f'{path}: weights of format {description["format"]}; a phase starts from a U-Net, of '
+                     f'{" or ".join(formats.UNET_FORMATS)}')
+  return UNet(**description['options'])
 
 
-def _check_fits(config, name: str, path: epath.Path) -> UNet:
-  """Refuses what lies at a path, but for its numbers; returns the network that phase `name` starts from."""
-  theirs, ours = _network_at(path), _expected(config, name)
+def _check_fits(config, name: str, path: epath.Path, there=None, other: str = '') -> UNet:
+  """Refuses what lies at a path, but for its numbers; returns the network that phase `name` starts from.
+
+  `there` and `other`: experiment and phase whose weights these are, or will be; None: as the path tells.
+  """
+  if there is None and not folders.is_converted(path):
+    claim = claims.read(path)
+    there, other = ConfigDict(claim['config']), claim['phase']
+  theirs, ours = models.make_unet(there, other) if there else _converted(path), _expected(config, name)
   if rows := architectures.differences(theirs, ours):
     raise StartError(f'{path}: a network with other options than phase {name} has:\n  ' + '\n  '.join(rows))
-  if not folders.is_converted(path) and config.phases[name].stage != 'teacher':
-    _check_meaning(config, name, path, ours)
+  if there and config.phases[name].stage != 'teacher':
+    _check_meaning(config, name, path, ours, there, there.phases[other])
   return ours
 
 
-def _check_meaning(config, name: str, path: epath.Path, unet: UNet) -> None:
-  """Leaves of another run's phase may fit and mean something else: what its network was, and what it saw."""
-  there, phase, before = ConfigDict(claims.read(path)['config']), config.phases[name], _phase_at(path)
+def _check_meaning(config, name: str, path: epath.Path, unet: UNet, there, before) -> None:
+  """Leaves of another phase may fit and mean something else: what its network was, and what it saw."""
+  phase = config.phases[name]
   wanted = FITTING[phase.stage]
   if before['stage'] not in wanted:
     raise StartError(f'{path}: a phase of stage {before["stage"]}, and config.phases.{name} (stage {phase.stage}) '
@@ -180,10 +187,10 @@ def _check_meaning(config, name: str, path: epath.Path, unet: UNet) -> None:
     raise StartError(f'{path}: its generator knows noise of standardize_noise = {known}, and '
                      f'config.phases.{name}.standardize_noise = {phase.standardize_noise}; must be {known}')
   dropout = before.get('label_dropout')
-  if phase.stage in ('invert', 'guide') and configs.has_guidance(config) and not dropout:
+  if phase.stage in ('invert', 'guide') and configs.has_guidance(config) and not 0 < (dropout or 0) < 1:
     raise StartError(f'{path}: trained with label_dropout = {dropout}, and config.guidance.law = '
-                     f'{config.guidance.law!r} asks it without label too; must be a teacher trained with some, or the '
-                     "law 'none'")
+                     f'{config.guidance.law!r} asks it with label and without; must be a teacher trained with one '
+                     "above 0 and below 1, or the law 'none'")
   keys = [] if unet.ddpm_levels else ['diffusion.sigma_data']
   keys += ['diffusion.sigma_max'] * (before['stage'] in configs.GENERATOR_STAGES)
   if spaces.is_latent(config) or spaces.is_latent(there):

@@ -12,7 +12,7 @@ from pagoda_jax.config import spaces
 from pagoda_jax.data import listing, noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.runtime import buckets, distributed
-from pagoda_jax.runtime.files import read_to_compare, write_sealed
+from pagoda_jax.runtime.files import read_sealed, read_to_compare, write_sealed
 from pagoda_jax.training import checkpoints, claims, starts
 from pagoda_jax.training.claims import WorkdirError
 
@@ -276,7 +276,7 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
 
   Raises:
     WorkdirError: one has nothing to read yet; or `name` had started from something else, or from the same
-      phase before that went on; or inputs.json, which tells, is damaged.
+      phase before that went on; or inputs.json, which tells, is damaged; or it grows a generator of other noise.
     CheckpointError: as `readable`.
   """
   inputs = {}
@@ -289,7 +289,10 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
     inputs['init_from'] = starts.mark(init_from)
   noise = config.phases[name].get('noise')
   if noise:
-    inputs[INVERTED_WITH] = f'{noise} with {noise_store.made_by(noise_store.read_manifest(epath.Path(folder) / noise))}'
+    made_by = noise_store.made_by(noise_store.read_manifest(epath.Path(folder) / noise))
+    inputs[INVERTED_WITH] = f'{noise} with {made_by}'
+    if init_from and config.phases[name].stage == 'grow':
+      _check_known(epath.Path(folder) / name, init_from, noise, made_by)
   path, sealed = epath.Path(folder) / name / 'inputs.json', False
   if progress(folder, config, name):
     before, sealed = _read_inputs(path, inputs)
@@ -298,6 +301,16 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_sealed(path, inputs)
   return inputs
+
+
+def _check_known(folder, init_from, noise, made_by):
+  """Refuses noise of another teacher than that whose noise the generator at init_from knows; encoders name none."""
+  known = ''
+  with contextlib.suppress(OSError, ValueError):  # converted weights tell nothing of it
+    known = read_sealed(epath.Path(init_from).expanduser() / 'inputs.json').get(INVERTED_WITH, '').split(' with ')[-1]
+  if known != made_by and known.startswith('teacher ') and made_by.startswith('teacher '):
+    raise WorkdirError(f'{folder}: the generator at init_from = {init_from!r} knows the noise of {known} alone, and '
+                       f'phase {noise} is of {made_by}; must be a phase that inverts by the first')
 
 
 def check_ahead(folder, config, names, max_steps: int | None = None) -> None:

@@ -236,8 +236,9 @@ def _validate_encoded(config, path, phase, earlier):
   check(not phase.add_noise, f'{path}.add_noise', phase.add_noise,
         f'must be False with {path}.encoder = {phase.encoder!r}: it is for the solver')
   levels, _ = configs.invert.table()['num_levels']
-  check(phase.num_levels == levels, f'{path}.num_levels', phase.num_levels,
-        f'must be left at {levels} with {path}.encoder = {phase.encoder!r}: it is for the solver')
+  for key, left in (('num_levels', levels), ('clip_denoised', not spaces.is_latent(config))):
+    check(phase[key] == left, f'{path}.{key}', phase[key],
+          f'must be left at {left} with {path}.encoder = {phase.encoder!r}: it is for the solver')
 
 
 def _validate_guide(config, path, phase, earlier):

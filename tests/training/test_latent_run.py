@@ -246,6 +246,7 @@ def test_a_run_takes_the_latents_of_its_autoencoder_and_no_others(root, tmp_path
 BAD = [
   ('data.source', 'mnist', "config.data.source = 'mnist': must be 'array_record'"),
   ('autoencoder.weights', '', "config.autoencoder.weights = '': must name the folder"),
+  ('autoencoder.shift', 0.5, 'shift = 0.5: must be 0 while config.autoencoder.scaling is 0'),  # had no effect
   ('autoencoder.groups', 3, 'must be a multiple of config.autoencoder.groups = 3'),
   ('phases.teacher.augmentation', c.augmentation(rate=0.1), 'augmentation.rate = 0.1: must be 0 in latent space'),
   ('phases.invert.clip_denoised', True, 'clip_denoised = True: must be False in latent space'),

@@ -1,5 +1,6 @@
 """`init_from`: what a phase can start from outside its run, and what it refuses."""
 
+import contextlib
 import json
 
 import jax
@@ -10,8 +11,9 @@ import tiny
 from pagoda_jax import config as configs
 from pagoda_jax import main
 from pagoda_jax.config import ladder
+from pagoda_jax.data import noise_store
 from pagoda_jax.networks.unet import EDM_ADM, EDM_DDPMPP, GUIDED_ADM, UNet
-from pagoda_jax.runtime import trees
+from pagoda_jax.runtime import files, trees
 from pagoda_jax.stages import architectures, models
 from pagoda_jax.training import checkpoints, claims, starts, workdir
 from pagoda_jax.weights.convert import folders, formats
@@ -197,9 +199,29 @@ def test_guidance_asks_for_a_teacher_of_dropped_labels_elsewhere_too(monkeypatch
   other_run(tmp_path, monkeypatch, 'teacher', other)
   with pytest.raises(starts.StartError, match="label_dropout = 0.0, and config.guidance.law = 'constant'"):
     starts.check_outside(config, tmp_path / 'run', ('invert',))
+  other.phases.teacher.label_dropout = 1.0  # and of some that are kept
+  other_run(tmp_path, monkeypatch, 'teacher', other)
+  with pytest.raises(starts.StartError, match='label_dropout = 1.0, .* asks it with label and without'):
+    starts.check_outside(config, tmp_path / 'run', ('invert',))
   other.phases.teacher.label_dropout = 0.1
   other_run(tmp_path, monkeypatch, 'teacher', other)
   starts.check_outside(config, tmp_path / 'run', ('invert',))
+
+
+def test_a_generator_of_another_run_grows_by_the_noise_of_its_own_teacher_alone(monkeypatch, tmp_path):
+  """Another teacher's noise means other pictures to it: pairs of both were trained on in silence."""
+  config = tiny.get_config()
+  config.phases.grow_16.update({'start': '', 'init_from': str(tmp_path / 'distill')})
+  other_run(tmp_path, monkeypatch, 'distill', tiny.get_config())
+  files.write_sealed(tmp_path / 'distill' / 'inputs.json', {workdir.INVERTED_WITH: f'noise with teacher {"a" * 16}'})
+  (tmp_path / 'run' / 'invert').mkdir(parents=True)
+  (tmp_path / 'run' / 'invert' / noise_store.HOLDOUT_FILE).touch()
+  for made_by in ('teacher_sha256', 'encoder_sha256'):
+    for sha256 in ('b' * 64, 'a' * 64):
+      noise_store.write_promise(tmp_path / 'run' / 'invert', 1, {made_by: sha256})
+      refused = pytest.raises(workdir.WorkdirError, match='the noise of teacher aaa.* invert is of teacher b')
+      with refused if made_by[0] == 't' and sha256[0] == 'b' else contextlib.nullcontext():
+        workdir.check_inputs(tmp_path / 'run', config, 'grow_16')
 
 
 def test_a_start_that_is_not_there_is_told_before_the_first_phase(tmp_path, capsys):
@@ -208,7 +230,16 @@ def test_a_start_that_is_not_there_is_told_before_the_first_phase(tmp_path, caps
   assert main.main([*command, f'--config.phases.distill.init_from={tmp_path / "nowhere"}']) == 1
   assert 'neither a folder that `pagoda convert` has written' in capsys.readouterr().err
   assert not (tmp_path / 'run').exists()
-  starts.check_outside(experiment(tmp_path / 'run' / 'teacher'), tmp_path / 'run', ('invert', 'distill'))
+  config = experiment(tmp_path / 'run' / 'teacher')
+  starts.check_outside(config, tmp_path / 'run', ('teacher', 'invert', 'distill'))
+  config.phases.grow_16.start = ''
+  for init_from, said in (('distil', 'distil.: neither'), ('grow_16', 'grow_16.: neither'), ('invert', 'invert.: nei'),
+                          ('teacher', 'of stage teacher, and config.phases.grow_16 .* of stage distill or grow')):
+    config.phases.grow_16.init_from = str(tmp_path / 'run' / init_from)
+    with pytest.raises(starts.StartError, match=said):
+      starts.check_outside(config, tmp_path / 'run', ('teacher', 'invert', 'distill', 'grow_16'))
+  config.phases.grow_16.init_from = str(tmp_path / 'run' / 'distill')
+  starts.check_outside(config, tmp_path / 'run', ('teacher', 'distill', 'grow_16'))
 
 
 def test_another_architecture_is_refused_key_by_key(tmp_path, base):
