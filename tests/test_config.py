@@ -157,6 +157,14 @@ def test_refuses(key, value, expected):
   refuses(tiny.get_config(), key, value, expected)
 
 
+def test_a_phase_is_no_other_phases_very_object():
+  """--config.phases.grow_32.steps would be that of grow_16 as well, and its resolution."""
+  config = tiny.get_config()
+  with pytest.raises(configs.ConfigError, match='config.phases.grow_32: is the very object that config.phases.grow_16'):
+    configs.add_phase(config, 'grow_32', config.phases.grow_16)
+  assert config == tiny.get_config()
+
+
 def test_pairs_of_a_teacher_name_a_phase_that_inverts():
   config = tiny.get_config()
   config.phases.distill.pairs = 'teacher'

@@ -23,7 +23,14 @@ class ConfigError(ValueError):
 
 
 def add_phase(config: ConfigDict, name: str, phase: ConfigDict) -> None:
-  """Appends a phase to the experiment's order."""
+  """Appends a phase to the experiment's order.
+
+  Raises:
+    ConfigError: it stands there already, under another name: a key changed in one would change in the other.
+  """
+  if same := [other for other in config.phases if config.phases[other] is phase]:
+    raise ConfigError(f'config.phases.{name}: is the very object that config.phases.{same[0]} is, whose keys would '
+                      'change with its own; call its constructor once more')
   with config.unlocked():
     config.phases[name] = phase
   config.order = (*config.order, name)
