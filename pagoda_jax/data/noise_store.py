@@ -166,8 +166,11 @@ class NoiseStore:
     """What a picture's key brings to a batch: 'noise' [H, W, C] float32, and with guidance 'omega', a float32.
 
     Raises:
+      IndexError: the store holds no such key.
       NoiseStoreError: names the shard that is damaged or missing.
     """
+    if not 0 <= key < len(self):  # the last shard would seem to have lost a record, and be deleted
+      raise IndexError(f'key {key}: {self.folder} holds the noise of keys 0 to {len(self) - 1}')
     shard, place = divmod(key, self.layout.shard_size)
     name = self.layout.name(shard)
     try:

@@ -64,12 +64,15 @@ class ArrayRecordSource:
     """{'image', 'label', 'name', and 'caption' where the source had captions}; 'image' may be latents.Moments.
 
     Raises:
+      IndexError: there is no such picture.
       SourceError: names the shard and the record that are damaged.
     """
     return self.oriented(index, flip=False)
 
   def oriented(self, index: int, flip: bool) -> dict[str, Any]:
     """As `[]`; of latents, those of the mirror image where `flip` says so."""
+    if not 0 <= index < len(self):  # record -1 would seem to be damaged
+      raise IndexError(f'picture {index}: {self.folder} holds 0 to {len(self) - 1}')
     shard = int(np.searchsorted(self.ends, index, side='right'))
     first = int(self.ends[shard - 1]) if shard else 0
     place, count = int(index) - first, int(self.ends[shard]) - first

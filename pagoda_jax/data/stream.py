@@ -64,7 +64,13 @@ class Keys:
     return self.images * (2 if self.mirror else 1)
 
   def __getitem__(self, key: int) -> tuple[int, bool]:
-    """(image number, mirrored) of a key; a picture and its mirror image are neighbours."""
+    """(image number, mirrored) of a key; a picture and its mirror image are neighbours.
+
+    Raises:
+      IndexError: there is no such key: -1 would be the last image's, and to go through all would never end.
+    """
+    if not 0 <= key < len(self):
+      raise IndexError(f'key {key}: the keys are 0 to {len(self) - 1}')
     return (key // 2, bool(key % 2)) if self.mirror else (int(key), False)
 
 

@@ -53,9 +53,12 @@ class TarSource:
     """{'image', 'label', 'name', and captions (captions.py) where there are some}.
 
     Raises:
+      IndexError: there is no such picture; -1 would be a place of the last tar, looked up in the first.
       SourceError: the picture cannot be read.
       OSError: the tar has changed, or is gone.
     """
+    if not 0 <= index < len(self):
+      raise IndexError(f'picture {index}: there are 0 to {len(self) - 1}')
     tar = int(np.searchsorted(self.ends, index, side='right'))
     path, where = self.paths[tar], f'{self.paths[tar]}: {self.names[index]}'
     picture, text, row = (_read(path, self.stamps[tar], *map(int, self.places[index, i : i + 2])) for i in (0, 2, 4))

@@ -138,9 +138,17 @@ def heun(denoise: Callable, x: jax.Array, levels: np.ndarray, cond: Cond, *, cli
 
   Returns:
     [B, H, W, C] float32, the state at levels[-1].
+
+  Raises:
+    ValueError: a level before the last is not above 0, or jumps without jump_noise.
   """
+  levels = np.asarray(levels)
+  if not (levels[:-1] > 0).all():  # the slope there is a division by it
+    raise ValueError(f'noise levels before the last must be above 0: {levels}')
   starts, ends = np.maximum(levels[:-1], jumps), levels[1:]
   added = np.sqrt(np.maximum(starts**2 - levels[:-1] ** 2, 0))
+  if added.any() and jump_noise is None:
+    raise ValueError('jumps need jump_noise')
   table = []  # (noise level, step, second evaluation of its interval?, interval, noise to add) of each evaluation
   for i, (start, end) in enumerate(zip(starts, ends)):
     table.append((start, end - start, False, i, added[i]))
@@ -208,14 +216,19 @@ def heun_sample(
     [B, H, W, C] float32 images.
 
   Raises:
-    ValueError: churn without a source of noise.
+    ValueError: levels that do not fall, or end at 0; churn without a source of noise, or churn_noise of another shape.
   """
   levels = np.append(levels, 0.0)
+  if not (np.diff(levels) < 0).all():
+    raise ValueError(f'noise levels must fall, and end above 0, which is appended: {levels[:-1]}')
   if not churn:
     return heun(denoise, noise, levels, cond, clip=clip)
   if churn_noise is None and rng is None:
     raise ValueError('churn needs rng')
   starts = levels[:-1]
+  wanted = (len(starts), *noise.shape)
+  if churn_noise is not None and np.shape(churn_noise) != wanted:  # past its end JAX would take the last draw again
+    raise ValueError(f'churn_noise is {list(np.shape(churn_noise))}; must be {list(wanted)}')
   gamma = min(churn / len(starts), math.sqrt(2) - 1)
   jumps = np.where((starts >= churn_min) & (starts <= churn_max), starts * (1 + gamma), starts)
 

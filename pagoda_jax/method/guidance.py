@@ -96,12 +96,18 @@ class Law(NamedTuple):
     return (self.mean, self.mean) if self.kind == 'constant' else (self.low, self.high)
 
   def draw(self, rng: jax.Array, shape: tuple[int, ...] = (), kinds: jax.Array | None = None) -> jax.Array:
-    """float32 of a shape; the kinds of captions are the others' business (`Laws`)."""
+    """float32 of a shape; the kinds of captions are the others' business (`Laws`).
+
+    Raises:
+      ValueError: there is no such law.
+    """
     del kinds
     if self.kind == 'constant':
       return jnp.full(shape, self.mean, jnp.float32)
     if self.kind == 'uniform':
       return jax.random.uniform(rng, shape, jnp.float32, self.low, self.high)
+    if self.kind != 'truncated_normal':
+      raise ValueError(f"law {self.kind!r}: must be 'constant', 'uniform' or 'truncated_normal'")
     low, high = ((end - self.mean) / self.std for end in self.ends)
     # Rounding must not lead out of the range.
     drawn = self.mean + self.std * jax.random.truncated_normal(rng, low, high, shape, jnp.float32)

@@ -29,7 +29,11 @@ def relativistic_discriminator(real_logits: jax.Array, fake_logits: jax.Array) -
 
   The logistic loss of E f(D(G(z)) - D(x)), R3GAN's (Huang et al. 2024, section 2; Jolicoeur-Martineau 2018). Scalar,
   from logits of one shape: each is compared with the one in its place.
+
+  Raises:
+    ValueError: they are of two shapes.
   """
+  check_pairs([real_logits], [fake_logits])
   return jnp.mean(jax.nn.softplus(_float32(fake_logits) - _float32(real_logits)))
 
 
@@ -103,7 +107,7 @@ def pixel_distance(
   if not isinstance(scales, Mapping):
     scales = {scale: 1.0 for scale in scales}
   difference = _float32(images_a) - _float32(images_b)
-  total = jnp.zeros(len(difference))
+  total = jnp.zeros(len(difference), jnp.float32)  # jax_enable_x64 makes float64 the default
   for scale, weight in scales.items():
     pooled = _average_pooled(difference, scale)
     penalty = pooled**2 if huber is None else jnp.sqrt(pooled**2 + huber**2) - huber

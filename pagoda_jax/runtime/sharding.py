@@ -27,9 +27,15 @@ def make_mesh(data: int = -1, fsdp: int = 1, zero1: int = 1, devices=None) -> Me
   """Mesh of AXES, of sizes as `axis_sizes` has them.
 
   Auto axis types: with JAX's default explicit ones, an FSDP-sharded Linen layer raises ShardingTypeError.
+
+  Raises:
+    ValueError: the sizes do not take all devices; of too few JAX would leave the others idle.
   """
   devices = jax.devices() if devices is None else devices
   sizes = axis_sizes(len(devices), data, fsdp, zero1)
+  if (taken := math.prod(sizes.values())) != len(devices):
+    raise ValueError(f'a mesh of {sizes} takes {taken} devices, and there are {len(devices)}: must be all of them; '
+                     'give others as `devices`')
   return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * len(AXES), devices=devices)
 
 

@@ -32,9 +32,9 @@ def make_train_step(networks: Networks, config, parts: int = 1):
   Returns:
     step(state: GeneratorState, batch, frozen, rng) -> (state, metrics). batch: 'image' [B, H, W, C] uint8 or floats in
     [-1, 1], 'label', which no one looks at. frozen: {'features': {name: variables}} of the frozen feature networks,
-    without any, {}. rng: one typed key for the whole run. metrics: float32 scalars; psnr in dB, of the
-    batch's pictures from sampled latents. A step with a number that is not finite leaves the state as it was, but for
-    its counters.
+    without any, {}. rng: one typed key for the whole run. metrics: scalars, float32 but for the
+    counts of skipped steps; psnr in dB, of the batch's pictures from sampled latents. A step with a number that is not
+    finite leaves the state as it was, but for its counters.
   """
   optimizer = make_optimizer(config.optimizer, config.steps)
   discriminator_optimizer = make_optimizer(config.discriminator_optimizer, config.steps)

@@ -51,8 +51,8 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     {'features': {name: variables}} of the frozen feature networks (frozen_weights.load), without any, {};
     {'teacher': params} for networks.invert and networks.draw, with which the pairs' images are not looked at; and
     {'guide': params} for networks.estimate; with captions {'null_text': embeddings of the empty one}.
-    rng: one typed key for the whole run. metrics: float32 scalars. A step with a number that is not
-    finite leaves the state as it was, but for its counters.
+    rng: one typed key for the whole run. metrics: scalars, float32 but for the counts of skipped steps. A
+    step with a number that is not finite leaves the state as it was, but for its counters.
   """
   separate = config['update'] == 'separate'  # config.update is a method of every ConfigDict
   paired = config.reconstruction_adversarial.weight > 0

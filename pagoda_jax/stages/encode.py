@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from pagoda_jax.data.images import normalize
 from pagoda_jax.stages import distill, gradients
-from pagoda_jax.stages.models import Networks, condition_of
+from pagoda_jax.stages.models import Networks, check_sizes, condition_of
 from pagoda_jax.stages.state import TeacherState, global_norm, guarded, make_optimizer, mix, step_keys, updated
 
 
@@ -26,7 +26,8 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     step(state: TeacherState, batch, frozen, rng) -> (state, metrics). batch: 'image' [B, R, R, C] with 'noise'
     [B, R, R, C] and 'label' int32 [B], or what stands in their place where networks.invert or networks.draw are given;
     frozen, omega and captions too: as distill.make_train_step has them. rng: one typed key for the whole run. metrics:
-    float32 scalars. A step with a number that is not finite leaves the state as it was, but for its counters.
+    scalars, float32 but for the counts of skipped steps. A step with a number that is not finite leaves the state as it
+    was, but for its counters.
   """
   optimizer = make_optimizer(config.optimizer, config.steps)
 
@@ -35,6 +36,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     return jnp.mean(apart**2 + jnp.abs(apart), axis=(1, 2, 3))
 
   def step(state: TeacherState, batch, frozen, rng):
+    check_sizes(networks, batch)
     images, noise = distill.pairs_of(networks, batch, frozen, step_keys(rng, state.step, 1)[0], parts)
     cond = condition_of(networks, batch) | distill.omega_of_pairs(networks, batch)
     loss, grads = gradients.mean_and_grad(losses_of, parts)(state.params, images, noise, cond)

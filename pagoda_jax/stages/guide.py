@@ -33,9 +33,9 @@ def make_train_step(networks: Networks, config, parts: int = 1):
   Returns:
     step(state: TeacherState, batch, frozen, rng) -> (state, metrics). batch: 'label' int32 [B] or captions' embeddings
     (guidance.TEXT), of which samples are drawn, and 'image' [B, R, R, C], the real pictures, which are only measured.
-    frozen: {'teacher': params}, with captions also 'null_text'. rng: one typed key for the whole run. metrics: float32
-    scalars; omega_real and omega_real_std are mean and deviation of what the EMA says of the real pictures. A step with
-    a number that is not finite leaves the state as it was, but for its counters.
+    frozen: {'teacher': params}, with captions also 'null_text'. rng: one typed key for the whole run. metrics: scalars,
+    float32 but for the counts of skipped steps; omega_real and omega_real_std are mean and deviation of what the EMA
+    says of the real pictures. A step with a number that is not finite leaves the state as it was, but for its counters.
   """
   optimizer = make_optimizer(config.optimizer, config.steps)
 

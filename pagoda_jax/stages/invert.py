@@ -33,6 +33,8 @@ def make_invert_step(networks: Networks, levels, clip_denoised: bool = True, add
     denoise = functools.partial(networks.denoise, params)
     images = normalize(batch['image'])
     if add_noise:
+      if batch['key'].shape != images.shape[:1]:  # one key would add the same noise to every image
+        raise ValueError(f"batch['key'] is {list(batch['key'].shape)}; must be {list(images.shape[:1])}")
       draw = lambda key: jax.random.normal(jax.random.fold_in(rng, key), images.shape[1:], jnp.float32)
       images += np.min(levels).astype(np.float32) * jax.vmap(draw)(batch['key'])
     if 'omega' in batch:

@@ -124,17 +124,21 @@ def condition_of(networks: Networks, batch, prefix: str = '') -> dict[str, jax.A
 
 
 def check_sizes(networks: Networks, batch) -> None:
-  """Refuses a batch of images of another size, or of other channels, than the generator's.
+  """Refuses a batch of images of another size, or of other channels, than the network's, and other counts of them.
 
-  Feature networks resize what they are given and take grey for RGB, and would compare them.
+  Feature networks resize what they are given and take grey for RGB, and would compare them; one noise would be
+  compared with every image's.
   """
   if not isinstance(networks.unet, UNet):
     return  # the caller's own
-  side, channels = networks.unet.resolution << len(networks.unet.grown), networks.unet.image_channels
-  for name in ('image', 'real_image'):
-    if batch[name].shape[1:] != (side, side, channels):
-      raise ValueError(f"batch['{name}'] is {list(batch[name].shape)}; must be [B, {side}, {side}, {channels}], as the "
-                       'generator makes them')
+  count, base, channels = len(batch['image']), networks.unet.resolution, networks.unet.image_channels
+  grown = base << len(networks.unet.grown)
+  for name, side in (('image', grown), ('real_image', grown), ('noise', base)):
+    shape = batch[name].shape if name in batch else (count, side, side, channels)
+    if shape[1:] != (side, side, channels):
+      raise ValueError(f"batch['{name}'] is {list(shape)}; must be [B, {side}, {side}, {channels}], as of the network")
+    if shape[0] != count:
+      raise ValueError(f"batch['{name}'] holds {shape[0]}, and batch['image'] {count}; must be as many")
 
 
 def build(config, phase_name: str) -> Networks:

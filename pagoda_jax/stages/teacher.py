@@ -25,7 +25,8 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     step(state: TeacherState, batch, frozen, rng) -> (state, metrics). batch: 'image' [B, H, W, C] uint8 or floats in
     [-1, 1], 'label' int32 [B] where the data has classes, and with captions their embeddings, guidance.TEXT. frozen:
     {}, or with captions {'null_text': embeddings of the empty one}. rng: one typed key for the whole run. metrics:
-    float32 scalars. A step with a number that is not finite leaves the state as it was, but for its counters.
+    scalars, float32 but for the counts of skipped steps. A step with a number that is not finite leaves the state as it
+    was, but for its counters.
   """
   optimizer = make_optimizer(config.optimizer, config.steps)
 

@@ -149,7 +149,7 @@ class Generator:
       raise ValueError(f'num_images = {num_images}: must be at least 1, and whole')
     num_images = num_images and int(num_images)
     if labels is None or isinstance(labels, str):
-      text = labels or 'cycle'
+      text, seed = labels or 'cycle', checked_seed(seed)
       count = num_images or (1 if text in ('cycle', 'random') else text.count(',') + 1)
       return sampler.parse_labels(text, count, self.num_classes, seed)
     if np.ndim(labels) > 1:  # one-hot rows would be so many labels of 0 and 1
@@ -169,8 +169,7 @@ class Generator:
 
   def noise(self, seed: int, count: int, truncate: float = 1.0) -> jax.Array:
     """[count, R, R, C], what `count` images of a seed are made of; standard deviation truncate * sigma_max."""
-    if not 0 <= operator.index(seed) <= LARGEST_SEED:
-      raise ValueError(f'seed = {seed}: must be in 0 to {LARGEST_SEED}')
+    seed = checked_seed(seed)
     if not 0 <= truncate <= 10:
       raise ValueError(f'truncate = {truncate}: must be in 0 to 10')
     shape = self.networks.noise_shape(1)[1:]
@@ -195,11 +194,11 @@ class Generator:
       raise ValueError(f'omegas are {list(np.shape(omegas))}; must be {list(labels.shape)}')
     if omegas is not None and self.kind == 'generator' and self.networks.law is None:
       raise ValueError(f'omegas: {self.name} was trained without guidance and takes no strength of it')
-    if batch_size is not None and batch_size < 1:
-      raise ValueError(f'batch_size = {batch_size}: must be at least 1')
+    if batch_size is not None and (batch_size < 1 or batch_size % 1):
+      raise ValueError(f'batch_size = {batch_size}: must be at least 1, and whole')
     if np.shape(noise) != self.networks.noise_shape(len(labels)):
       raise ValueError(f'noise is {list(np.shape(noise))}; must be {list(self.networks.noise_shape(len(labels)))}')
-    size = batch_size or min(sampler.CHUNK, len(labels))
+    size = int(batch_size or min(sampler.CHUNK, len(labels)))
     draw = self.program(('draw', size), lambda: sampler.Sampler(self.config, self.name, self.mesh, size))
     return draw(self.params, noise, labels, omegas, **(texts or {}))
 
@@ -218,6 +217,17 @@ class Generator:
       raise ValueError(f'guidance: {omegas.size} strengths for {count} images; give one, or one for each')
     check_guidance(self.config, self.name, tuple(np.unique(omegas).tolist()))
     return np.broadcast_to(omegas.astype(np.float32), count)
+
+
+def checked_seed(seed) -> int:
+  """The seed; ValueError where it is none."""
+  try:
+    found = operator.index(seed)
+  except TypeError:
+    found = -1
+  if not 0 <= found <= LARGEST_SEED:
+    raise ValueError(f'seed = {seed}: must be in 0 to {LARGEST_SEED}, and whole')
+  return found
 
 
 def listed(prompts) -> tuple[str, ...]:
@@ -316,6 +326,8 @@ def of_weights(folder, kind: str = '', levels: int | None = None, **kwargs) -> G
     WeightsError: what the folder holds draws no images.
     ConversionError, ExportError: it is neither, or damaged.
   """
+  if levels is not None and (levels < 2 or levels % 1):
+    raise ValueError(f'levels = {levels}: must be at least 2, and whole')
   if exported.is_exported(folder):
     description, read = exported.read_description(folder), lambda: exported.read_params(folder)
     if kind not in ('', description['kind']):

@@ -94,6 +94,9 @@ def test_each_resolution_is_cut_from_the_original_and_a_phase_opens_what_it_need
   assert whole.resolutions == LADDER and whole.resolution == 64
   images = [np.asarray(whole.at(side)[4]['image'], float) for side in (16, 64)]
   assert whole[4]['name'] == 'plain.png'
+  assert len(list(whole)) == len(whole)
+  with pytest.raises(IndexError, match='picture -1: .* holds 0 to'):
+    whole[-1]
   reduced = pictures.picture(whole[4]['image'], 16, 3)
   assert np.sqrt(np.mean((reduced - images[0]) ** 2)) > 2  # grey levels
 

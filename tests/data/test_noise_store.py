@@ -32,6 +32,10 @@ def test_every_record_is_read_back_by_its_key(tmp_path, dtype, tolerance):
   assert len(store) == 10
   for key in (9, 0, 4, 3):
     np.testing.assert_allclose(store[key], NOISE[key], rtol=tolerance)
+  assert len(list(store)) == 10
+  for key in (-1, 10):  # was a shard that has lost a record, to be deleted
+    with pytest.raises(IndexError, match=f'key {key}: .* holds the noise of keys 0 to 9'):
+      store[key]
   assert manifest['std'] == pytest.approx(NOISE.std(), rel=1e-3)
 
 

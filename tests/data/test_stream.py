@@ -41,7 +41,9 @@ def test_picture_is_the_centre_of_the_halved_image(size):
 
 def test_mirror_images_are_keys_of_their_own():
   keys = streams.Keys(3, mirror=True)
-  assert [keys[i] for i in range(len(keys))] == [(0, False), (0, True), (1, False), (1, True), (2, False), (2, True)]
+  assert list(keys) == [(0, False), (0, True), (1, False), (1, True), (2, False), (2, True)]
+  with pytest.raises(IndexError, match='key -1: the keys are 0 to 5'):
+    keys[-1]  # would be the last picture's
   image = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
   np.testing.assert_array_equal(pictures.picture(image, 4, 1)[:, ::-1], pictures.picture(image, 4, 1, flip=True))
 

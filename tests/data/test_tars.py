@@ -47,6 +47,8 @@ def test_samples_of_every_dialect_are_read_in_one_order(format, tmp_path):
   source = tars.open_tars(tmp_path)
   assert [source[i]['name'] for i in range(3)] == [f'a.tar/{long}', 'b.tar/x.y/1', 'b.tar/2']
   assert all(shows(source, i, i) for i in range(3))
+  with pytest.raises(IndexError, match='picture -1: there are 0 to 2'):
+    source[-1]  # was what the first tar has where the last one has its last picture
   assert captions.of_record(source[0]) == [('original', '')]
   assert captions.of_record(source[1]) == [('original', 'one'), ('original', 'one more'), ('recaption', 'one anew')]
   assert source[2]['caption'] == 'zwei Käfer' and source[2]['label'] == 7 and len(source.class_names) == 8

@@ -86,6 +86,11 @@ def test_precision_and_recall_on_a_line():
   # Radius 1 around each real: three fakes are inside. Radii of fakes: 1, 1, 1, 37.5.
   assert precision_recall.precision_recall(real, fake, k=1, block=4) == (0.75, 1.0)
   np.testing.assert_allclose(precision_recall.neighbour_radii(fake, k=1, block=3), [1, 1, 1, 37.5])
+  # Balls around 0 of radius sqrt(n), whose square may be less than n: their border belongs to them.
+  for n in range(1, 9):
+    corner = np.ones((1, n))
+    radius = precision_recall.neighbour_radii(np.concatenate([0 * corner, corner]), k=1)[:1]
+    assert precision_recall.covered(-corner, 0 * corner, radius).all()
 
 
 @pytest.mark.parametrize(
@@ -100,6 +105,9 @@ def test_precision_and_recall_on_a_line():
         lambda x: cmmd.cmmd(x, x),  # of length sqrt(2)
         lambda x: precision_recall.precision_recall(x, x, k=3),
         lambda x: precision_recall.precision_recall(x, x[:, :1], k=1),
+        lambda x: precision_recall.precision_recall(x, x, k=0),
+        lambda x: kid.kid(x, x, size=1),
+        lambda x: kid.kid(x, x, subsets=0),
         lambda x: precision_recall.precision_recall(x, x * [[1], [1], [np.nan]], k=1),
     ],
 )

@@ -118,6 +118,20 @@ def test_churn_keeps_the_distribution():
     diffusion.heun_sample(optimal_denoise, noise, levels, cond, churn=40.0)
 
 
+def test_what_a_solver_would_make_nonsense_of_is_refused():
+  levels, noise, draws = diffusion.sigmas(4), 80 * normal(0), normal(1, (3, *SHAPE))
+  sample = lambda levels, **churn: diffusion.heun_sample(optimal_denoise, noise, levels, COND, **churn)
+  for wrong in (levels[::-1], np.append(levels, 0.0), levels * np.nan):  # the second is not a number throughout
+    with pytest.raises(ValueError, match='must fall, and end above 0'):
+      sample(wrong)
+  with pytest.raises(ValueError, match='before the last must be above 0'):
+    diffusion.invert(optimal_denoise, noise, np.append(levels, 0.0), COND)
+  with pytest.raises(ValueError, match=r'churn_noise is \[3, 4, 2, 2, 3\]; must be \[4, 4, 2, 2, 3\]'):
+    sample(levels, churn=1.0, churn_noise=draws)  # the last interval's was the one before it once more
+  with pytest.raises(ValueError, match='jumps need jump_noise'):
+    diffusion.heun(optimal_denoise, noise, levels, COND, jumps=1.1 * levels[:-1])
+
+
 def test_one_step_is_the_raw_network():
   def network(params, x, c_noise, cond):
     return params * x + c_noise[:, None, None, None]

@@ -168,5 +168,7 @@ def test_each_kind_of_caption_has_its_law():
   assert not np.any(other == found)
   drawn = np.asarray(laws.draw(rng, (4000,), kinds))
   np.testing.assert_array_equal(drawn[::2], np.asarray(original.draw(rng, (4000,)))[::2])
+  with pytest.raises(ValueError, match="law 'Uniform': must be 'constant', 'uniform' or"):
+    guidance.Law('Uniform', low=1.0, high=4.0).draw(rng, (3,))  # was a truncated normal
   with pytest.raises(ValueError, match="needs 'caption_kind'"):
     laws.draw(rng, (3,))

@@ -121,6 +121,8 @@ def test_bfloat16_features_are_compared_in_float32():
       maps.lpips_distance(a, b, [jnp.ones(3), jnp.ones(5)]),
   ):
     assert loss.dtype == jnp.float32
+  with jax.enable_x64(True):
+    assert losses.pixel_distance(a[0], b[0]).dtype == jnp.float32
 
 
 def test_adaptive_weight_of_a_two_layer_linear_generator():
@@ -155,6 +157,7 @@ def test_misfits_are_refused():
       lambda: maps.lpips_distance(a, a, [jnp.ones(3)]),
       lambda: losses.pixel_distance(a[0], a[0], (3,)),
       lambda: losses.weighting(1.0, 'cubic'),
+      lambda: losses.relativistic_discriminator(jnp.ones((4, 2)), jnp.ones((1, 2))),
   ):
     with pytest.raises(ValueError):
       call()

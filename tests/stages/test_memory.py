@@ -61,6 +61,13 @@ class Outcome(NamedTuple):
     return self.program.memory_analysis().temp_size_in_bytes
 
 
+def test_a_device_works_on_no_more_images_at_once_than_it_shall():
+  for batch, devices, most in ((10, 1, 4), (9, 1, 4), (16, 2, 3), (16, 2, 4), (7, 1, 2), (8, 8, 4), (8, 1, 0)):
+    parts, share = microbatch.count_parts(batch, devices, most), batch // devices
+    assert share % parts == 0 and (share // parts <= most or parts == 1)
+    assert (parts == 1) == (most in (0, *range(share, 100)))
+
+
 def step_once(config, name, networks, before, mesh, frozen) -> Outcome:
   """One step from the state `before` (host arrays), with `frozen` on the mesh."""
   parts = microbatch.count_parts(COUNT, mesh.size, config.microbatch)

@@ -82,6 +82,9 @@ def test_images_of_another_size_or_other_channels_than_the_generators_are_refuse
     for shape in ([8, 16, 16, 1], [8, 8, 8, 3]):
       with pytest.raises(ValueError, match=re.escape(f"batch['{name}'] is {shape}; must be [B, 8, 8, 1]")):
         jax.eval_shape(step, None, batch() | {name: np.zeros(shape, np.uint8)}, {}, RNG)
+  for name in ('real_image', 'noise'):
+    with pytest.raises(ValueError, match=re.escape(f"batch['{name}'] holds 1, and batch['image'] 8")):
+      jax.eval_shape(step, None, batch() | {name: batch()[name][:1]}, {}, RNG)
 
 
 # In CI on eight alone: test_memory.py compares, with one small feature network.

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import step_tools
+import tiny
 from step_tools import PHASES, RNG
 
 from pagoda_jax import config as c
 from pagoda_jax.method import guidance
 from pagoda_jax.networks import chips, growth
 from pagoda_jax.runtime import sharding
-from pagoda_jax.stages import models, state, turns
+from pagoda_jax.stages import encode, invert, models, state, turns
 
 GUIDED_GROWTH = pytest.param('guided:grow_16', marks=pytest.mark.slow)  # in CI training/test_guided_run.py grows
 
@@ -115,6 +116,26 @@ def test_growth_by_pixels_holds_its_discriminator_back_by_default():
     rec = jax.tree.map(jnp.ones_like, params)
     weight = turns.adversarial_weight(phase.adversarial, rec, jax.tree.map(lambda x: 30 * jnp.ones_like(x), params))
     assert float(weight) == pytest.approx(phase.adversarial.weight / 30, rel=1e-3)
+
+
+def test_one_row_is_not_taken_for_those_of_all_images():
+  """A noise that every image is compared with, a key that adds the same noise to all."""
+  config, batch = tiny.get_config('roads'), step_tools.batch_of(step_tools.CONFIG, 'distill')
+  step = encode.make_train_step(models.build(config, 'encode'), config.phases.encode)
+  for noise, match in ((batch['noise'][:1], 'holds 1, and .* 8; must be as many'),
+                       (batch['noise'][:, :1], r'is \[8, 1, 8, 1\]; must be \[B, 8, 8, 1\]')):
+    with pytest.raises(ValueError, match=f"batch\\['noise'\\] {match}"):
+      jax.eval_shape(step, None, batch | {'noise': noise}, {}, RNG)
+  networks = models.build(step_tools.CONFIG, 'invert')
+  step = invert.make_invert_step(networks, np.array([1.0, 2.0]), add_noise=True)
+  with pytest.raises(ValueError, match=r"batch\['key'\] is \[1\]; must be \[8\]"):
+    jax.eval_shape(step, None, batch | {'key': np.arange(1)}, RNG)
+
+
+@pytest.mark.parametrize('axes, taken', [({'fsdp': 3}, 6), ({'data': 4}, 4), ({'fsdp': -1}, 64), ({'zero1': 16}, 0)])
+def test_a_mesh_that_leaves_devices_idle_is_refused(axes, taken):
+  with pytest.raises(ValueError, match=f'takes {taken} devices, and there are 8'):
+    sharding.make_mesh(**axes)
 
 
 def test_an_ema_of_decay_zero_is_the_parameters_and_of_one_step_a_mix():

@@ -90,7 +90,10 @@ def test_truncation_scales_the_noise(run):
   ({'seed': 2**32}, 'must be in 0 to 4294967295'),
   ({'num_images': 0}, 'must be at least 1'),
   ({'num_images': 2.5}, 'num_images = 2.5: must be at least 1, and whole'),
+  ({'seed': 1.5}, 'seed = 1.5: must be in 0 to 4294967295, and whole'),
+  ({'labels': 'random', 'seed': -1}, 'seed = -1: must be in 0 to 4294967295'),
   ({'batch_size': -1}, 'batch_size = -1: must be at least 1'),
+  ({'batch_size': 2.5}, 'batch_size = 2.5: must be at least 1, and whole'),
   ({'truncate': float('nan')}, 'truncate = nan: must be in 0 to 10'),
   ({'guidance': 2.0}, 'was trained without guidance'),
   ({'guidance': [1.0, 2.0], 'labels': [1]}, '2 strengths for 1 images'),
@@ -132,8 +135,11 @@ def test_what_is_no_generator_is_refused(run, tmp_path):
       (run, {'step': '3'}, 'no checkpoint of step 3')):
     with pytest.raises(ValueError, match=said):
       pagoda_jax.load(place, **asked)
-  with pytest.raises(ValueError, match="phase = 'distill'.*is no work directory"):
-    pagoda_jax.load(random_folder(tmp_path), phase='distill')
+  weights = random_folder(tmp_path)
+  for asked, said in (({'phase': 'distill'}, "phase = 'distill'.*is no work directory"),
+                      ({'kind': 'teacher', 'levels': 1}, 'levels = 1: must be at least 2, and whole')):
+    with pytest.raises(ValueError, match=said):
+      pagoda_jax.load(weights, **asked)
 
 
 def made_up_run(folder, config, name):

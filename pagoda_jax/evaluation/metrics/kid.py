@@ -18,8 +18,10 @@ def kid(samples: np.ndarray, reference: np.ndarray, subsets: int = SUBSETS,
     size: of a subset; the smaller set's where that has fewer.
 
   Raises:
-    ValueError: fewer than two in a set, or other feature widths.
+    ValueError: fewer than two in a set or a subset, no subsets, or other feature widths.
   """
+  if size < 2 or subsets < 1:
+    raise ValueError(f'{subsets} subsets of {size}: must be at least one, of two or more')
   if samples.shape[1] != reference.shape[1] or min(len(samples), len(reference)) < 2:
     raise ValueError(f'features of shapes {samples.shape} and {reference.shape}')
   size = subset_size(len(samples), len(reference), size)

@@ -49,8 +49,10 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3, block: int 
     distances: `squared_distances`, in float64 here, or those of `on_devices`.
 
   Raises:
-    ValueError: no k + 1 points in one of the sets, other feature widths, or a value is not finite.
+    ValueError: no k + 1 points in one of the sets, other feature widths, k below 1, or a value is not finite.
   """
+  if k < 1:  # a point would be its own neighbour, and its ball hold nothing
+    raise ValueError(f'k = {k}: must be at least 1')
   if real.shape[1] != fake.shape[1] or min(len(real), len(fake)) <= k:
     raise ValueError(f'features of shapes {real.shape} and {fake.shape} for k = {k}: more than k points are needed')
   if not (np.isfinite(real).all() and np.isfinite(fake).all()):  # a NaN would lie in no ball, and be in none's way
@@ -84,6 +86,7 @@ def covered(points: np.ndarray, centres: np.ndarray, radii: np.ndarray, block: i
   inside = []
   for start in range(0, len(points), block):
     squared = distances(points[start : start + block], centres)
-    inside.append((squared <= radii**2).any(axis=1))
+    # Of roots, as the radii are: a root's square may be less than what it is the root of.
+    inside.append((np.sqrt(squared, dtype=np.float64) <= radii).any(axis=1))
   return np.concatenate(inside)
 
