@@ -32,6 +32,9 @@ def sum_and_grad(losses_of: Callable, parts: int) -> Callable:
 
   Returns:
     function(params, *batch) -> (sum, its gradient with respect to params); batch: trees of [B, ...].
+
+  Raises:
+    ValueError: by the function, where `parts` does not divide the batch.
   """
   mean = jax.value_and_grad(lambda params, *batch: jnp.mean(losses_of(params, *batch)))
   if parts == 1:
@@ -41,7 +44,7 @@ def sum_and_grad(losses_of: Callable, parts: int) -> Callable:
     def add(total, part):
       return jax.tree.map(jnp.add, total, mean(params, *part)), None
 
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
     return jax.lax.scan(add, zeros, _split(batch, parts))[0]
 
   return function
@@ -69,6 +72,8 @@ def mapped(function: Callable, parts: int) -> Callable:
 
 def _split(batch, parts):
   """Trees of [B, ...] as [parts, B / parts, ...]."""
+  if wrong := [len(x) for x in jax.tree.leaves(batch) if len(x) % parts]:
+    raise ValueError(f'a batch of {wrong[0]} cannot be worked through in {parts} equal parts')
   return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 

@@ -180,7 +180,7 @@ class Generator:
     texts as of `texts`.
 
     Raises:
-      ValueError: they are of other shapes, there is no such label, or the network takes no strength.
+      ValueError: they are of other shapes or not finite, there is no such label, or the network takes no strength.
     """
     if self.takes_text and texts is None:
       raise ValueError(f'{self.name} was trained with captions: give prompts')
@@ -189,7 +189,6 @@ class Generator:
       raise ValueError(f'labels are {labels.dtype} {list(labels.shape)}; must be whole numbers [N]')
     if self.num_classes and (wrong := labels[(labels < -1) | (labels >= self.num_classes)].tolist()):
       raise ValueError(f'labels: {wrong[0]} is no class; there are 0 to {self.num_classes - 1}, and -1 for none')
-    labels = labels.astype(np.int32)
     if omegas is not None and np.shape(omegas) != labels.shape:
       raise ValueError(f'omegas are {list(np.shape(omegas))}; must be {list(labels.shape)}')
     if omegas is not None and self.kind == 'generator' and self.networks.law is None:
@@ -198,9 +197,11 @@ class Generator:
       raise ValueError(f'batch_size = {batch_size}: must be at least 1, and whole')
     if np.shape(noise) != self.networks.noise_shape(len(labels)):
       raise ValueError(f'noise is {list(np.shape(noise))}; must be {list(self.networks.noise_shape(len(labels)))}')
+    if not all(np.isfinite(given).all() for given in (noise, 1.0 if omegas is None else omegas)):
+      raise ValueError('noise, omegas: a number in them is not finite')  # such pictures would be black
     size = int(batch_size or min(sampler.CHUNK, len(labels)))
     draw = self.program(('draw', size), lambda: sampler.Sampler(self.config, self.name, self.mesh, size))
-    return draw(self.params, noise, labels, omegas, **(texts or {}))
+    return draw(self.params, noise, labels.astype(np.int32), omegas, **(texts or {}))
 
   def program(self, key, make: Callable[[], Any]):
     """What make() returned when it was first asked for under a key, so that it is compiled once."""
@@ -316,7 +317,6 @@ def of_weights(folder, kind: str = '', levels: int | None = None, **kwargs) -> G
   """The network in a folder of `pagoda convert`, `export` or `publish`.
 
   Args:
-    folder: the folder.
     kind: 'teacher' draws with the Heun sampler, 'generator' in one step; '' where the folder tells which it is.
     levels: noise levels of a teacher's sampler; None: as many as a teacher phase's default, or as exported.
     **kwargs: `mesh`.

@@ -66,6 +66,8 @@ def test_a_device_works_on_no_more_images_at_once_than_it_shall():
     parts, share = microbatch.count_parts(batch, devices, most), batch // devices
     assert share % parts == 0 and (share // parts <= most or parts == 1)
     assert (parts == 1) == (most in (0, *range(share, 100)))
+  with pytest.raises(ValueError, match='a batch of 8 cannot be worked through in 3 equal parts'):
+    microbatch.mapped(jnp.sin, 3)(jnp.ones(8))
 
 
 def step_once(config, name, networks, before, mesh, frozen) -> Outcome:

@@ -123,6 +123,8 @@ def test_labels_and_strengths_beside_noise_are_those_of_a_call(run):
   ):
     with pytest.raises(ValueError, match=re.escape(said)):
       generator.of_noise(noise, labels, omegas)
+  with pytest.raises(ValueError, match='noise, omegas: a number in them is not finite'):
+    generator.of_noise(noise.at[1, 0, 0, 0].set(np.nan), [3, 5])
 
 
 def test_what_is_no_generator_is_refused(run, tmp_path):
