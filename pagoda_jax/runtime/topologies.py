@@ -181,8 +181,9 @@ def compile_devices(topology: Topology) -> list:
   if not (topology.is_gpu or (topology.is_tpu and topology.count in SLICES)):
     raise TopologyError(f'--aot for {topology}: is compiled for v5e and v6e ({", ".join(map(str, SLICES))} chips), '
                         f'{", ".join(gpu_targets.GPUS)} and cpu')
+  devices = _tpus(topology) if topology.is_tpu else _gpus(topology)
   jax.config.update('jax_enable_compilation_cache', False)  # it could not be read back without the devices
-  return _tpus(topology) if topology.is_tpu else _gpus(topology)
+  return devices
 
 
 def compile_options(topology: Topology) -> dict[str, bool]:

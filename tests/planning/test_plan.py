@@ -360,10 +360,11 @@ def test_refuses_with_a_clear_message(args, text, capsys):
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is not None, reason='the TPU compiler is here')
 def test_without_the_tpu_compiler_it_says_what_to_install(capsys):
   assert pagoda_plan('--topology=v5e-4', '--aot') == 1
+  assert jax.config.jax_enable_compilation_cache  # of whatever is compiled next, though not for those devices
   assert 'pip install "pagoda_jax[tpu]"; no TPU is needed' in capsys.readouterr().err
 
 
-def test_without_the_gpu_compiler_it_says_what_to_install(keeps_cache, capsys, monkeypatch):
+def test_without_the_gpu_compiler_it_says_what_to_install(capsys, monkeypatch):
   def absent(*args, **kwargs):
     raise NotImplementedError('topology not implemented for cuda')
 
