@@ -38,8 +38,7 @@ class Checkpoints:
 
   Args:
     phase_folder: the phase's folder in the work directory.
-    keep: how many of the latest to keep.
-    keep_every: also keep those of steps that this divides; 0 keeps none besides.
+    keep, keep_every: how many of the latest to keep, and those of steps that the second divides; 0 keeps none besides.
     best, best_mode: also keep the one whose metric of this name is the least ('min') or greatest ('max'); '': none.
     limit: seconds that a save may take, where they are more than the 1200 that Orbax gives it.
   """
@@ -57,7 +56,6 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
       cleanup_tmp_directories=True,
-      enable_async_checkpointing=True,
       # Orbax calls it on the first host, when every host has written its part and before the checkpoint is published.
       async_options=ocp.AsyncOptions(max(limit, 1200), post_finalization_callback=self._seal),
     )
@@ -128,6 +126,8 @@ class Checkpoints:
   def _remedy(self, error) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
       return 'Free some disk space and'
+    if isinstance(error, TimeoutError):
+      return 'If it is merely slow, give config.barrier_timeout more seconds and'
     away = 'See that the bucket can be reached and written to,'
     return f'{away if buckets.is_in_bucket(self.folder) else "Mend that"} and'
 

@@ -245,6 +245,7 @@ def test_a_checkpoint_that_a_run_removes_meanwhile_is_not_called_damaged(phase, 
 @pytest.mark.parametrize('error, remedy', [
   (OSError(errno.ENOSPC, 'No space left on device'), 'Free some disk space and start'),
   (OSError(errno.EIO, 'Input/output error'), 'Mend that and start'),
+  (TimeoutError('completed 3/4 futures'), 'merely slow, give config.barrier_timeout more seconds and start'),  # Orbax's
   (ValueError('of tensorstore'), 'Mend that and start'),
 ])  # fmt: skip
 def test_a_save_that_fails_says_what_to_do(error, remedy, tmp_path, monkeypatch):
