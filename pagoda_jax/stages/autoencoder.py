@@ -95,7 +95,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     params = optax.apply_updates(state.params, updates)
 
     # The discriminator's turn, on what it has just seen and on the pictures under the same draw of the augmentation.
-    discriminator, d_opt_state, of_discriminator = turns.discriminators(
+    discriminator, d_opt_state, of_discriminator = turns.of_discriminator(
       config.adversarial, {**state.discriminator, **statistics}, state.discriminator_opt_state, images, None, {},
       (outputs[0][2], fake_maps), {}, draws
     )

@@ -87,7 +87,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
     of_pairs, applied = {}, []
     if paired:
       pair_weights, pair_draws = config.reconstruction_adversarial, networks.feature_draws(keys[6], len(images))
-      pair_adv, pair_grads, pair_fakes, pair_maps, pair_opponent = turns.generators(
+      pair_adv, pair_grads, pair_fakes, pair_maps, pair_opponent = turns.of_generator(
         state.params, pair_weights, state.pairs_discriminator, images, noise, pair_cond, pair_draws
       )
       pair_weight = adversarial_weight(pair_weights, rec_grads, pair_grads)
@@ -97,7 +97,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
       player, applied = advanced(networks.unet, optimizer, config.ema, player, grads), [grads]
     # then on noise from the prior.
     draws = networks.feature_draws(keys[2], len(images))
-    adv, adv_grads, fakes, real_maps, opponent = turns.generators(
+    adv, adv_grads, fakes, real_maps, opponent = turns.of_generator(
       player[0], config.adversarial, state.discriminator, reals, prior(keys[1]), prior_cond, draws
     )
     weight = adversarial_weight(config.adversarial, rec_grads, adv_grads)
@@ -113,7 +113,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
         fake_cond = real_cond | omega_of_fakes(networks, keys[5], 1, len(reals), real_kinds)
         draws = networks.feature_draws(keys[4], len(reals))
       fakes = turns.fakes(params, prior(keys[3]), fake_cond, draws)
-    discriminator, d_opt_state, measured = turns.discriminators(
+    discriminator, d_opt_state, measured = turns.of_discriminator(
       config.adversarial, opponent, state.discriminator_opt_state, reals, real_maps, real_cond, fakes, fake_cond, draws
     )
     pairs_discriminator, pairs_opt_state = state.pairs_discriminator, state.pairs_discriminator_opt_state
@@ -122,7 +122,7 @@ def make_train_step(networks: Networks, config, parts: int = 1):
         if pair_weights.loss != 'relativistic':
           pair_draws = networks.feature_draws(keys[7], len(images))
         pair_fakes = turns.fakes(params, noise, pair_cond, pair_draws)
-      pairs_discriminator, pairs_opt_state, of_pairs_discriminator = turns.discriminators(
+      pairs_discriminator, pairs_opt_state, of_pairs_discriminator = turns.of_discriminator(
         pair_weights, pair_opponent, pairs_opt_state, images, pair_maps, pair_cond, pair_fakes, pair_cond, pair_draws
       )
       of_pairs |= of_pairs_discriminator

@@ -48,7 +48,7 @@ class Turns:
     """What the feature networks make of images."""
     return self._in_parts(self.networks.features)(images, draws)
 
-  def generators(self, trained, weights, discriminator, reals, noise, cond, draws):
+  def of_generator(self, trained, weights, discriminator, reals, noise, cond, draws):
     """(L_adv, its gradient, fakes, maps of reals if it saw any, the discriminator with its new statistics)."""
     real_maps = real_logits = None
     if weights.loss == 'relativistic':
@@ -72,7 +72,7 @@ class Turns:
       loss += weights.clip_weight * jnp.mean(apart)
     return factor_of_loss(weights) * loss, (loss, fakes, statistics)
 
-  def discriminators(self, weights, discriminator, opt_state, reals, real_maps, real_cond, fakes, fake_cond, draws):
+  def of_discriminator(self, weights, discriminator, opt_state, reals, real_maps, real_cond, fakes, fake_cond, draws):
     """(the discriminator after an update, its optimiser's state, what was measured)."""
     real_maps = self.maps(reals, draws) if real_maps is None else real_maps
 

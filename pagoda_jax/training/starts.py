@@ -10,7 +10,7 @@ from pagoda_jax import config as configs
 from pagoda_jax.config import spaces
 from pagoda_jax.networks import growth
 from pagoda_jax.networks.unet import UNet
-from pagoda_jax.runtime import buckets, distributed, trees
+from pagoda_jax.runtime import buckets, distributed, files, trees
 from pagoda_jax.stages import architectures, models
 from pagoda_jax.training import checkpoints, claims
 from pagoda_jax.weights.convert import folders, formats
@@ -105,6 +105,26 @@ def mark(init_from: str) -> str:
     return f'weights {origin}, values {values["variables_sha256"][:16]}'
   there = claims.read(path)
   return f'phase {there["phase"]} {_digest(there["identity"])} at step {checkpoints.newest_step(path)}'
+
+
+def input_of(init_from: str, key: str) -> str:
+  """What the phase of a run at `init_from` was made from, by a key of its inputs.json; '' where nothing tells.
+
+  Raises:
+    StartError: the file is damaged.
+  """
+  path = epath.Path(init_from).expanduser() / 'inputs.json'
+  try:
+    return str(files.read_to_compare(path)[0].get(key, ''))
+  except FileNotFoundError:  # converted weights have none
+    if not folders.is_converted(path.parent):
+      distributed.say(f'{path} has gone: its phase is taken to be made from what is here now')
+    return ''
+  except (OSError, ValueError) as error:
+    if buckets.is_away(path, error):
+      raise
+    raise StartError(f'{path}: damaged ({error}): what its phase was made from is not known. Put a copy back, or '
+                     'delete it if what is here now fits') from None
 
 
 def same_mark(before: str | None, now: str | None) -> bool:

@@ -12,7 +12,7 @@ from pagoda_jax.config import spaces
 from pagoda_jax.data import listing, noise_store
 from pagoda_jax.data import stream as streams
 from pagoda_jax.runtime import buckets, distributed
-from pagoda_jax.runtime.files import read_sealed, read_to_compare, write_sealed
+from pagoda_jax.runtime.files import read_to_compare, write_sealed
 from pagoda_jax.training import checkpoints, claims, starts
 from pagoda_jax.training.claims import WorkdirError
 
@@ -277,7 +277,7 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
   Raises:
     WorkdirError: one has nothing to read yet; or `name` had started from something else, or from the same
       phase before that went on; or inputs.json, which tells, is damaged; or it grows a generator of other noise.
-    CheckpointError: as `readable`.
+    CheckpointError, StartError: as `readable`, `starts.input_of`.
   """
   inputs = {}
   for other in upstream(config, name):
@@ -305,9 +305,7 @@ def check_inputs(folder, config, name: str) -> dict[str, int | str]:
 
 def _check_known(folder, init_from, noise, made_by):
   """Refuses noise of another teacher than that whose noise the generator at init_from knows; encoders name none."""
-  known = ''
-  with contextlib.suppress(OSError, ValueError):  # converted weights tell nothing of it
-    known = read_sealed(epath.Path(init_from).expanduser() / 'inputs.json').get(INVERTED_WITH, '').split(' with ')[-1]
+  known = starts.input_of(init_from, INVERTED_WITH).split(' with ')[-1]
   if known != made_by and known.startswith('teacher ') and made_by.startswith('teacher '):
     raise WorkdirError(f'{folder}: the generator at init_from = {init_from!r} knows the noise of {known} alone, and '
                        f'phase {noise} is of {made_by}; must be a phase that inverts by the first')

@@ -208,7 +208,7 @@ def test_guidance_asks_for_a_teacher_of_dropped_labels_elsewhere_too(monkeypatch
   starts.check_outside(config, tmp_path / 'run', ('invert',))
 
 
-def test_a_generator_of_another_run_grows_by_the_noise_of_its_own_teacher_alone(monkeypatch, tmp_path):
+def test_a_generator_of_another_run_grows_by_the_noise_of_its_own_teacher_alone(monkeypatch, tmp_path, capsys):
   """Another teacher's noise means other pictures to it: pairs of both were trained on in silence."""
   config = tiny.get_config()
   config.phases.grow_16.update({'start': '', 'init_from': str(tmp_path / 'distill')})
@@ -222,6 +222,15 @@ def test_a_generator_of_another_run_grows_by_the_noise_of_its_own_teacher_alone(
       refused = pytest.raises(workdir.WorkdirError, match='the noise of teacher aaa.* invert is of teacher b')
       with refused if made_by[0] == 't' and sha256[0] == 'b' else contextlib.nullcontext():
         workdir.check_inputs(tmp_path / 'run', config, 'grow_16')
+  # What tells of it is damaged, or has gone.
+  told = tmp_path / 'distill' / 'inputs.json'
+  for content in (told.read_text().replace('aaa', 'aab', 1), told.read_text()[:-9], '[]', ''):
+    told.write_text(content)
+    with pytest.raises(starts.StartError, match='distill/inputs.json: damaged .* Put a copy back, or delete it'):
+      workdir.check_inputs(tmp_path / 'run', config, 'grow_16')
+  told.unlink()
+  workdir.check_inputs(tmp_path / 'run', config, 'grow_16')
+  assert f'{told} has gone' in capsys.readouterr().out
 
 
 def test_a_start_that_is_not_there_is_told_before_the_first_phase(tmp_path, capsys):
